@@ -1,0 +1,90 @@
+"""One uncached DM step, all classes in one stream, against the published per-class loop.
+
+Same images, same network, same frozen-network trick on both sides; real features without graph.
+
+    python benchmarks/uncached.py [--real 256] [--width 128] [--repeats 5] [--device cpu]
+"""
+
+from __future__ import annotations
+
+import argparse
+import tempfile
+from pathlib import Path
+
+from pairs import measure
+
+import torch
+from step import fake_cifar
+
+from potstill.canvas import start_canvas
+from potstill.methods import DM
+from potstill.nets import create
+from potstill.run import Run
+from potstill.run.machine import tune_allocator
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--real", type=int, default=256)
+    parser.add_argument("--width", type=int, default=128)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--device", default="cpu")
+    options = parser.parse_args()
+    tune_allocator()
+    with tempfile.TemporaryDirectory() as cache:
+        run = Run(device=options.device, cache=Path(cache), quiet=True)
+        real = fake_cifar(options.real)
+        method = DM(network=f"convnet-d3-w{options.width}-in", batch_real=options.real)
+        canvas = start_canvas(real, 10, run.generator).to(run.device)
+        method.setup(real, canvas, run)
+        counter = iter(range(10**6))
+
+        def ours() -> None:
+            canvas.images.grad = None
+            for term in method.terms(next(counter), canvas, 10):
+                term.values.sum().backward()
+
+        dsa, transform = method.real_side_.dsa, method.eye_.transform
+        syn = canvas.images.detach().clone().requires_grad_(True)
+
+        def plain() -> None:
+            """Class by class; nn.AvgPool2d and whole real batches as in the published network."""
+            step = next(counter)
+            net = create(
+                method.network, channels=3, size=32, classes=10, generator=run.generator("plain", step)
+            ).to(run.device).requires_grad_(False)  # fmt: skip
+            loss = torch.zeros((), device=run.device)
+            for label in range(10):
+                params = dsa.draw(
+                    1,
+                    (32, 32),
+                    run.generator("plain", step, label),
+                    siamese=True,
+                    device=run.device,
+                )
+                images = real.batch(real.of_class(label), run.device)
+                x = _published(net, dsa.apply(transform.forward(images), params)).detach()
+                y = _published(
+                    net, dsa.apply(transform.forward(syn[10 * label : 10 * label + 10]), params)
+                )
+                loss = loss + (x.mean(0) - y.mean(0)).square().sum()
+            syn.grad = None
+            loss.backward()
+
+        measure(
+            "DM step uncached, batched, against the per-class loop", ours, plain, repeats=options.repeats,
+            device=options.device, real_per_class=options.real, width=options.width,
+        )  # fmt: skip
+
+
+def _published(net: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:
+    """Features with the library's average pooling, as the published network computes them."""
+    convs = [m for m in net.modules() if isinstance(m, torch.nn.Conv2d)]
+    norms = [m for m in net.modules() if isinstance(m, torch.nn.GroupNorm)]
+    for conv, norm in zip(convs, norms, strict=True):
+        x = torch.nn.functional.avg_pool2d(torch.relu(norm(conv(x))), 2)
+    return x.flatten(1)
+
+
+if __name__ == "__main__":
+    main()

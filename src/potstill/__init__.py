@@ -1,0 +1,57 @@
+"""potstill: dataset distillation that works on long-tailed images.
+
+    import potstill
+    syn = potstill.distill("csdm", "digits", ipc=10, imbalance_factor=50, out="runs/demo")
+
+Names are loaded on first use, so importing the package costs little beyond torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "load": "potstill.data",
+    "load_pair": "potstill.data",
+    "ImageSet": "potstill.data",
+    "Data": "potstill.job",
+    "distill": "potstill.job",
+    "evaluate": "potstill.evaluate",
+    "Protocol": "potstill.evaluate",
+    "PROTOCOLS": "potstill.evaluate",
+    "report": "potstill.report",
+    "SyntheticSet": "potstill.synthetic",
+    "Run": "potstill.run",
+    "PotstillError": "potstill.run",
+    "InputError": "potstill.run",
+    "CATALOGUE": "potstill.methods",
+}
+_ROOMS = ("canvas", "data", "experts", "losses", "match", "methods", "nets", "run")
+__all__ = ["__version__", *_HOMES]
+
+if TYPE_CHECKING:
+    from potstill.data import ImageSet, load, load_pair
+    from potstill.evaluate import PROTOCOLS, Protocol, evaluate
+    from potstill.job import Data, distill
+    from potstill.methods import CATALOGUE
+    from potstill.report import report
+    from potstill.run import InputError, PotstillError, Run
+    from potstill.synthetic import SyntheticSet
+
+
+def __getattr__(name: str) -> Any:
+    if name in _HOMES:
+        # a verb may share its name with its room (evaluate, report): the verb wins
+        value = getattr(importlib.import_module(_HOMES[name]), name)
+        globals()[name] = value
+        return value
+    if name in _ROOMS:
+        return importlib.import_module(f"potstill.{name}")
+    raise AttributeError(f"module 'potstill' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted([*__all__, *_ROOMS])

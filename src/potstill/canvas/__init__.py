@@ -1,0 +1,19 @@
+"""How a synthetic image is parametrised: what is stored, what is optimised, what a network sees."""
+
+from potstill.canvas.pixels import Canvas, canvas_spec, check_spec, decode_images, views_per_image
+from potstill.canvas.start import STARTS, STARVED, start_canvas
+from potstill.canvas.tiled import mosaic, tiles, views
+
+__all__ = [
+    "STARTS",
+    "STARVED",
+    "Canvas",
+    "canvas_spec",
+    "check_spec",
+    "decode_images",
+    "mosaic",
+    "start_canvas",
+    "tiles",
+    "views",
+    "views_per_image",
+]

@@ -1,0 +1,241 @@
+"""The typed box around real data: uint8 images, labels, class names, and where they came from."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potstill.data import longtail, store
+from potstill.run import InputError, Run
+
+__all__ = ["ImageSet"]
+
+
+@dataclass(frozen=True, eq=False)
+class ImageSet:
+    """Labelled images, immutable. Selections return new sets and remember how they were made.
+
+    >>> train = load("digits").long_tailed(50)
+    >>> train.counts, train.imbalance_factor, train.history[-1]["op"]
+
+    Raises:
+        InputError: wrong dtype or shape, label out of range, empty class, fewer than 2 classes.
+    """
+
+    images: Tensor  # uint8 (n, c, h, w), c is 1 (grey) or 3 (RGB); in memory or memory-mapped
+    labels: Tensor  # int64 (n,), positions in `classes`
+    classes: tuple[str, ...]
+    source: str  # what the user named: "digits", a folder, a hub name
+    indices: Tensor  # int64 (n,), row numbers in the source's split
+    fingerprint: str  # 16 hexadecimal digits of the decoded split, all rows, before any selection
+    history: tuple[dict[str, Any], ...] = ()  # one JSON-like record per selection
+    mapped: Path | None = None  # where a source too large for memory keeps its images; None: memory
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))
+        object.__setattr__(self, "history", tuple(self.history))
+        self.check()
+
+    def check(self) -> None:
+        """Raise InputError unless shapes, dtypes, label range and class sizes are right."""
+        images, n = self.images, len(self.labels)
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise InputError(
+                f"images are {images.dtype} of shape {tuple(images.shape)}; "
+                "give uint8 of shape (n, c, h, w) with c = 1 or 3"
+            )
+        for name, values in (("labels", self.labels), ("indices", self.indices)):
+            if values.dtype != torch.int64 or values.shape != (len(images),):
+                raise InputError(
+                    f"{name} are {values.dtype} of shape {tuple(values.shape)}; "
+                    f"give int64 of shape ({len(images)},), one for each image"
+                )
+        check_size(n, len(self.classes), self.source)
+        check_labels(self.labels, len(self.classes), self.source)
+        if 0 in self.counts:
+            label = self.counts.index(0)
+            raise InputError(
+                f"class {self.classes[label]!r} (label {label}) of source {self.source!r} has no "
+                "images; add some or leave the class out"
+            )
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    @cached_property
+    def counts(self) -> tuple[int, ...]:
+        """Images per class, in label order."""
+        return tuple(torch.bincount(self.labels, minlength=len(self.classes)).tolist())
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes."""
+        return len(self.classes)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Shape (c, h, w) of one image."""
+        c, h, w = self.images.shape[1:]
+        return c, h, w
+
+    @property
+    def imbalance_factor(self) -> float:
+        """Size of the largest class over that of the smallest."""
+        return max(self.counts) / min(self.counts)
+
+    @cached_property
+    def groups(self) -> dict[str, tuple[int, ...]]:
+        """Labels of the head, medium and tail classes: the classes by falling size, in thirds.
+
+        Head and tail have round(C / 3) classes each (10 classes: 3/4/3); equal sizes keep label
+        order. Empty when all classes have the same size; an empty group (2 classes) is left out.
+        """
+        if len(set(self.counts)) == 1:
+            return {}
+        order = sorted(range(self.num_classes), key=lambda label: (-self.counts[label], label))
+        third = max(1, round(self.num_classes / 3))
+        parts = {
+            "head": order[:third],
+            "medium": order[third : self.num_classes - third],
+            "tail": order[self.num_classes - third :],
+        }
+        return {name: tuple(sorted(labels)) for name, labels in parts.items() if labels}
+
+    @cached_property
+    def checksum(self) -> str:
+        """16 hexadecimal digits of fingerprint, class names, indices and labels."""
+        content = hashlib.sha256(json.dumps([self.fingerprint, self.classes]).encode())
+        content.update(self.indices.numpy().tobytes())
+        content.update(self.labels.numpy().tobytes())
+        return content.hexdigest()[:16]
+
+    def of_class(self, label: int) -> Tensor:
+        """Positions in this set of the images of one class, int64 (n_c,), in order."""
+        return torch.nonzero(self.labels == label).flatten()
+
+    def batch(self, positions: Tensor, device: str | torch.device = "cpu") -> Tensor:
+        """Images at ``positions`` (b,) as float32 (b, c, h, w), RGB 0-1, on ``device``."""
+        chosen = self.images[positions.to(self.images.device)]
+        return chosen.to(device, non_blocking=True).float().div_(255)
+
+    def to(self, device: str | torch.device) -> ImageSet:
+        """The same set with its images on ``device`` (labels and indices stay on the CPU)."""
+        return replace(self, images=self.images.to(device), mapped=None)
+
+    def select(self, positions: Tensor, **fact: Any) -> ImageSet:
+        """Rows by position in this set, int64 (k,) or bool (n,); ``fact`` is added to the history.
+
+        Rows of a memory-mapped set stay memory-mapped when they are many.
+
+        Raises:
+            InputError: a position is out of range, or a class would be left without images.
+        """
+        positions = torch.as_tensor(positions)
+        if positions.dtype == torch.bool:
+            positions = torch.nonzero(positions).flatten()
+        positions = positions.to(torch.int64)
+        if len(positions) and not 0 <= int(positions.min()) <= int(positions.max()) < len(self):
+            raise InputError(
+                f"positions go from {int(positions.min())} to {int(positions.max())}; "
+                f"this set has positions 0 to {len(self) - 1}"
+            )
+        return replace(
+            self,
+            images=store.take(self.images, positions, self.mapped),
+            labels=self.labels[positions],
+            indices=self.indices[positions],
+            history=(*self.history, fact) if fact else self.history,
+        )
+
+    def long_tailed(
+        self,
+        imbalance_factor: float,
+        *,
+        profile: longtail.Profile = "exponential",
+        draw: longtail.Draw = "published",
+        seed: int = 0,
+    ) -> ImageSet:
+        """Cut classes down so that their sizes fall from head (label 0) to tail (last label).
+
+        The defaults give the CIFAR-10-LT and CIFAR-100-LT of the literature, image by image; see
+        :mod:`potstill.data.longtail` for profiles and draws. ``seed`` only matters to
+        ``draw="seeded"``. A class that has fewer images than its share keeps what it has, and the
+        history says so.
+
+        Raises:
+            InputError: the factor is below 1 or would leave a class without images.
+        """
+        wanted = longtail.profile_counts(
+            max(self.counts), self.num_classes, imbalance_factor, profile
+        )
+        counts = [min(pair) for pair in zip(wanted, self.counts, strict=True)]
+        positions = longtail.draw_positions(self.labels, counts, draw, seed)
+        fact: dict[str, Any] = {
+            "op": "long_tailed",
+            "imbalance_factor": imbalance_factor,
+            "profile": profile,
+            "draw": draw,
+            **({"seed": seed} if draw == "seeded" else {}),
+            "counts": counts,
+            "index_checksum": store.tensor_digest(self.indices[positions]),
+        }
+        if counts != wanted:
+            short = [name for name, a, b in zip(self.classes, counts, wanted, strict=True) if a < b]
+            fact |= {"wanted": wanted, "capped": short}
+        return self.select(positions, **fact)
+
+    def hold_out(self, per_class: int | None = None, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+        """Split into (rest, balanced random hold-out of ``per_class`` images of every class).
+
+        ``per_class`` defaults to a tenth of the smallest class, at least 1.
+
+        Raises:
+            InputError: a class would be left without images.
+        """
+        smallest = min(self.counts)
+        size = max(1, smallest // 10) if per_class is None else per_class
+        if not 1 <= size < smallest:
+            name = self.classes[self.counts.index(smallest)]
+            fix = f"use 1 to {smallest - 1}" if smallest > 1 else "add images or name a test set"
+            raise InputError(
+                f"per_class is {size} but class {name!r} has {smallest} image(s) and must keep "
+                f"one; {fix}"
+            )
+        held = torch.zeros(len(self), dtype=torch.bool)
+        run = Run(seed=seed, device="cpu")
+        for label in range(self.num_classes):
+            rows = self.of_class(label)
+            order = torch.randperm(len(rows), generator=run.generator("hold-out", label))
+            held[rows[order[:size]]] = True
+        fact = {"op": "hold_out", "per_class": size, "seed": seed}
+        return self.select(~held, **fact, part="rest"), self.select(held, **fact, part="held")
+
+
+def check_size(images: int, classes: int, source: str) -> None:
+    """Raise InputError unless there are images of at least 2 classes."""
+    if not images:
+        raise InputError(f"source {source!r} holds no images; add some")
+    if classes < 2:
+        raise InputError(
+            f"source {source!r} holds {images} image(s) in {classes} class(es); "
+            "at least 2 classes are needed"
+        )
+
+
+def check_labels(labels: Tensor, classes: int, source: str) -> None:
+    """Raise InputError unless all ``labels`` (n,), at least one, lie in 0..classes - 1."""
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= classes:
+        wrong = low if low < 0 else high
+        row = int(torch.nonzero(labels == wrong)[0])
+        raise InputError(
+            f"labels of source {source!r} hold {wrong} (row {row}); "
+            f"{classes} classes need labels from 0 to {classes - 1}"
+        )

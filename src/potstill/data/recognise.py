@@ -1,0 +1,124 @@
+"""What kind of source a user named: recognised at once, read later (or never, if it is cached)."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from potstill.data import tables
+from potstill.data.arrays import array_rows, dataset_rows, digits_splits, npz_splits
+from potstill.data.decode import Rows
+from potstill.data.folders import folder_rows, folder_splits, stamp
+from potstill.run import InputError, nearest
+
+__all__ = ["Source", "recognise"]
+
+_FILES = (".npz", ".parquet")
+Splits = Mapping[str, Callable[[], Rows]]
+
+
+@dataclass(frozen=True)
+class Source:
+    """A source that has been recognised but not read."""
+
+    name: str
+    splits: Callable[[], Splits]
+    stamp: Any = None  # JSON-like identity of its files; None: not worth caching
+
+
+def recognise(source: Any, labels: str | None = None) -> Source:
+    """Recognise any source that :mod:`potstill.data.sources` lists.
+
+    Raises:
+        InputError: nothing of that name, or ``labels`` for a source without columns.
+    """
+    if isinstance(source, str | Path):
+        found = _named(source, labels)
+    elif isinstance(source, Mapping):
+        found = _objects("arrays", source, labels)
+    else:
+        name = "arrays" if _is_pair(source) else type(source).__name__
+        found = _objects(name, {"train": source}, labels)
+    return found
+
+
+def _is_pair(source: Any) -> bool:
+    return isinstance(source, tuple | list) and len(source) == 2
+
+
+def _objects(name: str, parts: Mapping[str, Any], labels: str | None, stamp: Any = None) -> Source:
+    """Splits that are in memory: pairs of arrays, torch data sets, ``datasets`` data sets."""
+
+    def rows(part: Any) -> Callable[[], Rows]:
+        if hasattr(part, "select_columns"):  # a data set of the `datasets` library
+            return lambda: tables.table_rows(part, name, labels)
+        _no_columns(name, labels)
+        if _is_pair(part):
+            return lambda: array_rows(part[0], part[1], name)
+        return lambda: dataset_rows(part, name)
+
+    splits = {split: rows(part) for split, part in parts.items()}
+    return Source(name, lambda: splits, stamp)
+
+
+def _no_columns(name: str, labels: str | None) -> None:
+    if labels is not None:
+        raise InputError(f"labels is {labels!r}, but source {name!r} has no columns; leave it out")
+
+
+def _named(source: str | Path, labels: str | None) -> Source:
+    name, path = str(source), Path(source).expanduser()
+    if name == "digits":
+        _no_columns(name, labels)
+        return Source(name, digits_splits)
+    if path.exists():
+        return _path(name, path, labels)
+    looks_like_path = isinstance(source, Path) or name[:1] in ("/", ".", "~") or "\\" in name
+    if name in tables.HUB or (
+        name.count("/") == 1 and not looks_like_path and path.suffix not in _FILES
+    ):
+        parts = tables.from_hub(tables.HUB.get(name, name))
+        prints = {split: getattr(part, "_fingerprint", None) for split, part in parts.items()}
+        known = [prints, labels] if all(prints.values()) else None
+        return _objects(name, parts, labels, known)
+    beside = path.parent.iterdir() if path.parent.is_dir() else ()
+    options = {str(path.with_name(entry.name)): entry for entry in beside if entry.is_dir()}
+    hint = nearest(name, ["digits", *tables.HUB, *options])
+    if hint.startswith("; choose"):
+        hint = "; give 'digits', a folder, a file (.npz, .parquet) or a hub name owner/name"
+    raise InputError(f"source is {name!r}, and there is nothing of that name{hint}")
+
+
+def _path(name: str, path: Path, labels: str | None) -> Source:
+    if not os.access(path, os.R_OK):
+        raise InputError(f"source is {name!r}, which may not be read; change its permissions")
+    identity: list[Any] = [str(path.resolve()), labels]
+    if path.is_file():
+        facts = path.stat()
+        identity += [facts.st_size, facts.st_mtime_ns]
+        if path.suffix == ".npz":
+            _no_columns(name, labels)
+            return Source(name, lambda: npz_splits(path), identity)
+        if path.suffix != ".parquet":
+            raise InputError(
+                f"source is {name!r}, a file of unknown kind; give a folder, .npz or .parquet"
+            )
+    elif not tables.is_table(path):
+        _no_columns(name, labels)
+
+        def folders() -> Splits:
+            parts = folder_splits(path)
+            return {split: partial(folder_rows, part) for split, part in parts.items()}
+
+        return Source(name, folders, [*identity, stamp(path)])
+    else:
+        identity.append(stamp(path, tables.SUFFIXES))
+
+    def table() -> Splits:
+        return _objects(name, tables.from_disk(path), labels).splits()
+
+    return Source(name, table, identity)

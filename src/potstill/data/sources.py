@@ -1,0 +1,215 @@
+"""One door for real data: ``load`` and ``load_pair`` turn any source into an :class:`ImageSet`.
+
+A source is one of
+
+* ``"digits"``: scikit-learn's 8x8 handwritten digits (nothing is downloaded); values 0..16 become
+  round(v * 255 / 16); the last 50 images of each class in file order are the test split;
+* a folder of class folders, with or without ``train/`` and ``test/`` (or ``val/``) above them;
+* a Parquet file, a folder of Parquet or Arrow files, or what ``datasets`` saved with
+  ``save_to_disk``;
+* a hub name, ``owner/name`` or ``owner/name:configuration``, or a short name in
+  :data:`potstill.data.tables.HUB`;
+* a ``.npz`` file with ``images`` and ``labels`` (optionally ``classes``), or one pair per split
+  with the split's name in front, as in ``train_images`` or ``x_train`` and ``y_train``;
+* a pair ``(images, labels)`` of arrays or tensors;
+* a torch ``Dataset`` of (picture, label), or an open ``datasets`` data set.
+
+Arrays are uint8 or float 0-1, shaped (n, h, w), (n, h, w, c) or (n, c, h, w): the axis of length 1
+or 3 is the channel; where both ends could be, NumPy arrays are read as channels-last and torch
+tensors as channels-first.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill.data import store
+from potstill.data.decode import Form, MixedModes, blocks
+from potstill.data.folders import SPLIT_NAMES
+from potstill.data.images import ImageSet
+from potstill.data.recognise import Source, recognise
+from potstill.data.tables import UnlabelledError
+from potstill.run import InputError, cache_folder
+from potstill.run.checkpoint import digest
+
+__all__ = ["load", "load_pair"]
+
+_FORMAT = 1  # of cache entries; raise it when decoding changes
+
+
+@dataclass(frozen=True)
+class _Reader:
+    """How splits are read: form, memory, cache."""
+
+    form: Form
+    memory_gb: float
+    cache: Path
+    quiet: bool
+
+    def read(self, source: Source, split: str) -> tuple[ImageSet, tuple[str, ...]]:
+        """One split, from the cache if it is there, and the names of all splits."""
+        key = source.stamp and digest([_FORMAT, source.stamp, split, asdict(self.form)])
+        bank = store.read_entry(self.cache, key, self.memory_gb) if key else None
+        bank = bank or self._decode(source, split, key)
+        names = bank.facts.classes or tuple(map(str, range(int(bank.labels.max()) + 1)))
+        images = ImageSet(
+            images=bank.images,
+            labels=bank.labels,
+            classes=names,
+            source=source.name,
+            indices=torch.arange(len(bank.labels)),
+            fingerprint=bank.fingerprint,
+            mapped=bank.mapped,
+        )
+        return images, bank.facts.splits
+
+    def _decode(self, source: Source, split: str, key: str | None) -> store.Bank:
+        splits = source.splits()
+        rows = splits[_resolve(split, tuple(splits), source.name)]()
+        facts = store.Facts(rows.classes, tuple(splits))
+
+        def collect(form: Form) -> store.Bank:
+            made = blocks(rows, form, quiet=self.quiet)
+            return store.collect(
+                made, rows.count, facts, root=self.cache, key=key, memory_gb=self.memory_gb
+            )
+
+        try:
+            return collect(self.form)
+        except MixedModes:
+            return collect(replace(self.form, channels=3))
+
+
+class _NoSplitError(InputError):
+    """The source has no split of that name."""
+
+
+def load(
+    source: Any,
+    *,
+    split: str = "train",
+    image_size: int | None = None,
+    resize: str = "crop",
+    channels: int | None = None,
+    labels: str | None = None,
+    memory_gb: float = 4.0,
+    cache: Path | None = None,
+    quiet: bool = False,
+) -> ImageSet:
+    """Load one split of a source as uint8 images of one shape; file sources are decoded once.
+
+    >>> load("digits").shape
+    (1, 8, 8)
+    >>> load("data/birds", image_size=64)
+
+    ``split`` may also be the source's own name for one ("validation"). ``image_size`` gives square
+    images: ``resize="crop"`` brings the short side to size and cuts out the centre, "stretch" and
+    "pad" keep everything. ``channels`` forces grey (1) or RGB (3); without it a source that is grey
+    throughout stays grey. ``labels`` names the label column of a table that has several. Images
+    above ``memory_gb`` (1e9 bytes) stay memory-mapped. ``cache`` replaces ``$POTSTILL_CACHE``.
+
+    Raises:
+        InputError: anything about the source that does not fit, in one sentence.
+        StorageError: images above ``memory_gb`` cannot be written to the cache.
+    """
+    reader = _reader(image_size, resize, channels, memory_gb, cache, quiet)
+    return reader.read(recognise(source, labels), split)[0]
+
+
+def load_pair(
+    source: Any,
+    *,
+    test: Any = None,
+    image_size: int | None = None,
+    resize: str = "crop",
+    channels: int | None = None,
+    labels: str | None = None,
+    memory_gb: float = 4.0,
+    seed: int = 0,
+    cache: Path | None = None,
+    quiet: bool = False,
+) -> tuple[ImageSet, ImageSet, str]:
+    """Load train and test images, and a sentence that says where the test images come from.
+
+    Test images are those of ``test`` (a second source), else the source's own test or validation
+    split, else a balanced hold-out that is cut from train before anything else happens: a tenth of
+    the smallest class, from every class. Splits whose labels are hidden are passed over.
+
+    Raises:
+        InputError: as :func:`load`, and when train and test differ in class names or image shape.
+    """
+    reader = _reader(image_size, resize, channels, memory_gb, cache, quiet)
+    opened = recognise(source, labels)
+    train, splits = reader.read(opened, "train")
+    if test is not None:
+        other = recognise(test, labels)
+        try:
+            held = _read_like(train, reader, other, "test")
+        except _NoSplitError:
+            held = _read_like(train, reader, other, "train")
+        return train, held, f"Test images: {other.name} ({len(held)} images)."
+    for name in (name for name in SPLIT_NAMES["test"] if name in splits):
+        try:
+            held = _read_like(train, reader, opened, name)
+        except UnlabelledError:
+            continue
+        return (
+            train,
+            held,
+            f"Test images: the {name!r} split of {opened.name} ({len(held)} images).",
+        )
+    train, held = train.hold_out(seed=seed)
+    sentence = (
+        f"Test images: {held.counts[0]} of each class, held out of {opened.name} before anything "
+        f"else (seed {seed}), because it has no test split."
+    )
+    return train, held, sentence
+
+
+def _reader(
+    image_size: int | None,
+    resize: str,
+    channels: int | None,
+    memory_gb: float,
+    cache: Path | None,
+    quiet: bool,
+) -> _Reader:
+    if not memory_gb > 0:
+        raise InputError(f"memory_gb is {memory_gb}; use a positive number of gigabytes")
+    root = Path(cache or cache_folder()) / "decoded"
+    return _Reader(Form(image_size, resize, channels), memory_gb, root, quiet)
+
+
+def _resolve(wanted: str, splits: tuple[str, ...], name: str) -> str:
+    """The source's own name for a split."""
+    for candidate in (wanted, *SPLIT_NAMES.get(wanted, ())):
+        if candidate in splits:
+            return candidate
+    raise _NoSplitError(
+        f"split is {wanted!r}, but source {name!r} only has {', '.join(map(repr, splits))}; "
+        "choose one of them"
+    )
+
+
+def _read_like(train: ImageSet, reader: _Reader, source: Source, split: str) -> ImageSet:
+    """Test images with the channels of ``train``; classes and image shape have to agree."""
+    test, _ = reader.read(source, split)
+    if test.shape[0] != train.shape[0]:
+        form = replace(reader.form, channels=train.shape[0])
+        test, _ = replace(reader, form=form).read(source, split)
+    if train.classes != test.classes:
+        differ = sorted(set(train.classes) ^ set(test.classes)) or ["their order"]
+        raise InputError(
+            f"test is {test.source!r}, whose classes are not those of {train.source!r} "
+            f"({', '.join(differ[:5])}); give both the same class names"
+        )
+    if train.shape != test.shape:
+        raise InputError(
+            f"test is {test.source!r} with images of shape {test.shape}, but those of "
+            f"{train.source!r} have {train.shape}; use image_size={min(train.shape[1:])}"
+        )
+    return test

@@ -1,0 +1,125 @@
+"""The bench: one artifact and one protocol, and everything that is measured beside each other."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from potstill import __version__
+from potstill.data import ImageSet
+from potstill.evaluate.metrics import mean_std, overall, summary
+from potstill.evaluate.protocol import Protocol
+from potstill.evaluate.student import (
+    full_training,
+    random_examples,
+    real_examples,
+    synthetic_examples,
+    train_students,
+)
+from potstill.nets import Examples
+from potstill.run import Run, StorageError, logger
+from potstill.run.checkpoint import digest, write_json
+from potstill.synthetic import SyntheticSet
+from potstill.synthetic.tensors import checksum
+
+__all__ = ["Bench", "Result"]
+
+Result = dict[str, Any]  # accuracy, balanced, per_class, groups; "last" and "epochs" if selected
+
+
+@dataclass(frozen=True, eq=False)
+class Bench:
+    """What all students of one evaluation share."""
+
+    syn: SyntheticSet
+    train: ImageSet
+    rest: ImageSet  # train without what is held out under selection "val"
+    watch: ImageSet | None
+    test: ImageSet
+    protocol: Protocol
+    run: Run
+
+    def measure(
+        self, examples: Examples, protocol: Protocol, network: str, runs: int, label: str
+    ) -> Result:
+        """Train students by ``protocol.training`` and condense their accuracies."""
+        outcome = train_students(
+            examples, protocol.training, protocol, network=network, test=self.test, runs=runs,
+            run=self.run, watch=self.watch, label=f"{runs} x {network} on {label}",
+        )  # fmt: skip
+        result = summary(outcome.chosen, self.test.counts, self.train.groups)
+        if protocol.selection != "last":
+            result["last"] = mean_std(overall(outcome.last, self.test.counts))
+            result["epochs"] = list(outcome.epochs)
+        return result
+
+    def artifact(self, syn: SyntheticSet, network: str, runs: int) -> Result:
+        """Score the artifact, or a view of it."""
+        training = self.protocol.training_for(self.syn.ipc, syn.syn_lr)  # a view's ipc may differ
+        protocol = replace(self.protocol, training=training)
+        examples = synthetic_examples(syn, protocol.labels)
+        return self.measure(examples, protocol, network, runs, "the synthetic set")
+
+    def eight_bit(self, network: str, runs: int, result: Result) -> Result:
+        """Score the 8-bit view; real images are their own, so nothing is trained for them."""
+        view = self.syn.quantized()
+        same = torch.equal(view.images.cpu(), self.syn.decoded()[0].cpu())
+        return result if same else self.artifact(view, network, runs)
+
+    def random(self, network: str, runs: int) -> Result:
+        """Score one random real subset (per seed) of the same counts, behind the same transform."""
+        protocol = replace(self.protocol, training=self.protocol.training_for(self.syn.ipc))
+
+        def compute() -> Result:
+            counts, transform = self.syn.counts, self.syn.transform
+            examples = random_examples(self.rest, counts, transform, self.run)
+            return self.measure(examples, protocol, network, runs, "random real images")
+
+        facts = {"what": "random", "counts": self.syn.counts}
+        return self.cached(facts, protocol, network, runs, compute)
+
+    def full(self, network: str, runs: int) -> Result:
+        """Score all real images, under the protocol with its epochs scaled."""
+        training = self.protocol.training
+        training = full_training(training, len(self.rest), self.rest.num_classes)
+        name = f"{self.protocol.name}-full"
+        protocol = replace(self.protocol, name=name, training=training, epochs_by_ipc=())
+
+        def compute() -> Result:
+            examples = real_examples(self.rest, self.syn.transform)
+            return self.measure(examples, protocol, network, runs, "all real images")
+
+        facts = {"what": "full"}
+        result = self.cached(facts, protocol, network, runs, compute)
+        return {**result, "protocol": protocol.to_json()}
+
+    def cached(
+        self, facts: dict[str, Any], protocol: Protocol, network: str, runs: int,
+        compute: Callable[[], Result],
+    ) -> Result:  # fmt: skip
+        """Return what was measured for the same facts before, or measure it and keep it."""
+        transform = self.syn.transform
+        facts |= {
+            "kind": "score-1", "version": __version__, "torch": torch.__version__,
+            "train": self.train.checksum, "test": self.test.checksum, "shape": self.test.shape,
+            "transform": checksum(transform.to_tensors(), {"kind": transform.kind}),
+            "protocol": protocol.hash, "network": network, "runs": runs, "seed": self.run.seed,
+            "device": torch.device(self.run.device).type, "threads": "one per student",
+        }  # fmt: skip
+        assert self.run.cache is not None
+        path = self.run.cache / "scores" / f"{digest(facts)}.json"
+        if path.is_file():
+            try:
+                return json.loads(path.read_text(encoding="utf-8"))["result"]
+            except (ValueError, KeyError, TypeError):
+                logger.warning("%s is damaged; measuring again", path)
+        result = compute()
+        try:
+            write_json(path, {"facts": facts, "result": result})
+        except StorageError as error:  # a measured score is worth more than its cache
+            logger.warning("%s", error)
+        return result

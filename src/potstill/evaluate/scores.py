@@ -1,0 +1,249 @@
+"""Scores: students on the artifact, on its 8-bit view, on random real images and on all of them.
+
+The test set is looked at once per student, after its last epoch, unless a protocol says otherwise
+in its name, its description and its hash.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, dataclass, fields, replace
+from datetime import date
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill.data import ImageSet
+from potstill.evaluate.bench import Bench, Result
+from potstill.evaluate.labels import receiver_bytes, tier_of
+from potstill.evaluate.protocol import Protocol, find_protocol
+from potstill.nets import create, parse
+from potstill.run import ArtifactError, InputError, Run, logger
+from potstill.run.checkpoint import write_json
+from potstill.run.machine import describe
+from potstill.synthetic import SyntheticSet
+
+__all__ = ["Score", "evaluate", "read_scores", "write_scores"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Score:
+    """One artifact under one protocol with one student network; accuracies in percent."""
+
+    network: str  # in full, with the depth that suits the images
+    protocol: dict[str, Any]  # name, hash, description and all fields
+    label_tier: str  # "hard", "static", "stored" or "online"
+    runs: int
+    seed: int
+    artifact: str  # checksum of the synthetic set
+    accuracy: dict[str, Any]  # over test images: mean, std (n - 1), values
+    balanced: dict[str, Any]  # over classes: mean, std, values
+    per_class: dict[str, Any]  # mean [C], std [C]
+    groups: dict[str, Any]  # "head", "medium", "tail": mean, std; empty for balanced real sets
+    classes: list[str]
+    train_counts: list[int]
+    seconds: float  # of training and testing the students on the artifact
+    receiver_bytes: int
+    device: str
+    threads: int
+    date: str  # YYYY-MM-DD
+    test: dict[str, Any]  # source, images, sentence
+    last: dict[str, Any] | None = None  # accuracy after the last epoch, if another one was selected
+    epochs: list[int] | None = None  # the epoch selected in each run, if not the last
+    quantized: Result | None = None  # the 8-bit view
+    random: Result | None = None  # random real images, as many
+    full: dict[str, Any] | None = None  # all real images, with their own "protocol"
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the record as it stands in ``scores.json``."""
+        return asdict(self)
+
+    @staticmethod
+    def from_json(record: Any) -> Score:
+        """Read what :meth:`to_json` gave.
+
+        Raises:
+            ArtifactError: a field is missing or unknown.
+        """
+        known = {field.name for field in fields(Score)}
+        try:
+            unknown = sorted(set(record) - known)
+            if unknown:
+                raise ArtifactError(
+                    f"score record has the unknown field {unknown[0]!r}; "
+                    "read it with the version that wrote it, or evaluate again"
+                )
+            return Score(**record)
+        except TypeError as error:
+            raise ArtifactError(f"score record is damaged ({error}); evaluate again") from None
+
+
+def evaluate(
+    syn: SyntheticSet | str | Path,
+    train: ImageSet,
+    test: ImageSet,
+    *,
+    network: str | Sequence[str] = "convnet-w128-in",
+    protocol: str | Protocol = "default",
+    runs: int = 5,
+    run: Run | None = None,
+    baseline: bool = True,
+    quantized: bool = True,
+    full: bool | int = False,
+    test_note: str = "",
+) -> list[Score]:
+    """Train students on a synthetic set, test them, and score a random real subset beside them.
+
+    Args:
+        syn: the artifact or its folder (or that of its run).
+        train: the real set it was distilled from: groups and references come from it.
+        test: what students are tested on; same classes, same shape.
+        network: one or several student networks. protocol: a name of :data:`PROTOCOLS` or your own.
+        runs: students per network. run: seed, device, cache.
+        baseline: score a random real subset with as many images per class (cached by content).
+        quantized: score the 8-bit view as well.
+        full: score training on all of ``train``: the number of students, True for one (costly,
+            cached by content).
+        test_note: where the test set comes from, in a sentence.
+
+    Returns:
+        One score per network.
+
+    Raises:
+        InputError: classes, shapes or arguments do not fit; the sentence says which.
+
+    Example:
+        >>> train, test, note = potstill.load_pair("digits")
+        >>> (score,) = potstill.evaluate("runs/demo", train, test, protocol="quick", test_note=note)
+    """
+    run = run or Run()
+    syn = syn if isinstance(syn, SyntheticSet) else SyntheticSet.load(syn)
+    protocol = find_protocol(protocol)
+    _check(syn, train, test, runs)
+    names = [_name(n, test) for n in ([network] if isinstance(network, str) else network)]
+    rest, watch = train, None
+    if protocol.selection == "val":
+        rest, watch = train.hold_out(protocol.held_out, run.seed)
+    bench = Bench(syn, train, rest, watch, test, protocol, run)
+    scores = []
+    for name in names:
+        begin = time.perf_counter()
+        result = bench.artifact(syn, name, runs)
+        seconds = time.perf_counter() - begin
+        score = _score(bench, name, runs, result, seconds, test_note)
+        score = replace(
+            score,
+            quantized=bench.eight_bit(name, runs, result) if quantized else None,
+            random=bench.random(name, runs) if baseline else None,
+            full=bench.full(name, int(full)) if full else None,
+        )
+        scores.append(score)
+    return scores
+
+
+def _check(syn: SyntheticSet, train: ImageSet, test: ImageSet, runs: int) -> None:
+    """Raise InputError unless everything fits together."""
+    if runs < 1:
+        raise InputError(f"runs is {runs}; use at least 1 student")
+    for split, real in (("train", train), ("test", test)):
+        if len(real.classes) != len(syn.classes):
+            raise InputError(
+                f"{split} has {len(real.classes)} classes and the artifact {len(syn.classes)}; "
+                "give the data the artifact was made from"
+            )
+        for label, (own, other) in enumerate(zip(syn.classes, real.classes, strict=True)):
+            if own != other:
+                raise InputError(
+                    f"class {label} is {other!r} in {split} and {own!r} in the artifact; "
+                    "give the data the artifact was made from"
+                )
+        if real.shape != syn.shape:
+            raise InputError(
+                f"{split} has images of shape {real.shape} and the artifact {syn.shape}; "
+                "load it with the same image size and channels"
+            )
+    made_from = syn.provenance.get("data")
+    made_from = made_from.get("checksum") if isinstance(made_from, dict) else None
+    if made_from not in (None, train.checksum):
+        logger.warning(
+            "train (checksum %s) is not the set the artifact was made from (%s): its groups and "
+            "references are those of another set", train.checksum, made_from,
+        )  # fmt: skip
+
+
+def _name(network: str, test: ImageSet) -> str:
+    """Return the network's full name; building it once finds mistakes before hours of training."""
+    c, h, w = test.shape
+    spec = parse(network).at((h, w))
+    generator = torch.Generator().manual_seed(0)
+    create(spec, channels=c, size=(h, w), classes=test.num_classes, generator=generator)
+    return str(spec)
+
+
+def _score(
+    bench: Bench, network: str, runs: int, result: Result, seconds: float, note: str
+) -> Score:
+    syn, protocol, run, test = bench.syn, bench.protocol, bench.run, bench.test
+    tier, machine = tier_of(syn, protocol.labels), describe(run.device)
+    return Score(
+        network=network,
+        protocol=protocol.to_json(),
+        label_tier=tier,
+        runs=runs,
+        seed=run.seed,
+        artifact=syn.checksum,
+        **result,
+        classes=list(syn.classes),
+        train_counts=list(bench.train.counts),
+        seconds=seconds,
+        receiver_bytes=receiver_bytes(syn, tier),
+        device=machine["device"],
+        threads=machine["threads"],
+        date=date.today().isoformat(),
+        test={"source": test.source, "images": len(test), "sentence": note},
+    )
+
+
+def read_scores(folder: str | Path) -> list[Score]:
+    """Return the scores in a run folder, newest last; none if it was never evaluated.
+
+    Raises:
+        ArtifactError: the file is damaged.
+    """
+    return [Score.from_json(record) for record in _records(Path(folder) / "scores.json")]
+
+
+def write_scores(folder: str | Path, records: Iterable[Score]) -> Path:
+    """Merge records into ``folder/scores.json``, newest last, in one step; return its path.
+
+    A record replaces an older one of the same artifact, network, protocol, runs and seed.
+
+    Raises:
+        ArtifactError: the file that is there is damaged. StorageError: writing failed.
+    """
+    path = Path(folder) / "scores.json"
+    new = [score.to_json() for score in records]
+    fresh = {_identity(record) for record in new}
+    old = [record for record in _records(path) if _identity(record) not in fresh]
+    write_json(path, {"scores": [*old, *new]})
+    return path
+
+
+def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
+    keys = ("artifact", "network", "runs", "seed")
+    return (*(record.get(key) for key in keys), record.get("protocol", {}).get("hash"))
+
+
+def _records(path: Path) -> list[dict[str, Any]]:
+    try:
+        records = json.loads(path.read_text(encoding="utf-8"))["scores"]
+        if isinstance(records, list) and all(isinstance(record, dict) for record in records):
+            return records
+    except FileNotFoundError:
+        return []
+    except (ValueError, KeyError, TypeError, OSError):
+        pass
+    raise ArtifactError(f"{path} is damaged; delete it and evaluate again")

@@ -1,0 +1,202 @@
+"""Students: fresh networks trained on a small set and tested once.
+
+Student k draws its weights and everything else from generators that know k, so its score does not
+depend on how many students are trained beside it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import torch
+from torch import Tensor
+
+from potstill.data import ImageSet
+from potstill.data.transform import Transform
+from potstill.evaluate.metrics import class_accuracy, overall
+from potstill.evaluate.protocol import Protocol
+from potstill.nets import Examples, Network, Training, create, predict, train_many
+from potstill.run import InputError, Run
+from potstill.synthetic import SyntheticSet
+
+__all__ = [
+    "Outcome",
+    "full_training",
+    "random_examples",
+    "real_examples",
+    "synthetic_examples",
+    "train_students",
+]
+
+
+@dataclass(frozen=True, eq=False)
+class Outcome:
+    """Test accuracies of R students, percent per class."""
+
+    chosen: Tensor  # (R, C), at the epoch that the protocol's selection chooses
+    last: Tensor  # (R, C), after the last epoch; the same tensor under selection "last"
+    epochs: tuple[int, ...]  # the chosen epoch of each student, counted from 1
+
+
+def synthetic_examples(syn: SyntheticSet, labels: str = "auto") -> Examples:
+    """Return what a receiver trains on: decoded images with hard or stored soft labels.
+
+    Args:
+        syn: the artifact. labels: "auto" (soft where there are any), "hard" or "soft".
+
+    Raises:
+        InputError: soft labels are asked for and there are none.
+    """
+    images, hard, soft, weights = syn.decoded()
+    if labels == "soft" and soft is None:
+        raise InputError("labels is 'soft' but the artifact has none; use 'auto' or 'hard'")
+    targets = hard if soft is None or labels == "hard" else soft
+    return Examples(images, targets, syn.transform, weights)
+
+
+def real_examples(train: ImageSet, transform: Transform) -> Examples:
+    """Return all real images with their labels, as unevenly as they come."""
+    return Examples(train.images, train.labels, transform)
+
+
+def random_examples(
+    train: ImageSet, counts: Sequence[int], transform: Transform, run: Run
+) -> Examples:
+    """Return a random real subset: ``counts[c]`` images of class c, or all it has if fewer.
+
+    The draw is that of the method ``random`` with the same seed.
+    """
+    chosen = []
+    for label, count in enumerate(counts):
+        own = train.of_class(label)
+        order = torch.randperm(len(own), generator=run.generator("random", label))
+        chosen.append(own[order[:count]])
+    rows = torch.cat(chosen)
+    return Examples(train.batch(rows), train.labels[rows], transform)
+
+
+def full_training(training: Training, images: int, classes: int) -> Training:
+    """Return ``training`` with epochs that suit the full real set of ``images``.
+
+    As many images are shown as to a student on 50 images per class, the largest usual size, but
+    each at least 30 times (or as often as the protocol says, if that is less) and never more often
+    than the protocol says. The number depends on the real set only, so one reference serves
+    artifacts of every size.
+    """
+    shown = round(training.epochs * 50 * classes / images)
+    return replace(training, epochs=min(training.epochs, max(30, shown)))
+
+
+def train_students(
+    examples: Examples,
+    training: Training,
+    protocol: Protocol,
+    *,
+    network: str,
+    test: ImageSet,
+    runs: int,
+    run: Run,
+    watch: ImageSet | None = None,
+    label: str = "students",
+) -> Outcome:
+    """Train ``runs`` students and test each once, after its last epoch.
+
+    Args:
+        examples: what they learn from. training: how.
+        protocol: says which epoch counts. Under "val" the epochs are compared on ``watch``, under
+            "test_max" on ``test`` itself.
+        network: their architecture. test: what they are tested on.
+        run: seed, device; student k draws from ``run.generator("student", k)`` and its kin.
+        watch: held-out real images, for selection "val" only.
+        label: what the progress bar says.
+    """
+    c, *size = test.shape
+    students = [
+        create(
+            network,
+            channels=c,
+            size=(size[0], size[1]),
+            classes=test.num_classes,
+            generator=run.generator("student", k),
+        )
+        for k in range(runs)
+    ]
+    watched = {"last": None, "val": watch, "test_max": test}[protocol.selection]
+    looks = None
+    if watched is not None:
+        looks = _Looks(watched, examples.transform, protocol.test_every, training.epochs, run)
+    train_many(
+        students,
+        examples,
+        training,
+        generators=lambda purpose, k, index: run.generator(f"student/{purpose}", k, index),
+        device=run.device,
+        on_epoch=looks,
+        quiet=run.quiet,
+        label=label,
+    )
+    if looks is not None and watched is test:
+        return Outcome(looks.rows("best"), looks.rows("last"), looks.epochs)
+    last = torch.stack([_test(student, test, examples.transform, run) for student in students])
+    if looks is None:
+        return Outcome(last, last, (training.epochs,) * runs)
+    for student, best in zip(students, looks.states, strict=True):
+        student.load_state_dict(best)
+    chosen = torch.stack([_test(student, test, examples.transform, run) for student in students])
+    return Outcome(chosen, last, looks.epochs)
+
+
+def _test(student: Network, images: ImageSet, transform: Transform, run: Run) -> Tensor:
+    """Percent correct per class (C,)."""
+    logits = predict(student, images.images, transform, device=run.device)
+    return class_accuracy(logits.argmax(1), images.labels, images.num_classes)
+
+
+@dataclass(frozen=True, eq=False)
+class _Look:
+    """What one look at the watched set saw."""
+
+    epoch: int  # from 1
+    score: float  # percent over all watched images
+    row: Tensor  # (C,)
+    state: dict[str, Tensor]
+
+
+class _Looks:
+    """Remembers each student's best and last look; the earlier of two equal epochs is best."""
+
+    def __init__(
+        self, watched: ImageSet, transform: Transform, every: int, epochs: int, run: Run
+    ) -> None:
+        self.watched, self.transform, self.run = watched, transform, run
+        self.every, self.total = every, epochs
+        self.best: dict[int, _Look] = {}
+        self.last: dict[int, _Look] = {}
+
+    def __call__(self, member: int, epoch: int, student: Network) -> None:
+        """Look after every ``every`` epochs and after the last."""
+        epoch += 1
+        if epoch % self.every and epoch < self.total:
+            return
+        row = _test(student, self.watched, self.transform, self.run)
+        (score,) = overall(row[None], self.watched.counts)
+        state = {name: value.detach().clone() for name, value in student.state_dict().items()}
+        self.last[member] = look = _Look(epoch, score, row, state)
+        if member not in self.best or score > self.best[member].score:
+            self.best[member] = look
+
+    def rows(self, which: str) -> Tensor:
+        """Accuracies (R, C) at the "best" or "last" look."""
+        looks = self.best if which == "best" else self.last
+        return torch.stack([looks[k].row for k in sorted(looks)])
+
+    @property
+    def epochs(self) -> tuple[int, ...]:
+        """The best epoch of each student."""
+        return tuple(self.best[k].epoch for k in sorted(self.best))
+
+    @property
+    def states(self) -> list[dict[str, Tensor]]:
+        """The weights of each student at its best epoch."""
+        return [self.best[k].state for k in sorted(self.best)]

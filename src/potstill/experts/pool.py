@@ -1,0 +1,136 @@
+"""A pool of networks for matching: each as it began and as it ended after training on the real set.
+
+Matching looks through a point on the segment between the two (DANCE, Zhang et al., IJCAI 2024;
+NCFM, Wang et al., CVPR 2025): ``blend`` of the initial and ``1 - blend`` of the trained weights of
+the *same* network. The pool is cached on disk by content, so runs that share data and recipe share
+their networks, and a killed run loses at most the networks in training.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from potstill.data import ImageSet
+from potstill.data.transform import Transform
+from potstill.losses import cross_entropy, logit_adjusted
+from potstill.nets import create
+from potstill.nets.many import Examples, Training, train_many
+from potstill.run import ArtifactError, InputError, Run, logger
+from potstill.run.checkpoint import digest, load_state, save_state
+
+__all__ = ["PRIORS", "Pool", "train_pool"]
+
+PRIORS = ("plain", "balanced", "logit_adjusted")
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Pool:
+    """Initial and trained weights of ``len(pool)`` networks of one architecture."""
+
+    network: str
+    initial: tuple[State, ...]
+    trained: tuple[State, ...]
+    key: str  # identifies data, recipe and seed; part of every cache built on the pool
+
+    def __len__(self) -> int:
+        return len(self.initial)
+
+    def blend(self, member: int, share: float) -> State:
+        """Return ``share`` of the initial plus ``1 - share`` of the trained weights of one member.
+
+        Buffers and counters that are not floating point come from the trained network.
+        """
+        first, last = self.initial[member], self.trained[member]
+        return {
+            name: torch.lerp(last[name], first[name], share) if last[name].is_floating_point() else last[name]
+            for name in last
+        }  # fmt: skip
+
+
+def _recipe(
+    real: ImageSet, network: str, training: Training, prior: str, transform: Transform, run: Run
+) -> str:
+    facts = {
+        "data": real.checksum, "network": network, "training": asdict(training), "prior": prior,
+        "transform": transform.describe(), "seed": run.seed, "kind": "pool-1",
+    }  # fmt: skip
+    return digest(facts)
+
+
+def _stored(path: Path) -> tuple[State, State] | None:
+    if not path.exists():
+        return None
+    try:
+        tensors, _ = load_state(path)
+    except ArtifactError as error:
+        logger.warning("%s; training that network again", error)
+        return None
+    parts = [
+        {n[len(p) :]: t for n, t in tensors.items() if n.startswith(p)}
+        for p in ("initial.", "trained.")
+    ]
+    return parts[0], parts[1]
+
+
+def train_pool(
+    real: ImageSet,
+    transform: Transform,
+    network: str,
+    members: int,
+    training: Training,
+    run: Run,
+    *,
+    prior: str = "plain",
+) -> Pool:
+    """Train ``members`` networks on ``real`` (or read them from the cache).
+
+    Args:
+        prior: what is done about an uneven class prior: "plain" (nothing, as published),
+            "balanced" (class-balanced sampling) or "logit_adjusted" (Menon et al., ICLR 2021).
+    """
+    if prior not in PRIORS:
+        raise InputError(f"pool_prior is {prior!r}; use one of {', '.join(PRIORS)}")
+    if members < 1:
+        raise InputError(f"networks is {members}; use at least 1")
+    key = _recipe(real, network, training, prior, transform, run)
+    assert run.cache is not None
+    folder = run.cache / "pools" / key
+    paths = [folder / f"network-{member:03d}.safetensors" for member in range(members)]
+    found = {m: pair for m, path in enumerate(paths) if (pair := _stored(path)) is not None}
+    missing = [m for m in range(members) if m not in found]
+    together = len(missing) if run.on_gpu else max(1, torch.get_num_threads())
+    loss = logit_adjusted(real.counts) if prior == "logit_adjusted" else cross_entropy
+    examples = Examples(real.images, real.labels, transform)
+    for begin in range(0, len(missing), together):
+        group = missing[begin : begin + together]
+        nets = [_new(network, real, run, member) for member in group]
+        initial = [_snapshot(net) for net in nets]
+        train_many(
+            nets, examples, training, loss=loss, device=run.device, quiet=run.quiet,
+            generators=lambda purpose, k, index, group=group: run.generator(f"pool/{purpose}", group[k], index),
+            label=f"train network {begin + 1}-{begin + len(group)} of {len(missing)}",
+        )  # fmt: skip
+        for member, net, first in zip(group, nets, initial, strict=True):
+            found[member] = (first, _snapshot(net))
+            tensors = {f"initial.{n}": t for n, t in first.items()}
+            tensors |= {f"trained.{n}": t for n, t in found[member][1].items()}
+            save_state(paths[member], tensors, {"network": network, "key": key})
+    pairs = [found[m] for m in range(members)]
+    return Pool(network, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), key)
+
+
+def _new(network: str, real: ImageSet, run: Run, member: int) -> nn.Module:
+    channels, *size = real.shape
+    return create(
+        network, channels=channels, size=(size[0], size[1]), classes=real.num_classes,
+        generator=run.generator("pool/weights", member),
+    )  # fmt: skip
+
+
+def _snapshot(net: nn.Module) -> State:
+    return {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}

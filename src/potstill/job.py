@@ -1,0 +1,308 @@
+"""One distillation from a source to a run folder that can be killed, resumed, scored and shown.
+
+runs/x/run.json               what runs here and whether it has finished
+runs/x/metrics.jsonl          losses and per-class diagnostics over the steps
+runs/x/checkpoint.safetensors state to resume from
+runs/x/pictures/              real examples and the images at a few steps
+runs/x/synthetic/             the artifact (see potstill.synthetic)
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill.data import ImageSet, load_pair
+from potstill.methods import Method, find
+from potstill.run import InputError, Run, logger
+from potstill.run.checkpoint import digest, write_json
+from potstill.synthetic import SyntheticSet
+
+__all__ = ["Data", "distill", "evaluate_run", "open_data", "read_run"]
+
+_OWN = ("run.json", "metrics.jsonl", "checkpoint.safetensors", "pictures", "synthetic", "scores.json",
+        "report.html", ".lock")  # fmt: skip
+_PICTURES = 8  # besides the first and the last
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which real images; the same fields are command-line flags and a recipe's [data] table."""
+
+    data: str = "digits"  # digits, a folder, a Parquet/Arrow data set, an .npz file or a hub name
+    test: str | None = None  # source of the test split; by default the same source's
+    image_size: int | None = None  # resize to this many pixels; needed when sizes differ
+    resize: str = "crop"  # "crop" (short side, centre), "stretch" or "pad"
+    channels: int | None = None  # force 1 (grey) or 3 (RGB)
+    labels: str | None = None  # label column, for tables with several
+    imbalance_factor: float = 1.0  # n_max / n_min to cut the train split to; 1 = as it is
+    profile: str = "exponential"  # long-tail profile: "exponential", "step" or "pareto"
+
+    def open(self, run: Run, source: Any = None) -> tuple[ImageSet, ImageSet, str]:
+        """Return (train, test, sentence about the test split); ``source`` stands in for ``data``."""
+        train, test, note = load_pair(
+            self.data if source is None else source, test=self.test, image_size=self.image_size,
+            resize=self.resize, channels=self.channels, labels=self.labels, memory_gb=run.memory_gb,
+            cache=run.cache,
+        )  # fmt: skip
+        if self.imbalance_factor != 1:
+            train = train.long_tailed(self.imbalance_factor, profile=self.profile)
+        return train, test, note
+
+
+def open_data(record: dict[str, Any], run: Run) -> tuple[ImageSet, ImageSet, str]:
+    """Open the data of a finished run again, from its ``run.json``; refuse other data than it saw."""
+    if record["job"]["data"].get("in_memory"):
+        raise InputError(
+            "the run was made from arrays in memory; call potstill.evaluate with the same arrays"
+        )
+    train, test, note = Data(**record["job"]["data"]).open(run)
+    if train.checksum != record["job"]["train_checksum"]:
+        raise InputError(
+            f"data {record['job']['data']['data']!r} has changed since the run was made (checksum "
+            f"{train.checksum}, then {record['job']['train_checksum']}); distil again with --force"
+        )
+    return train, test, note
+
+
+def read_run(folder: Path) -> dict[str, Any]:
+    """Return ``run.json`` of a run folder."""
+    path = folder / "run.json"
+    if not path.is_file():
+        raise InputError(
+            f"folder is {folder} but holds no run.json; give the folder of a distillation run"
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        assert isinstance(record["job"], dict) and isinstance(record["status"], str)
+    except (ValueError, KeyError, AssertionError, TypeError):
+        raise InputError(f"{path} is damaged; distil again with --force") from None
+    return record
+
+
+def evaluate_run(folder: Path, run: Any, *, data: str | None = None, **options: Any) -> list[Any]:
+    """Score a run folder on its own source's test split and write ``scores.json`` into it."""
+    from potstill.evaluate import evaluate, write_scores
+
+    if not folder.exists():
+        raise InputError(
+            f"folder is {folder}, which does not exist; give the folder of a distillation run"
+        )
+    syn = SyntheticSet.load(folder)
+    if data is not None:
+        train, test, note = Data(data=data).open(run)
+    else:
+        record = read_run(folder)
+        if record["status"] != "finished":
+            raise InputError(
+                f"{folder} holds an unfinished run; run the same distill command again to finish it"
+            )
+        train, test, note = open_data(record, run)
+    records = evaluate(syn, train, test, run=run, test_note=note, **options)
+    write_scores(folder, records)
+    return records
+
+
+def distill(
+    method: Method | str,
+    data: Any = "digits",
+    *,
+    ipc: int = 10,
+    out: str | Path | None = None,
+    run: Run | None = None,
+    budget: str = "quick",
+    imbalance_factor: float = 1.0,
+    force: bool = False,
+    label: str | None = None,
+    **options: Any,
+) -> SyntheticSet:
+    """Distil a data set.
+
+    Args:
+        method: a method object, or its name at a ``budget`` ("quick", "standard", "paper").
+        data: any source of :func:`potstill.load`, an :class:`ImageSet`, or a :class:`Data`.
+        ipc: stored images per class.
+        out: run folder; ``None`` keeps nothing on disk.
+        imbalance_factor: cut the train split to a long tail first; 1 leaves it as it is.
+        force: replace a finished run in ``out``.
+        label: name of the budget that a method object was made from, for the provenance.
+        options: further fields of :class:`Data`.
+
+    Returns:
+        The synthetic set. A finished run of the same job is read, not repeated.
+
+    Example:
+        >>> syn = potstill.distill("csdm", "digits", ipc=10, imbalance_factor=50, out="runs/demo")
+    """
+    run = run or Run()
+    if isinstance(method, str):
+        method = find(method).budget(budget)
+        chosen: str | None = budget
+    else:
+        chosen = label
+    note = ""
+    if isinstance(data, ImageSet):
+        train = data if imbalance_factor == 1 else data.long_tailed(imbalance_factor)
+        described: dict[str, Any] = {"data": data.source, "in_memory": True}
+    else:
+        named = isinstance(data, (str, Path))
+        if not isinstance(data, Data):
+            options |= {"imbalance_factor": imbalance_factor}
+            data, source = Data(data=str(data) if named else "arrays", **options), data
+        else:
+            named, source = True, None
+        train, _, note = data.open(run, None if named else source)
+        described = asdict(data) | ({} if named else {"in_memory": True})
+    return _run(method, train, ipc, run, Path(out) if out else None, described, chosen, note, force)
+
+
+def _run(
+    method: Method, train: ImageSet, ipc: int, run: Run, folder: Path | None, described: dict[str, Any],
+    budget: str | None, note: str, force: bool,
+) -> SyntheticSet:  # fmt: skip
+    _sensible(train, ipc)
+    if folder is None:
+        return method(train, ipc, run)
+    job = {
+        "method": method.info.name, "fields": method.fields(), "budget": budget, "ipc": ipc,
+        "seed": run.seed, "data": described, "train_checksum": train.checksum, "test_note": note,
+    }  # fmt: skip
+    key = digest([method.key(train, ipc, run), described])
+    with _claimed(folder, key, force) as finished:
+        if finished:
+            logger.warning(
+                "%s is already finished with exactly this job; nothing to do (--force runs it again)",
+                folder,
+            )
+            return SyntheticSet.load(folder / "synthetic")
+        record = {
+            "status": "running",
+            "job": job,
+            "key": key,
+            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
+        }
+        write_json(folder / "run.json", record)
+        _picture_real(folder, train, ipc)
+        syn = method(
+            train, ipc, run.with_(folder=folder, watch=_Gallery(folder, train, run, method))
+        )
+        syn.provenance.update({"budget": budget, "test_note": note, "data_options": described})
+        syn.save(folder / "synthetic")
+        write_json(folder / "run.json", record | {
+            "status": "finished", "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+            "seconds": syn.provenance["seconds"], "artifact": syn.checksum,
+        })  # fmt: skip
+    return syn
+
+
+def _sensible(train: ImageSet, ipc: int) -> None:
+    most = max(1, (len(train) - 1) // train.num_classes)
+    if not 1 <= ipc <= most:
+        raise InputError(
+            f"ipc is {ipc} for {len(train)} real images in {train.num_classes} classes; use 1 to {most}, "
+            "so that the synthetic set is smaller than the real one"
+        )
+
+
+@contextmanager
+def _claimed(folder: Path, key: str, force: bool) -> Iterator[bool]:
+    """Hold the folder for one process; yield whether exactly this job is already finished there."""
+    from filelock import FileLock, Timeout
+
+    from potstill.run import StorageError
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except FileExistsError:
+        raise InputError(f"out is {folder}, which is a file; choose a folder") from None
+    except OSError as error:
+        raise StorageError(
+            f"cannot create {folder}: {error.strerror}; choose another --out"
+        ) from error
+    try:
+        with FileLock(folder / ".lock", timeout=0):
+            strangers = [
+                p.name
+                for p in folder.iterdir()
+                if p.name not in _OWN and not p.name.startswith(".")
+            ]
+            if not (folder / "run.json").exists() and strangers:
+                raise InputError(
+                    f"out is {folder}, which holds other files ({strangers[0]}); choose an empty folder"
+                )
+            yield _state_of(folder, key, force) == "finished"
+    except Timeout:
+        raise InputError(
+            f"out is {folder}, where another potstill process is at work; wait or choose another"
+        ) from None
+
+
+def _state_of(folder: Path, key: str, force: bool) -> str:
+    if not (folder / "run.json").exists():
+        return "new"
+    if force:
+        for name in _OWN:
+            path = folder / name
+            if path.is_dir():
+                shutil.rmtree(path)
+            elif name != ".lock":
+                path.unlink(missing_ok=True)
+        return "new"
+    record = read_run(folder)
+    if record.get("key") != key:
+        raise InputError(
+            f"out is {folder}, which holds a {record['status']} run of another job "
+            f"({record['job']['method']}, ipc {record['job']['ipc']}); choose another --out or give --force"
+        )
+    return str(record["status"])
+
+
+def _columns(ipc: int) -> int:
+    return min(ipc, 10)
+
+
+def _picture_real(folder: Path, train: ImageSet, ipc: int) -> None:
+    """A row of real images per class, first in file order, for the report."""
+    from potstill.report.figures import grid
+
+    count = _columns(ipc)
+    rows = torch.cat([train.of_class(label)[:count] for label in range(train.num_classes)])
+    grid(
+        train.batch(rows),
+        train.labels[rows],
+        train.classes,
+        folder / "pictures" / "real.png",
+        columns=count,
+    )
+
+
+class _Gallery:
+    """Keeps a picture of the canvas at a few steps."""
+
+    def __init__(self, folder: Path, train: ImageSet, run: Run, method: Method) -> None:
+        self.folder, self.classes, self.inner = folder / "pictures", train.classes, run.watch
+        steps = int(getattr(method, "steps", 0))
+        self.every = max(1, steps // _PICTURES)
+        self.last = steps - 1
+        self.due = 0
+
+    def __call__(self, step: int, record: dict[str, Any], canvas: Any) -> None:
+        """Write a picture when one is due; pass the record on to the user's own watcher."""
+        from potstill.report.figures import grid
+
+        if step >= self.due or step == self.last:
+            images, labels = canvas.images.detach().float().cpu(), canvas.labels.cpu()
+            most = int(torch.bincount(labels).max())
+            path = self.folder / f"step-{step + 1:06d}.png"
+            grid(images, labels, self.classes, path, columns=_columns(most))
+            self.due = step + self.every
+        if self.inner is not None:
+            self.inner(step, record, canvas)

@@ -1,0 +1,228 @@
+"""What a method is: a dataclass of hyper-parameters that turns real data into a synthetic set.
+
+``method(real, ipc, run) -> SyntheticSet``. The fields are the configuration: the same dataclass is
+the command line's flags, a recipe's table, the JSON in the artifact and the identity of a run.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, ClassVar, Self
+
+import torch
+from torch import Tensor
+
+from potstill.canvas import Canvas, start_canvas
+from potstill.data import ImageSet, Normalize
+from potstill.data.transform import Transform
+from potstill.run import InputError, Run, nearest
+from potstill.run.checkpoint import digest
+from potstill.run.loop import Descent, Term, descend
+from potstill.run.machine import describe, peak_memory_gb
+from potstill.synthetic import SyntheticSet
+
+__all__ = ["BUDGETS", "Matcher", "Method", "MethodInfo", "Selector"]
+
+BUDGETS = ("quick", "standard", "paper")
+
+
+@dataclass(frozen=True)
+class MethodInfo:
+    """One row of the catalogue."""
+
+    name: str  # command-line name
+    title: str
+    paper: str  # authors, venue
+    year: int
+    arxiv: str
+    family: str
+    labels: str  # label tier of what it makes
+    long_tail: str  # what it does about imbalance
+    cost: str  # what a run costs, in words
+
+
+@dataclass(kw_only=True)
+class Method:
+    """Anything that turns real data into a small synthetic set."""
+
+    info: ClassVar[MethodInfo]
+    sizes: ClassVar[
+        dict[str, dict[str, Any]]
+    ] = {}  # budget -> fields that differ from the defaults
+
+    @classmethod
+    def budget(cls, name: str, **fields: Any) -> Self:
+        """Return the method at a named size: "quick", "standard" or "paper" (the defaults).
+
+        ``fields`` override single hyper-parameters.
+        """
+        if name not in BUDGETS:
+            raise InputError(f"budget is {name!r}{nearest(name, BUDGETS)}")
+        known = [f.name for f in dataclasses.fields(cls)]
+        for field in fields:
+            if field not in known:
+                raise InputError(f"{cls.info.name} has no field {field!r}{nearest(field, known)}")
+        merged: dict[str, Any] = {}
+        for base in reversed(cls.__mro__):
+            merged |= vars(base).get("sizes", {}).get(name, {})
+        return cls(**{k: v for k, v in merged.items() if k in known} | fields)
+
+    def fields(self) -> dict[str, Any]:
+        """Return the hyper-parameters as JSON-like values."""
+        return dataclasses.asdict(self)
+
+    def key(self, real: ImageSet, ipc: int, run: Run) -> str:
+        """Identify (method, fields, data, ipc, seed): what determines the result."""
+        return digest([self.info.name, self.fields(), real.checksum, ipc, run.seed, run.precision])
+
+    def provenance(self, real: ImageSet, ipc: int, run: Run, seconds: float) -> dict[str, Any]:
+        """Return how the result came about, JSON-like."""
+        return {
+            "method": {"name": self.info.name, "paper": self.info.paper, "arxiv": self.info.arxiv,
+                       "fields": self.fields()},
+            "ipc": ipc,
+            "seed": run.seed,
+            "data": {"source": real.source, "fingerprint": real.fingerprint, "checksum": real.checksum,
+                     "images": len(real), "counts": list(real.counts), "classes": list(real.classes),
+                     "imbalance_factor": real.imbalance_factor, "history": list(real.history)},
+            "seconds": round(seconds, 2),
+            "peak_memory_gb": round(peak_memory_gb(run.device), 3),
+            "precision": run.precision,
+            **describe(run.device),
+        }  # fmt: skip
+
+    def __call__(self, real: ImageSet, ipc: int, run: Run) -> SyntheticSet:
+        """Distil ``real`` into ``ipc`` stored images per class."""
+        raise NotImplementedError
+
+
+@dataclass(kw_only=True)
+class Selector(Method):
+    """Methods that choose real images."""
+
+    def select(self, real: ImageSet, ipc: int, run: Run) -> Tensor:
+        """Return positions (n,) in ``real``, class-sorted."""
+        raise NotImplementedError
+
+    def __call__(self, real: ImageSet, ipc: int, run: Run) -> SyntheticSet:
+        """Return the chosen images; their positions in the source stand in the provenance."""
+        if ipc < 1:
+            raise InputError(f"ipc is {ipc}; use at least 1 image per class")
+        began = time.monotonic()
+        positions = self.select(real, ipc, run)
+        provenance = self.provenance(real, ipc, run, time.monotonic() - began)
+        provenance["indices"] = real.indices[positions].tolist()
+        return SyntheticSet(
+            images=real.batch(positions), labels=real.labels[positions].clone(), classes=real.classes,
+            transform=Normalize.fit(real), decode={"kind": "pixels"}, provenance=provenance,
+        )  # fmt: skip
+
+
+@dataclass(kw_only=True)
+class Matcher(Method):
+    """Methods that descend on a canvas. Fields are hyper-parameters; state ends in ``_``."""
+
+    steps: int = 20_000  # optimisation steps, all classes together in each
+    lr_images: float = 1e-3  # step size of the images
+    optimizer: str = "adam"  # "adam" or "sgd"
+    momentum: float = 0.5  # of SGD
+    schedule: str = "constant"  # step size over time: "constant", "cosine" or "plateau"
+    start: str = "real"  # first images: "real", "tiled" (mosaics of real images) or "noise"
+    starved: str = (
+        "repeat"  # classes with too few images to start from: "repeat", "noise" or "keep"
+    )
+    factor: int = (
+        1  # each stored image decodes into factor x factor tiles; 0 = 2 from 16 pixels, else 1
+    )
+    formation: str = (
+        "single"  # tiles of the finest cut only, or "multi" = of every cut up to factor
+    )
+    bounded: bool = True  # keep pixels in [0, 1]
+
+    def setup(self, real: ImageSet, canvas: Canvas, run: Run) -> None:
+        """Make what must exist before step 0; runs again, with the same result, on resume."""
+        raise NotImplementedError
+
+    def terms(self, step: int, canvas: Canvas, chunk: int) -> Iterator[Term]:
+        """Yield the losses of one step, at most ``chunk`` classes each."""
+        raise NotImplementedError
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what changes from step to step besides the canvas; most methods: nothing."""
+        return {}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what :meth:`state` returned."""
+
+    def step_size(self, classes: int) -> float:
+        """Step size of one step of all classes together."""
+        return self.lr_images
+
+    def tile_factor(self, real: ImageSet) -> int:
+        """Tiles per side of a stored image; below 16 pixels a tile would show nothing."""
+        return self.factor or (2 if min(real.shape[1:]) >= 16 else 1)
+
+    def image_bytes(self, canvas: Canvas) -> int:
+        """Bytes that one decoded image keeps alive for the backward pass."""
+        raise NotImplementedError
+
+    def transform(self, real: ImageSet) -> Transform:
+        """Fit what stands between RGB 0-1 and the networks."""
+        return Normalize.fit(real)
+
+    def __call__(self, real: ImageSet, ipc: int, run: Run) -> SyntheticSet:
+        """Distil ``real`` into ``ipc`` stored images per class; resumes if the run's folder says so."""
+        began = time.monotonic()
+        canvas = start_canvas(
+            real, ipc, run.generator, start=self.start, factor=self.tile_factor(real),
+            formation=self.formation, starved=self.starved, bounded=self.bounded,
+        )  # fmt: skip
+        canvas = canvas.to(run.device)
+        self.setup(real, canvas, run)
+        descent = Descent(
+            steps=self.steps, lr=self.step_size(real.num_classes), optimizer=self.optimizer,
+            momentum=self.momentum, schedule=self.schedule,
+        )  # fmt: skip
+        prepared = time.monotonic() - began
+        outcome = descend(
+            self, canvas, run, descent, classes=real.classes, chunk=self._chunk(canvas, run),
+            key=self.key(real, ipc, run), label=self.info.name,
+        )  # fmt: skip
+        provenance = self.provenance(real, ipc, run, prepared + outcome["seconds"])
+        provenance["seconds_setup"] = round(prepared, 2)
+        return SyntheticSet(
+            images=canvas.images.detach().float().cpu(), labels=canvas.labels.cpu(), classes=real.classes,
+            transform=self.transform(real), decode=canvas.spec, provenance=provenance,
+        )  # fmt: skip
+
+    def _chunk(self, canvas: Canvas, run: Run) -> int:
+        """Classes per term that fit half the memory budget; the other half is weights and buffers."""
+        most = (
+            max(b - a for a, b in zip(canvas.starts, canvas.starts[1:], strict=False))
+            * canvas.views
+        )
+        fit = int(0.5e9 * run.memory_gb / max(1, self.image_bytes(canvas) * most))
+        return max(1, min(canvas.classes, fit))
+
+
+def chunks(classes: int, size: int) -> Iterator[tuple[int, int]]:
+    """Yield (first, last) class ranges of at most ``size`` classes."""
+    for first in range(0, classes, size):
+        yield first, min(classes, first + size)
+
+
+def saved_bytes(call: Any, image: Tensor) -> int:
+    """Measure the bytes that autograd keeps for one image (1, c, h, w) passed through ``call``."""
+    total = 0
+
+    def count(tensor: Tensor) -> Tensor:
+        nonlocal total
+        total += tensor.nbytes
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(count, lambda tensor: tensor):
+        call(image.detach().requires_grad_(True))
+    return total

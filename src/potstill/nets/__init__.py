@@ -1,0 +1,19 @@
+"""Networks: features, classifier, and training many of them at once."""
+
+from potstill.nets.layers import Network, initialise, predict
+from potstill.nets.many import train_many
+from potstill.nets.spec import NAMES, NetSpec, create, parse
+from potstill.nets.training import Examples, Training
+
+__all__ = [
+    "NAMES",
+    "Examples",
+    "NetSpec",
+    "Network",
+    "Training",
+    "create",
+    "initialise",
+    "parse",
+    "predict",
+    "train_many",
+]

@@ -1,0 +1,145 @@
+"""What a report reads: the files of a run folder, checked as far as a page relies on them."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from potstill.run import ArtifactError, InputError
+from potstill.run.log import read as read_lines
+
+__all__ = ["RunFolder", "is_score", "read_run"]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The facts of one run, as they stand on disk; whatever is missing is empty."""
+
+    folder: Path
+    status: str = ""  # "running", "finished", or "" for an artifact without a run
+    job: dict[str, Any] = field(default_factory=dict)
+    metrics: list[dict[str, Any]] = field(default_factory=list)
+    scores: list[dict[str, Any]] = field(default_factory=list)  # oldest first
+    provenance: dict[str, Any] = field(default_factory=dict)
+    preview: Path | None = None  # stored images
+    real: Path | None = None  # real images laid out alike
+    pictures: tuple[Path, ...] = ()  # on the way, in order of steps
+
+    @property
+    def artifact(self) -> dict[str, Any]:
+        """What provenance.json says about the tensors: checksum, images, label_tier, bytes."""
+        return part(self.provenance, "artifact")
+
+    @property
+    def data(self) -> dict[str, Any]:
+        """What is known of the real data: the provenance, and what the job asked for."""
+        asked = {k: v for k, v in part(self.job, "data").items() if v is not None}
+        return {"source": asked.get("data")} | asked | part(self.provenance, "data")
+
+    @property
+    def imbalance_factor(self) -> Any:
+        """The factor that was asked for, else that of the data as they are; None if balanced."""
+        asked = part(self.job, "data").get("imbalance_factor")
+        factor = asked if asked not in (None, 1, 1.0) else self.data.get("imbalance_factor")
+        return None if factor in (1, 1.0) else factor
+
+    @property
+    def method(self) -> str:
+        """Name of the method, or ""."""
+        name = self.job.get("method") or self.provenance.get("method") or ""
+        return str(name.get("name", "")) if isinstance(name, Mapping) else str(name)
+
+    @property
+    def device(self) -> str:
+        """What the run was made on, or ""."""
+        return str(
+            self.provenance.get("device") or part(self.provenance, "run").get("device") or ""
+        )
+
+    @property
+    def ipc(self) -> Any:
+        """Stored images per class, or None."""
+        return self.job.get("ipc", self.provenance.get("ipc"))
+
+    @property
+    def counts(self) -> list[int]:
+        """Real training images per class, or []."""
+        return next((c for c in self._known("counts", "train_counts") if _numbers(c)), [])
+
+    @property
+    def classes(self) -> list[str]:
+        """Class names by label, or []."""
+        for names in self._known("classes", "classes"):
+            if isinstance(names, list) and names:
+                return [str(name) for name in names]
+        return [str(label) for label in range(len(self.counts))]
+
+    def _known(self, in_data: str, in_score: str) -> list[Any]:
+        last = self.scores[-1] if self.scores else {}
+        return [part(self.provenance, "data").get(in_data), last.get(in_score)]
+
+
+def read_run(folder: str | Path) -> RunFolder:
+    """Read the folder of a run, or of a saved synthetic set.
+
+    Raises:
+        InputError: there is neither. ArtifactError: a file in it is damaged.
+    """
+    folder = Path(folder).expanduser()
+    inside = folder / "synthetic" if (folder / "synthetic").is_dir() else folder
+    run = _object(folder / "run.json")
+    if not run and not (inside / "synthetic.safetensors").is_file():
+        what = "holds neither a run nor a synthetic set" if folder.is_dir() else "does not exist"
+        raise InputError(f"{folder} {what}; give the folder that `potstill distill` wrote")
+    provenance = _object(inside / "provenance.json")
+    scores = _object(folder / "scores.json").get("scores", provenance.get("scores"))
+    metrics = folder / "metrics.jsonl"
+    pictures = folder / "pictures"
+    return RunFolder(
+        folder=folder,
+        status=str(run.get("status", "")),
+        job=part(run, "job"),
+        metrics=read_lines(metrics) if metrics.is_file() else [],
+        scores=[r for r in scores if is_score(r)] if isinstance(scores, list) else [],
+        provenance=provenance,
+        preview=_file(inside / "preview.png"),
+        real=_file(pictures / "real.png"),
+        pictures=tuple(sorted(pictures.glob("step-*.png"))),
+    )
+
+
+def is_score(record: Any) -> bool:
+    """Whether a record has the least that a table needs: an accuracy."""
+    accuracy = record.get("accuracy") if isinstance(record, Mapping) else None
+    return isinstance(accuracy, Mapping) and isinstance(accuracy.get("mean"), (int, float))
+
+
+def part(facts: Any, key: str) -> dict[str, Any]:
+    """Return ``facts[key]`` where it is a mapping, else {}."""
+    value = facts.get(key) if isinstance(facts, Mapping) else None
+    return dict(value) if isinstance(value, Mapping) else {}
+
+
+def _numbers(value: Any) -> bool:
+    return isinstance(value, list) and bool(value) and all(isinstance(n, int) for n in value)
+
+
+def _file(path: Path) -> Path | None:
+    return path if path.is_file() else None
+
+
+def _object(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError, OSError) as error:
+        raise ArtifactError(
+            f"{path} is damaged ({type(error).__name__}); restore it, or delete it and run again"
+        ) from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} is not a JSON object; restore it, or delete it and run again")
+    return content

@@ -1,0 +1,215 @@
+"""Score tables: rows from score records, and four ways to write them.
+
+Every row names its protocol and the protocol's hash, so numbers under different protocols never
+stand in a column unmarked; so do label tiers, and a score that was the best of several looks at the
+test set says so.
+"""
+
+from __future__ import annotations
+
+import csv as csv_format
+import io
+import re
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+from potstill.report.source import part
+
+__all__ = ["csv", "latex", "markdown", "plain", "protocol_label", "score_table", "size"]
+
+Row = dict[str, Any]
+GROUPS = ("head", "medium", "tail")
+# Context columns that a record may carry (``{**record, "method": ..., "data": ..., "ipc": ...}``)
+CONTEXT = ("method", "data", "imbalance_factor", "ipc")
+
+
+def protocol_label(protocol: Any) -> str:
+    """Return ``name [hash]``, marked where the test set chose the epoch."""
+    if not isinstance(protocol, Mapping):
+        return str(protocol or "")
+    label = f"{protocol.get('name', '?')} [{protocol.get('hash', '?')}]"
+    return label + (" TEST-MAX" if protocol.get("selection") == "test_max" else "")
+
+
+def score_table(records: Iterable[Any]) -> list[Row]:
+    """Return one row per record and training set: distilled, its 8-bit view, random, full.
+
+    Args:
+        records: entries of ``scores.json``, or what ``evaluate`` returned. A record may also carry
+            "method", "data", "imbalance_factor" and "ipc" to tell runs apart.
+
+    Returns:
+        Rows with the same keys; scores stay ``{"mean", "std"}`` in percent. Bytes and seconds
+        belong to the distilled set. Columns without any value are left out, and "balanced" where
+        it equals the accuracy everywhere.
+    """
+    rows: list[Row] = []
+    for entry in records:
+        record = entry if isinstance(entry, Mapping) else entry.to_json()
+        shared: Row = {key: record.get(key) for key in CONTEXT}
+        shared["network"] = record.get("network")
+        tier = record.get("label_tier")
+        variants = [
+            ("distilled", dict(record), tier),
+            ("distilled, 8-bit", part(record, "quantized"), tier),
+            ("random real", part(record, "random"), "hard"),
+            ("full real", part(record, "full"), "hard"),
+        ]
+        for name, facts, labels in variants:
+            if part(facts, "accuracy"):
+                protocol = facts.get("protocol") or record.get("protocol")
+                rows.append(
+                    {"trained_on": name, **shared, "protocol": protocol_label(protocol)}
+                    | _scores(facts, facts.get("label_tier", labels), record)
+                )
+    if all(_same(row["balanced"] or row["accuracy"], row["accuracy"]) for row in rows):
+        for row in rows:
+            row["balanced"] = None  # a balanced test set: the mean over classes says nothing new
+    used = {key for row in rows for key, value in row.items() if value not in (None, "")}
+    return [{key: value for key, value in row.items() if key in used} for row in rows]
+
+
+def _scores(facts: Mapping[str, Any], labels: Any, record: Mapping[str, Any]) -> Row:
+    distilled = "receiver_bytes" in facts
+    accuracy = facts["accuracy"]
+    return {
+        "labels": labels,
+        "runs": len(accuracy.get("values") or ()) or record.get("runs"),
+        "accuracy": accuracy,
+        "balanced": part(facts, "balanced") or None,
+        **{group: part(part(facts, "groups"), group) or None for group in GROUPS},
+        "bytes": record.get("receiver_bytes") if distilled else None,
+        "seconds": record.get("seconds") if distilled else None,
+    }
+
+
+def size(count: Any) -> str:
+    """Bytes for people: "33.1 kB"."""
+    if not isinstance(count, (int, float)):
+        return ""
+    for unit, scale in (("GB", 1e9), ("MB", 1e6), ("kB", 1e3)):
+        if count >= scale:
+            return f"{count / scale:.1f} {unit}"
+    return f"{count:.0f} B"
+
+
+def _cell(key: str, value: Any, pm: str = " ± ") -> str:
+    """One value as text; a score as mean and standard deviation."""
+    if value is None:
+        return ""
+    if isinstance(value, Mapping):
+        mean, std = value.get("mean"), value.get("std")
+        if mean is None:
+            return ""
+        return f"{mean:.1f}" if std is None else f"{mean:.1f}{pm}{std:.1f}"
+    if key == "bytes":
+        return size(value)
+    if isinstance(value, float):
+        return f"{value:.1f}" if key == "seconds" else f"{value:g}"
+    return str(value)
+
+
+def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
+    return _cell("", a) == _cell("", b)
+
+
+def _title(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def markdown(rows: Sequence[Row]) -> str:
+    """Return a Markdown table; numbers to the right."""
+    return _lines(rows, lambda cell: re.sub(r"([|\\`*_<>\[\]])", r"\\\1", " ".join(cell.split())))
+
+
+def _lines(rows: Sequence[Row], escape: Callable[[str], str]) -> str:
+    if not rows:
+        return ""
+    keys = list(rows[0])
+    lines = [
+        "| " + " | ".join(map(_title, keys)) + " |",
+        "|" + "|".join("---:" if _numeric(rows, key) else "---" for key in keys) + "|",
+    ]
+    lines += ["| " + " | ".join(escape(_cell(k, row[k])) for k in keys) + " |" for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+def plain(rows: Sequence[Row]) -> str:
+    """Return columns aligned with spaces, for a terminal."""
+    if not rows:
+        return ""
+    keys = list(rows[0])
+    table = [[_title(key) for key in keys]]
+    table += [[" ".join(_cell(key, row[key]).split()) for key in keys] for row in rows]
+    widths = [max(len(line[column]) for line in table) for column in range(len(keys))]
+    right = [_numeric(rows, key) for key in keys]
+    lines = [
+        "  ".join(
+            cell.rjust(width) if flush else cell.ljust(width)
+            for cell, width, flush in zip(line, widths, right, strict=True)
+        ).rstrip()
+        for line in table
+    ]
+    lines.insert(1, "  ".join("-" * width for width in widths))
+    return "\n".join(lines) + "\n"
+
+
+def csv(rows: Sequence[Row]) -> str:
+    """Return comma-separated values with plain numbers: a score takes two columns."""
+    scores = {key for row in rows for key, value in row.items() if isinstance(value, Mapping)}
+    names = [n for key in (rows[0] if rows else ()) for n in _names(key, key in scores)]
+    stream = io.StringIO()
+    writer = csv_format.DictWriter(stream, names, lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        flat: Row = {}
+        for key, value in row.items():
+            if key in scores:
+                known = value or {}
+                flat |= {key: known.get("mean"), f"{key}_std": known.get("std")}
+            else:
+                flat[key] = _no_formula(value)
+        writer.writerow(flat)
+    return stream.getvalue()
+
+
+def _names(key: str, score: bool) -> list[str]:
+    return [key, f"{key}_std"] if score else [key]
+
+
+def _no_formula(value: Any) -> Any:
+    """Keep spreadsheets from running a name that begins like a formula."""
+    return f"'{value}" if isinstance(value, str) and value[:1] in "=+-@\t\r" and value else value
+
+
+_LATEX = {
+    "\\": r"\textbackslash{}", "{": r"\{", "}": r"\}", "$": r"\$", "&": r"\&", "#": r"\#",
+    "_": r"\_", "%": r"\%", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}",
+}  # fmt: skip
+
+
+def latex(rows: Sequence[Row]) -> str:
+    r"""Return a ``tabular`` with booktabs rules; scores in math mode."""
+    if not rows:
+        return ""
+    keys = list(rows[0])
+    columns = "".join("r" if _numeric(rows, key) else "l" for key in keys)
+    body = [" & ".join(_tex_cell(key, row[key]) for key in keys) for row in rows]
+    head = " & ".join(_tex(_title(key)) for key in keys)
+    lines = [rf"\begin{{tabular}}{{{columns}}}", r"\toprule", head + r" \\", r"\midrule"]
+    lines += [line + r" \\" for line in body]
+    return "\n".join([*lines, r"\bottomrule", r"\end{tabular}"]) + "\n"
+
+
+def _tex_cell(key: str, value: Any) -> str:
+    score = _cell(key, value, r" \pm ")
+    return f"${score}$" if isinstance(value, Mapping) and score else _tex(score)
+
+
+def _tex(cell: str) -> str:
+    return "".join(_LATEX.get(letter, letter) for letter in cell)
+
+
+def _numeric(rows: Sequence[Row], key: str) -> bool:
+    values = [row[key] for row in rows if row[key] is not None]
+    return bool(values) and all(isinstance(v, (int, float, Mapping)) for v in values)

@@ -1,0 +1,89 @@
+"""The circumstances of one run: seed, device, precision, memory, folders.
+
+Every random draw of the library comes from :meth:`Run.generator`, which derives an independent
+generator from the run's seed, a purpose and any number of indices (a step, a network, a class).
+Nothing is drawn from a generator that lives from step to step, so a run that resumes at step t
+draws exactly what an uninterrupted run draws there, and nothing has to be stored for it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from potstill.run.errors import InputError
+
+__all__ = ["Run", "cache_folder"]
+
+
+def cache_folder() -> Path:
+    """Folder for everything that can be rebuilt: ``$POTSTILL_CACHE`` or ``~/.cache/potstill``."""
+    fallback = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "potstill"
+    return Path(os.environ.get("POTSTILL_CACHE", fallback))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run:
+    """Where and how something runs; never what is computed.
+
+    Two runs with equal ``seed`` give the same bytes on the same kind of CPU with the same number of
+    threads. ``folder`` is where checkpoints and metrics go (``None``: keep nothing on disk).
+    """
+
+    seed: int = 0  # any non-negative integer below 2**63
+    device: str = "auto"  # "auto" = first CUDA device, else CPU
+    precision: str = "auto"  # frozen network passes: "fp32", "bf16"; auto = bf16 on CUDA only
+    compile: bool = False  # torch.compile for feature networks
+    memory_gb: float = 4.0  # budget of one step's activations and of images kept in memory
+    checkpoint_seconds: float = 20.0  # at most this much work is lost by a kill
+    folder: Path | None = None
+    cache: Path | None = None
+    quiet: bool = False
+    watch: Callable[[int, dict[str, Any], Any], None] | None = None  # (step, record, canvas)
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.seed < 2**63:
+            raise InputError(f"seed is {self.seed}; use an integer from 0 to 2**63 - 1")
+        if self.precision not in ("auto", "fp32", "bf16"):
+            raise InputError(f"precision is {self.precision!r}; use 'auto', 'fp32' or 'bf16'")
+        if self.memory_gb <= 0:
+            raise InputError(f"memory_gb is {self.memory_gb}; use a positive number of gigabytes")
+        device = self.device
+        if device == "auto":
+            device = "cuda" if torch.cuda.is_available() else "cpu"
+        try:
+            kind = torch.device(device).type
+        except RuntimeError:
+            raise InputError(f"device is {self.device!r}; use 'auto', 'cpu' or 'cuda'") from None
+        if kind == "cuda" and not torch.cuda.is_available():
+            raise InputError(f"device is {self.device!r} but no CUDA device is there; use 'cpu'")
+        object.__setattr__(self, "device", device)
+        if self.precision == "auto":
+            object.__setattr__(self, "precision", "bf16" if kind == "cuda" else "fp32")
+        object.__setattr__(self, "cache", Path(self.cache or cache_folder()))
+        if self.folder is not None:
+            object.__setattr__(self, "folder", Path(self.folder))
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether tensors of this run live on a CUDA device."""
+        return self.device.startswith("cuda")
+
+    def generator(self, purpose: str, *index: int, device: str = "cpu") -> torch.Generator:
+        """Return a fresh generator for one purpose, e.g. ``run.generator("augment", step)``.
+
+        Equal arguments give equal streams; different purposes or indices give independent ones.
+        """
+        text = "/".join([str(self.seed), purpose, *map(str, index)])
+        seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
+        return torch.Generator(device=device).manual_seed(seed)
+
+    def with_(self, **changes: Any) -> Run:
+        """Return a copy with some fields replaced."""
+        return replace(self, **changes)

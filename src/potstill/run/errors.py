@@ -1,0 +1,44 @@
+"""Errors a user can act on: one sentence that names the argument, the value and the fix."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+__all__ = [
+    "ArtifactError",
+    "DivergedError",
+    "InputError",
+    "PotstillError",
+    "StorageError",
+    "nearest",
+]
+
+
+class PotstillError(Exception):
+    """Base of all errors raised on purpose. The command line prints the message without traceback."""
+
+
+class InputError(PotstillError, ValueError):
+    """An argument, a file or a data set that cannot be used as given (exit code 2)."""
+
+
+class ArtifactError(InputError):
+    """A stored result that is damaged, hostile or of another version (exit code 2)."""
+
+
+class DivergedError(PotstillError, ArithmeticError):
+    """A loss or gradient became NaN or infinite; the last good checkpoint is kept (exit code 3)."""
+
+
+class StorageError(PotstillError, OSError):
+    """Writing failed (disk full, no permission); what was on disk before is untouched (exit code 4)."""
+
+
+def nearest(name: str, options: Iterable[str]) -> str:
+    """Return ``"; did you mean 'x'?"`` for the option most like ``name``, or the list of options."""
+    options = list(options)
+    close = difflib.get_close_matches(name.lower(), options, n=1, cutoff=0.5)
+    if close:
+        return f"; did you mean {close[0]!r}?"
+    return f"; choose one of {', '.join(sorted(options))}"

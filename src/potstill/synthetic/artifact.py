@@ -1,0 +1,147 @@
+"""The synthetic set: a few images, their labels, and all that a receiver needs besides."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potstill.canvas import decode_images
+from potstill.data.transform import Transform
+from potstill.run import ArtifactError, InputError
+from potstill.synthetic import folder as artifact_folder
+from potstill.synthetic import tensors as exact
+from potstill.synthetic.pictures import to_uint8
+
+__all__ = ["SyntheticSet"]
+
+
+@dataclass(frozen=True, eq=False)
+class SyntheticSet:
+    """A distilled data set in the form in which it is stored.
+
+    Example:
+        >>> synthetic = SyntheticSet.load("runs/first")
+        >>> images, labels, soft_labels, weights = synthetic.decoded()
+        >>> inputs = synthetic.transform(images)
+
+    Raises:
+        InputError: shapes, types or values do not fit together; the sentence says which.
+    """
+
+    images: Tensor  # float32 (n, c, h, w), RGB 0-1 (may leave it where a method does not clamp)
+    labels: Tensor  # int64 (n,), ascending
+    classes: tuple[str, ...]  # class names; their position is the label
+    transform: Transform  # what a receiver applies to decoded images before a network
+    decode: dict[str, Any] = field(default_factory=lambda: {"kind": "pixels"})  # see canvas_spec
+    soft_labels: Tensor | None = None  # float32 (n, K), rows sum to 1
+    weights: Tensor | None = None  # float32 (n,), not negative
+    syn_lr: float | None = None  # step size learned with the images
+    provenance: dict[str, Any] = field(default_factory=dict)  # JSON-like: where it comes from
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "classes", tuple(self.classes))
+        for name in ("images", "labels", "soft_labels", "weights"):
+            value = getattr(self, name)
+            if value is not None:
+                object.__setattr__(self, name, value.detach())
+        fault = exact.fault(self)
+        if fault:
+            raise InputError(fault)
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Channels, height and width of a stored image (and of a decoded one)."""
+        _, c, h, w = self.images.shape
+        return c, h, w
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, with or without images."""
+        return len(self.classes)
+
+    @property
+    def counts(self) -> tuple[int, ...]:
+        """Stored images of each class."""
+        return tuple(torch.bincount(self.labels, minlength=self.num_classes).tolist())
+
+    @property
+    def ipc(self) -> int:
+        """Stored images per class; of the largest class where they differ."""
+        return max(self.counts)
+
+    @property
+    def label_tier(self) -> str:
+        """``"static"`` with one stored soft label per image, else ``"hard"``."""
+        return "hard" if self.soft_labels is None else "static"
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes a receiver needs: stored images, labels, soft labels, weights and transform."""
+        return sum(tensor.nbytes for tensor in exact.tensors_of(self).values())
+
+    @property
+    def checksum(self) -> str:
+        """16 hexadecimal digits over all tensors, class names, decode spec and transform kind."""
+        return exact.checksum(exact.tensors_of(self), exact.facts_of(self))
+
+    def decoded(self) -> tuple[Tensor, Tensor, Tensor | None, Tensor | None]:
+        """Return what a receiver trains on, before the transform.
+
+        Images (n * v, c, h, w), labels (n * v,), soft labels (n * v, K) or None and weights
+        (n * v,) or None, where v is the number of views of a stored image (1 for plain pixels).
+        """
+        return decode_images(self.images, self.labels, self.decode, self.soft_labels, self.weights)  # type: ignore[return-value]
+
+    def quantized(self) -> SyntheticSet:
+        """Return the 8-bit view: decoded images, clipped to [0, 1] and rounded to n / 255.
+
+        These are exactly the pixels of the folder's ``images/`` and ``data/``, so the score of this
+        set is the score of somebody who takes only those.
+        """
+        images, labels, soft_labels, weights = self.decoded()
+        return replace(
+            self,
+            images=to_uint8(images).to(torch.float32) / 255,
+            labels=labels,
+            decode={"kind": "pixels"},
+            soft_labels=soft_labels,
+            weights=weights,
+        )
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the self-describing folder and return its path.
+
+        The folder appears complete or not at all. An artifact that was there before is replaced
+        when the new one is complete; files beside it that are not ours (``.git``) stay.
+
+        Raises:
+            InputError: ``folder`` holds something else. StorageError: writing failed; an older
+            artifact is untouched.
+        """
+        return artifact_folder.write(self, Path(folder))
+
+    @staticmethod
+    def load(folder: str | Path) -> SyntheticSet:
+        """Read an artifact; ``folder`` is the artifact's or that of the run that made it.
+
+        Nothing in the folder is executed, and nothing is allocated before sizes were checked.
+
+        Raises:
+            ArtifactError: the sentence names the file and what is wrong with it.
+        """
+        place = artifact_folder.find(Path(folder))
+        parts = exact.read(place / artifact_folder.TENSORS)
+        stated = parts.pop("checksum")
+        try:
+            synthetic = SyntheticSet(**parts)
+        except InputError as error:
+            raise ArtifactError(f"{place / artifact_folder.TENSORS}: {error}") from error
+        synthetic.provenance.update(artifact_folder.read_provenance(place, stated))
+        return synthetic

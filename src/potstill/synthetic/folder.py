@@ -1,0 +1,250 @@
+"""The folder of a synthetic set: exact tensors, and views of them for people and other software.
+
+    synthetic.safetensors   the stored form, exact; the only file that ``SyntheticSet.load`` needs
+    provenance.json         where it comes from, and the checksum of the tensors it belongs to
+    README.md               data set card; its front matter names the Parquet file
+    preview.png             the stored images, one row per class
+    images/000_cat/000.png  8-bit view of the decoded images (what a receiver trains on)
+    data/train-*.parquet    the same decoded 8-bit images, one to one, with soft labels and weights
+
+Class folders carry the zero-padded label because ImageFolder takes classes in alphabetical order.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import unicodedata
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from potstill.run import ArtifactError, InputError, StorageError
+from potstill.synthetic import pictures
+from potstill.synthetic.card import card
+from potstill.synthetic.tensors import to_file
+
+if TYPE_CHECKING:
+    from potstill.synthetic.artifact import SyntheticSet
+
+__all__ = ["TENSORS", "class_folder", "find", "read_provenance", "write"]
+
+TENSORS = "synthetic.safetensors"
+PROVENANCE = "provenance.json"
+PARQUET = "data/train-00000-of-00001.parquet"
+_OURS = {TENSORS, PROVENANCE, "README.md", "preview.png", "images", "data"}
+_ROWS = 500  # rows of the Parquet file encoded at a time
+
+
+def write(synthetic: SyntheticSet, folder: Path) -> Path:
+    """Write all files into a hidden folder beside ``folder``, then put it in place."""
+    folder = folder.expanduser().resolve()
+    _refuse_foreign(folder)
+    part = folder.with_name(f".{folder.name}.part")
+    try:
+        shutil.rmtree(part, ignore_errors=True)  # a killed save may have left it
+        part.mkdir(parents=True)
+        _fill(part, synthetic, folder.name)
+        _swap(part, folder)
+    except OSError as error:
+        reason = os.strerror(error.errno) if error.errno else str(error)
+        raise StorageError(
+            f"cannot write {folder}: {reason}; free space or choose another folder "
+            "(what was saved before is untouched)"
+        ) from error
+    finally:
+        shutil.rmtree(part, ignore_errors=True)
+    return folder
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Never replace a folder that is not an artifact."""
+    if folder.is_dir() and ((folder / TENSORS).exists() or not any(folder.iterdir())):
+        return
+    if folder.exists():
+        raise InputError(f"folder is {folder}, which holds other files; use a new or empty folder")
+
+
+def _fill(part: Path, synthetic: SyntheticSet, name: str) -> None:
+    _durable(part / TENSORS, to_file(synthetic))
+    provenance = {
+        **synthetic.provenance,
+        "artifact": {
+            "checksum": synthetic.checksum,
+            "images": len(synthetic),
+            "shape": list(synthetic.shape),
+            "label_tier": synthetic.label_tier,
+            "bytes": synthetic.nbytes,
+        },
+    }
+    text = json.dumps(provenance, indent=2, default=str) + "\n"
+    _durable(part / PROVENANCE, text.encode("utf-8", "replace"))
+    (part / "README.md").write_bytes(card(synthetic, name).encode("utf-8", "replace"))
+    preview = pictures.grid(synthetic.images, synthetic.labels, synthetic.classes)
+    (part / "preview.png").write_bytes(preview)
+    decoded, labels, soft_labels, weights = synthetic.decoded()
+    images = pictures.to_uint8(decoded).cpu()
+    _write_tree(part / "images", images, labels, synthetic.classes)
+    rows = _rows(part / "images", labels, synthetic.classes, soft_labels, weights)
+    _write_parquet(part / PARQUET, rows, synthetic, soft_labels is not None, weights is not None)
+
+
+def _durable(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with path.open("rb+") as stream:
+        os.fsync(stream.fileno())
+
+
+def class_folder(label: int, classes: tuple[str, ...]) -> str:
+    """Return a safe folder name whose alphabetical order is the order of the labels."""
+    digits = max(3, len(str(len(classes) - 1)))
+    plain = unicodedata.normalize("NFC", classes[label])
+    slug = re.sub(r"[^\w.]+", "-", plain)[:40].strip("-._")
+    return f"{label:0{digits}d}_{slug or 'class'}"
+
+
+def _places(labels: Tensor, classes: tuple[str, ...]) -> list[Path]:
+    """Where each decoded image lies, relative to ``images/``."""
+    values = labels.tolist()
+    folders = [class_folder(label, classes) for label in range(len(classes))]
+    seen = [0] * len(classes)
+    digits = max(3, len(str(len(values))))
+    places = []
+    for label in values:
+        places.append(Path(folders[label]) / f"{seen[label]:0{digits}d}.png")
+        seen[label] += 1
+    return places
+
+
+def _write_tree(root: Path, images: Tensor, labels: Tensor, classes: tuple[str, ...]) -> None:
+    # A class without images keeps its (empty) folder: ImageFolder then stops with a clear message
+    # instead of shifting every later label by one.
+    for label in range(len(classes)):
+        (root / class_folder(label, classes)).mkdir(parents=True)
+    for image, place in zip(images, _places(labels, classes), strict=True):
+        (root / place).write_bytes(pictures.encode(image))
+
+
+def _rows(
+    root: Path,
+    labels: Tensor,
+    classes: tuple[str, ...],
+    soft_labels: Tensor | None,
+    weights: Tensor | None,
+) -> Iterator[dict[str, list[Any]]]:
+    """Columns of the Parquet file, some rows at a time; images are the files of the tree."""
+    places, values = _places(labels, classes), labels.tolist()
+    for first in range(0, len(values), _ROWS):
+        some = slice(first, first + _ROWS)
+        columns: dict[str, list[Any]] = {
+            "image": [
+                {"bytes": (root / place).read_bytes(), "path": place.as_posix()}
+                for place in places[some]
+            ],
+            "label": values[some],
+        }
+        if soft_labels is not None:
+            columns["soft_label"] = soft_labels[some].tolist()
+        if weights is not None:
+            columns["weight"] = weights[some].tolist()
+        yield columns
+
+
+def _write_parquet(
+    path: Path,
+    rows: Iterator[dict[str, list[Any]]],
+    synthetic: SyntheticSet,
+    soft: bool,
+    weighted: bool,
+) -> None:
+    """Typed as ``datasets`` types it; written by pyarrow, which needs no cache and draws no bar."""
+    import pyarrow
+    from datasets import ClassLabel, Features, Image, List, Value
+    from pyarrow import parquet
+
+    columns: dict[str, Any] = {
+        "image": Image(),
+        "label": ClassLabel(names=_distinct(synthetic.classes)),
+    }
+    if soft:
+        columns["soft_label"] = List(Value("float32"), length=synthetic.num_classes)
+    if weighted:
+        columns["weight"] = Value("float32")
+    schema = Features(columns).arrow_schema
+    path.parent.mkdir()
+    with parquet.ParquetWriter(path, schema) as writer:
+        for some in rows:
+            writer.write_table(pyarrow.Table.from_pydict(some, schema=schema))
+
+
+def _distinct(classes: tuple[str, ...]) -> list[str]:
+    """Class names as ClassLabel wants them: no two alike."""
+    if len(set(classes)) == len(classes):
+        return list(classes)
+    return [f"{label} {name}" for label, name in enumerate(classes)]
+
+
+def _swap(part: Path, folder: Path) -> None:
+    """Put ``part`` in the place of ``folder``; what was there stays until that has worked."""
+    old = folder.with_name(f".{folder.name}.old")
+    if old.exists() and not folder.exists():  # killed between the two renames below
+        old.rename(folder)
+    if not folder.exists():
+        part.rename(folder)
+        return
+    shutil.rmtree(old, ignore_errors=True)
+    folder.rename(old)
+    try:
+        part.rename(folder)
+    except OSError:
+        old.rename(folder)
+        raise
+    for entry in old.iterdir():
+        if entry.name not in _OURS:
+            entry.rename(folder / entry.name)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def find(folder: Path) -> Path:
+    """Return the artifact's folder for itself, its tensors file, or the run folder around it."""
+    folder = folder.expanduser()
+    if folder.name == TENSORS and folder.is_file():
+        return folder.parent
+    if folder.is_file():
+        raise ArtifactError(
+            f"{folder} is not a potstill artifact; give the folder that holds {TENSORS} "
+            "(pickle files such as .pt are never opened)"
+        )
+    for place in (folder, folder / "synthetic"):
+        if (place / TENSORS).is_file():
+            return place
+    what = f"holds no {TENSORS}" if folder.is_dir() else "does not exist"
+    raise ArtifactError(
+        f"{folder} {what}; give the folder of a finished run or of a saved synthetic set"
+    )
+
+
+def read_provenance(place: Path, checksum: str) -> dict[str, Any]:
+    """Return the provenance beside the tensors of that checksum; {} where the file is missing."""
+    path = place / PROVENANCE
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (ValueError, RecursionError, OSError) as error:
+        raise ArtifactError(
+            f"{path} is damaged ({type(error).__name__}); delete it to load the tensors without it"
+        ) from error
+    if not isinstance(content, dict):
+        raise ArtifactError(f"{path} is no JSON object; delete it to load the tensors without it")
+    artifact = content.pop("artifact", None)
+    if isinstance(artifact, dict) and artifact.get("checksum") not in (None, checksum):
+        raise ArtifactError(
+            f"{path} belongs to other tensors (checksum {str(artifact['checksum'])[:40]}, "
+            f"not {checksum}); copy the folder again as a whole"
+        )
+    return content

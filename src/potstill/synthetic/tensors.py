@@ -1,0 +1,268 @@
+"""The exact tensors of a synthetic set: one safetensors file, checked before it is believed.
+
+The file comes from anybody. Its header is compared with the file's size by safetensors and with our
+own expectations here before anything is allocated; nothing in it is ever executed.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as to_bytes
+from torch import Tensor
+
+from potstill.canvas import check_spec
+from potstill.data.transform import Transform, transform_from
+from potstill.run import ArtifactError, InputError
+
+if TYPE_CHECKING:
+    from potstill.synthetic.artifact import SyntheticSet
+
+__all__ = ["checksum", "facts_of", "fault", "read", "tensors_of", "to_file"]
+
+FORMAT, VERSION = "potstill-synthetic", 1
+NAME_LIMIT = 200  # characters of a class name
+SIDE_LIMIT = 16384  # pixels
+_PREFIX = "transform."
+_EXPECTED = {  # name -> (dtype in the header, rank)
+    "images": ("F32", 4),
+    "labels": ("I64", 1),
+    "soft_labels": ("F32", 2),
+    "weights": ("F32", 1),
+    "syn_lr": ("F64", 0),
+}
+
+
+def tensors_of(synthetic: SyntheticSet) -> dict[str, Tensor]:
+    """Return every tensor that is stored, by name, on the CPU."""
+    named: dict[str, Tensor | None] = {
+        "images": synthetic.images,
+        "labels": synthetic.labels,
+        "soft_labels": synthetic.soft_labels,
+        "weights": synthetic.weights,
+    }
+    if synthetic.syn_lr is not None:
+        named["syn_lr"] = torch.tensor(synthetic.syn_lr, dtype=torch.float64)
+    named |= {_PREFIX + name: t for name, t in synthetic.transform.to_tensors().items()}
+    return {n: t.detach().cpu().contiguous() for n, t in named.items() if t is not None}
+
+
+def facts_of(synthetic: SyntheticSet) -> dict[str, Any]:
+    """Return what the tensors alone do not say."""
+    return {
+        "format": FORMAT,
+        "version": VERSION,
+        "classes": list(synthetic.classes),
+        "decode": dict(synthetic.decode),
+        "transform": synthetic.transform.kind,
+    }
+
+
+def checksum(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
+    """16 hexadecimal digits over names, types, shapes and bytes of the tensors, and the facts."""
+    total = hashlib.sha256(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        tensor = tensors[name]
+        total.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
+        total.update(tensor.reshape(-1).numpy().view("uint8"))  # type: ignore[arg-type]
+    return total.hexdigest()[:16]
+
+
+def to_file(synthetic: SyntheticSet) -> bytes:
+    """Return the content of the file; equal sets give equal bytes."""
+    tensors, facts = tensors_of(synthetic), facts_of(synthetic)
+    facts["checksum"] = checksum(tensors, facts)
+    # One metadata key only: safetensors writes several in an order that changes between processes.
+    return to_bytes(tensors, metadata={"potstill": json.dumps(facts, sort_keys=True)})
+
+
+def read(path: Path) -> dict[str, Any]:
+    """Read and check a file of :func:`to_file`.
+
+    Returns:
+        The constructor arguments of a SyntheticSet without ``provenance``, and ``checksum``.
+
+    Raises:
+        ArtifactError: the sentence names the file and what is wrong with it.
+    """
+    try:
+        facts, tensors = _open(path)
+        stated = facts.pop("checksum", None)
+        found = checksum(tensors, facts)
+        if stated != found:
+            raise ArtifactError(f"the checksum is {found}, not {stated!r} as its header says")
+        whitening = {n[len(_PREFIX) :]: t for n, t in tensors.items() if n.startswith(_PREFIX)}
+        transform = transform_from(facts["transform"], whitening)
+        if not _fits(transform, tensors["images"][:1]):
+            raise ArtifactError("the transform does not fit the shape of the images")
+        syn_lr = tensors.get("syn_lr")
+        return {
+            "images": tensors["images"],
+            "labels": tensors["labels"],
+            "classes": tuple(facts["classes"]),
+            "transform": transform,
+            "decode": facts["decode"],
+            "soft_labels": tensors.get("soft_labels"),
+            "weights": tensors.get("weights"),
+            "syn_lr": None if syn_lr is None else float(syn_lr),
+            "checksum": found,
+        }
+    except InputError as error:
+        raise ArtifactError(f"{path}: {error}") from error
+    except (SafetensorError, ValueError, RecursionError, RuntimeError, OSError) as error:
+        raise ArtifactError(
+            f"{path} is damaged or not a potstill artifact ({type(error).__name__}); "
+            "copy it again from where it came from"
+        ) from error
+
+
+def _fits(transform: Transform, image: Tensor) -> bool:
+    try:
+        return transform(image).shape == image.shape
+    except RuntimeError:
+        return False
+
+
+def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Facts and tensors of a file whose header is as it should be."""
+    with safe_open(path, framework="pt") as file:
+        facts = json.loads((file.metadata() or {}).get("potstill", "null"))
+        if not isinstance(facts, dict) or facts.get("format") != FORMAT:
+            raise ArtifactError("this safetensors file was not written by SyntheticSet.save")
+        if facts.get("version") != VERSION:
+            raise ArtifactError(
+                f"its format is {str(facts.get('version'))[:20]}, this potstill reads {VERSION}; "
+                "install the version that wrote it"
+            )
+        header = {}
+        for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
+            part = file.get_slice(name)
+            header[name] = (part.get_dtype(), tuple(part.get_shape()))
+        wrong = _header_fault(header) or _facts_fault(facts)
+        if wrong:
+            raise ArtifactError(wrong)
+        # Copies: a tensor that stays mapped to the file would crash when the file is overwritten.
+        return facts, {name: file.get_tensor(name).clone() for name in header}
+
+
+def _header_fault(header: dict[str, tuple[str, tuple[int, ...]]]) -> str | None:
+    for name in ("images", "labels"):
+        if name not in header:
+            return f"the tensor {name!r} is missing"
+    n = header["images"][1][0] if header["images"][1] else 0
+    for name, (dtype, shape) in header.items():
+        if name.startswith(_PREFIX):
+            if dtype not in ("F32", "F64", "I64"):
+                return f"{name} has type {dtype}; F32, F64 or I64 is expected"
+            continue
+        if name not in _EXPECTED:
+            return f"the tensor {name[:80]!r} is unknown"
+        expected, rank = _EXPECTED[name]
+        if dtype != expected or len(shape) != rank:
+            return (
+                f"{name} has type {dtype} and shape {shape}; {expected} of rank {rank} is expected"
+            )
+        if rank and shape[0] != n:
+            return f"{name} has {shape[0]} rows for {n} images"
+    return _shape_fault(header["images"][1])
+
+
+def _shape_fault(shape: tuple[int, ...]) -> str | None:
+    n, c, h, w = shape
+    if n >= 1 and c in (1, 3) and 1 <= h <= SIDE_LIMIT and 1 <= w <= SIDE_LIMIT:
+        return None
+    return (
+        f"images has shape {shape}; at least one image with 1 or 3 channels and sides from 1 to "
+        f"{SIDE_LIMIT} pixels is expected"
+    )
+
+
+def _facts_fault(facts: dict[str, Any]) -> str | None:
+    if not isinstance(facts.get("classes"), list):
+        return "the list of class names is missing"
+    if not isinstance(facts.get("decode"), dict):
+        return "the decode spec is missing"
+    if not isinstance(facts.get("transform"), str):
+        return "the kind of transform is missing"
+    return None
+
+
+def fault(s: SyntheticSet) -> str | None:
+    """Return what is wrong with a set, as a sentence, or None."""
+    return _names_fault(s.classes) or _images_fault(s) or _labels_fault(s) or _decode_fault(s)
+
+
+def _names_fault(classes: tuple[Any, ...]) -> str | None:
+    if not classes:
+        return "classes is empty; give one name per class"
+    for label, name in enumerate(classes):
+        if not isinstance(name, str) or not 0 < len(name) <= NAME_LIMIT:
+            return (
+                f"the name of class {label} is {str(name)[:40]!r}; "
+                f"use a text of 1 to {NAME_LIMIT} characters"
+            )
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            return f"the name of class {label} is not valid Unicode; use plain text"
+    return None
+
+
+def _images_fault(s: SyntheticSet) -> str | None:
+    images = s.images
+    if images.dtype != torch.float32 or images.ndim != 4:
+        return (
+            f"images has type {images.dtype} and shape {tuple(images.shape)}; "
+            "float32 (n, c, h, w) is expected"
+        )
+    wrong = _shape_fault(tuple(images.shape))
+    if wrong:
+        return wrong
+    if not bool(torch.isfinite(images).all()):
+        return "images has NaN or infinite pixels"
+    return None
+
+
+def _labels_fault(s: SyntheticSet) -> str | None:
+    n, k = len(s.images), len(s.classes)
+    if s.labels.dtype != torch.int64 or s.labels.shape != (n,):
+        return (
+            f"labels has type {s.labels.dtype} and shape {tuple(s.labels.shape)}; "
+            f"int64 ({n},) is expected"
+        )
+    if int(s.labels.min()) < 0 or int(s.labels.max()) >= k:
+        return f"labels run from {int(s.labels.min())} to {int(s.labels.max())} with {k} classes"
+    soft = s.soft_labels
+    if soft is not None:
+        if soft.dtype != torch.float32 or soft.shape != (n, k):
+            return (
+                f"soft_labels has type {soft.dtype} and shape {tuple(soft.shape)}; "
+                f"float32 ({n}, {k}) is expected"
+            )
+        if not bool((soft >= 0).all()) or not bool(((soft.sum(1) - 1).abs() < 1e-3).all()):
+            return "soft_labels has rows that are not probabilities (not negative, sum 1)"
+    w = s.weights
+    if w is not None:
+        if w.dtype != torch.float32 or w.shape != (n,):
+            return (
+                f"weights has type {w.dtype} and shape {tuple(w.shape)}; float32 ({n},) is expected"
+            )
+        if not bool(((w >= 0) & torch.isfinite(w)).all()):
+            return "weights has negative, NaN or infinite values"
+    if s.syn_lr is not None and not 0 < s.syn_lr < float("inf"):
+        return f"syn_lr is {s.syn_lr}; a positive number is expected"
+    return None
+
+
+def _decode_fault(s: SyntheticSet) -> str | None:
+    try:
+        check_spec(s.decode)
+    except InputError as error:
+        return str(error)
+    factor = s.decode.get("factor", 1)
+    if factor > min(s.images.shape[2:]):
+        return f"decode factor is {factor} for images of {tuple(s.images.shape[2:])} pixels"
+    return None

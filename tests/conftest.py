@@ -1,0 +1,69 @@
+"""Shared fixtures: small images, a run in a temporary place, the real data where they are."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from potstill.data import ImageSet
+from potstill.run import Run
+
+SHAPES = {"grey": (1, 8, 8), "rgb": (3, 8, 8)}
+
+
+@pytest.fixture(autouse=True)
+def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each test has its own cache and no access to a hub."""
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.setenv("HF_DATASETS_OFFLINE", "1")
+    monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _threads() -> None:
+    torch.set_num_threads(1)
+
+
+def blobs(counts: tuple[int, ...], channels: int = 1, size: int = 8, seed: int = 0) -> ImageSet:
+    """Make classes that differ in where they are bright; any network can tell them apart."""
+    draw = torch.Generator().manual_seed(seed)
+    stacks = []
+    for label, count in enumerate(counts):
+        base = torch.zeros(channels, size, size)
+        row, column = divmod(label, 2)
+        base[
+            :,
+            row * size // 2 : (row + 1) * size // 2,
+            column * size // 2 : (column + 1) * size // 2,
+        ] = 1
+        noise = torch.rand(count, channels, size, size, generator=draw)
+        stacks.append(((0.35 + 0.3 * base + 0.35 * noise) * 255).to(torch.uint8))
+    images = torch.cat(stacks)
+    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
+    return ImageSet(
+        images, labels, tuple(f"class {c}" for c in range(len(counts))), "blobs", torch.arange(len(labels)), "blobs"
+    )  # fmt: skip
+
+
+@pytest.fixture
+def make_blobs() -> Callable[..., ImageSet]:
+    return blobs
+
+
+@pytest.fixture
+def run(tmp_path: Path) -> Run:
+    return Run(device="cpu", cache=tmp_path / "cache", quiet=True, checkpoint_seconds=0.0)
+
+
+@pytest.fixture(scope="session")
+def shared_data() -> Path:
+    """Folder with cifar10/ and cifar100-lt10/ in Parquet; tests that need it are skipped without."""
+    folder = Path(os.environ.get("POTSTILL_DATA", Path(__file__).parents[2] / "shared" / "data"))
+    if not (folder / "cifar10").is_dir():
+        pytest.skip(f"real CIFAR-10 is not at {folder}; set POTSTILL_DATA")
+    return folder

@@ -1,0 +1,149 @@
+from __future__ import annotations
+
+import json
+import logging
+import os
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from potstill.data import store
+from potstill.data.store import Facts, collect, read_entry, take
+from potstill.run import StorageError
+
+FACTS = Facts(("a", "b"), ("train", "test"))
+SMALL, LARGE = 1.0, 1e-9  # GB: in memory, memory-mapped
+
+
+def parts(sizes=(3, 4)):
+    start = 0
+    for size in sizes:
+        values = np.arange(start, start + size * 12, dtype=np.uint8).reshape(size, 3, 2, 2)
+        yield values, list(range(start // 12 % 2, start // 12 % 2 + size))
+        start += size * 12
+
+
+def fill(root, key="key", memory_gb=SMALL, sizes=(3, 4)):
+    return collect(parts(sizes), sum(sizes), FACTS, root=root, key=key, memory_gb=memory_gb)
+
+
+def expected():
+    return torch.arange(84, dtype=torch.uint8).view(7, 3, 2, 2)
+
+
+@pytest.mark.parametrize("write", [SMALL, LARGE])
+@pytest.mark.parametrize("read", [SMALL, LARGE])
+def test_what_was_written_is_read(tmp_path, write, read):
+    made = fill(tmp_path, memory_gb=write)
+    again = read_entry(tmp_path, "key", read)
+    for bank, budget in ((made, write), (again, read)):
+        assert torch.equal(bank.images, expected())
+        assert bank.labels.tolist() == [0, 1, 2, 1, 2, 3, 4]
+        assert bank.facts == FACTS
+        assert bank.mapped == (tmp_path if budget == LARGE else None)
+    assert made.fingerprint == again.fingerprint
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_fingerprint_is_of_the_content(tmp_path):
+    first = fill(tmp_path).fingerprint
+    assert fill(tmp_path, key=None, memory_gb=LARGE, sizes=(3, 4)).fingerprint == first
+    assert fill(tmp_path, key=None, sizes=(4, 3)).fingerprint != first  # other labels
+    assert len(first) == 16 and int(first, 16) >= 0
+
+
+def test_without_a_key_nothing_stays(tmp_path):
+    bank = fill(tmp_path, key=None, memory_gb=LARGE)
+    assert torch.equal(bank.images, expected())
+    assert not list(tmp_path.iterdir())
+    assert read_entry(tmp_path, "key", SMALL) is None
+
+
+def test_writing_to_a_mapped_tensor_does_not_reach_the_file(tmp_path):
+    bank = fill(tmp_path, memory_gb=LARGE)
+    bank.images[0] = 255
+    assert torch.equal(read_entry(tmp_path, "key", LARGE).images, expected())
+
+
+def truncate(path):
+    path.write_bytes(path.read_bytes()[:-5])
+
+
+@pytest.mark.parametrize("memory_gb", [SMALL, LARGE])
+@pytest.mark.parametrize(
+    ("name", "damage"),
+    [
+        ("images.npy", truncate),
+        ("images.npy", lambda path: path.write_bytes(b"")),
+        ("images.npy", lambda path: np.save(path, np.zeros((7, 3, 2, 2), np.float32))),
+        ("images.npy", lambda path: np.save(path, np.zeros((7, 3, 4, 1), np.uint8))),
+        ("labels.npy", truncate),
+        ("labels.npy", lambda path: np.save(path, np.zeros(6, np.int64))),
+        ("facts.json", truncate),
+        ("facts.json", lambda path: path.write_text("{}")),
+        ("facts.json", lambda path: path.write_text(json.dumps([1]))),
+    ],
+)
+def test_damage_is_noticed_and_repaired(tmp_path, caplog, name, damage, memory_gb):
+    fill(tmp_path)
+    damage(tmp_path / "key" / name)
+    assert read_entry(tmp_path, "key", memory_gb) is None
+    assert "damaged" in caplog.text
+    fill(tmp_path)
+    assert torch.equal(read_entry(tmp_path, "key", memory_gb).images, expected())
+
+
+def full_disk(*_):
+    raise OSError(28, "No space left on device")
+
+
+def test_full_disk_costs_a_warning(tmp_path, monkeypatch, caplog):
+    monkeypatch.setattr(store, "_sync", full_disk)
+    with caplog.at_level(logging.WARNING, "potstill"):
+        bank = fill(tmp_path)
+    assert torch.equal(bank.images, expected())
+    assert "not cached" in caplog.text and "No space left" in caplog.text
+    assert not list(tmp_path.iterdir())
+
+
+def test_full_disk_stops_what_does_not_fit_in_memory(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_sync", full_disk)
+    with pytest.raises(StorageError, match=r"No space left on device.*raise memory_gb"):
+        fill(tmp_path, memory_gb=LARGE)
+    assert not list(tmp_path.iterdir())
+
+
+def test_cache_that_cannot_be_made(tmp_path, caplog):
+    (tmp_path / "file").write_text("")
+    assert torch.equal(fill(tmp_path / "file").images, expected())
+    assert "not cached" in caplog.text
+
+
+def test_quicker_process_wins_and_nothing_is_left(tmp_path):
+    first = fill(tmp_path)
+    second = fill(tmp_path, memory_gb=LARGE)
+    assert torch.equal(second.images, first.images)
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]
+
+
+def test_what_a_killed_process_left_goes_after_a_week(tmp_path):
+    for name, age in (("old", 8), ("new", 6)):
+        folder = tmp_path / f".part-{name}"
+        folder.mkdir()
+        then = time.time() - age * 24 * 3600
+        os.utime(folder, (then, then))
+    fill(tmp_path)
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".part-new", "key"]
+
+
+def test_selection_of_a_mapped_tensor_stays_mapped(tmp_path, monkeypatch):
+    monkeypatch.setattr(store, "_LARGE_SELECTION", 1)
+    monkeypatch.setattr(store, "_ROWS", 2)
+    bank = fill(tmp_path, memory_gb=LARGE)
+    rows = torch.tensor([6, 0, 3, 3, 1])
+    taken = take(bank.images, rows, bank.mapped)
+    assert torch.equal(taken, expected()[rows])
+    assert torch.equal(take(taken, torch.tensor([0]), bank.mapped), expected()[6:])
+    assert [path.name for path in tmp_path.iterdir()] == ["key"]

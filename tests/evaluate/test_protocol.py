@@ -1,0 +1,150 @@
+import json
+from dataclasses import fields, replace
+
+import pytest
+
+from potstill.data import DSA
+from potstill.evaluate.protocol import PROTOCOLS, Protocol, find_protocol
+from potstill.nets import Training
+from potstill.run import InputError
+
+TINY = Protocol(name="tiny", training=Training(epochs=4, batch=8))
+
+CHANGES = {
+    "epochs": 5, "batch": 9, "optimizer": "adamw", "lr": 0.02, "momentum": 0.8,
+    "weight_decay": 1e-4, "schedule": "cosine", "milestones": (0.5,), "gamma": 0.3,
+    "reset_momentum": True, "augment": "crop", "cutmix": 0.1, "sampling": "balanced",
+    "epochs_by_ipc": ((1, 3),), "labels": "hard", "learned_lr": True, "held_out": 2,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("field", CHANGES)
+def test_every_fact_changes_the_hash(field):
+    changed = TINY.with_(**{field: CHANGES[field]})
+    assert changed.hash != TINY.hash
+    assert changed.name == "tiny*"
+
+
+def test_the_changes_above_cover_every_field():
+    covered = {*CHANGES, "name", "training", "selection", "test_every"}
+    assert covered == {f.name for f in fields(Training)} | {f.name for f in fields(Protocol)}
+
+
+def test_selection_and_its_interval_change_the_hash():
+    val = TINY.with_(selection="val", test_every=2)
+    test_max = TINY.with_(selection="test_max", test_every=2)
+    assert len({TINY.hash, val.hash, test_max.hash, val.with_(test_every=1).hash}) == 4
+
+
+def test_hash_ignores_name_field_order_and_number_type():
+    assert replace(TINY, name="other").hash == TINY.hash
+    training = Training(cutmix=0, weight_decay=5e-4, batch=8, epochs=4)
+    assert Protocol(training=training, name="tiny").hash == TINY.hash
+    assert len(TINY.hash) == 8 and int(TINY.hash, 16) >= 0
+
+
+def test_hashes_of_named_protocols_are_distinct_and_pinned():
+    hashes = {name: protocol.hash for name, protocol in PROTOCOLS.items()}
+    assert len(set(hashes.values())) == len(hashes)
+    # A changed pin means that scores measured before can no longer be compared by their hash.
+    assert (hashes["default"], hashes["quick"]) == ("8697d7fd", "e071a630")
+
+
+def facts(name):
+    t = PROTOCOLS[name].training
+    return (t.epochs, t.batch, t.optimizer, t.lr, t.weight_decay, t.gamma, t.cutmix)
+
+
+def test_published_hyper_parameters():
+    """Zhao et al. 2021 (DC), Zhao & Bilen 2021 (DSA), Kim et al. 2022, Wang et al. 2025."""
+    assert facts("dc") == (300, 256, "sgd", 0.01, 5e-4, 0.1, 0.0)
+    assert facts("dsa") == (1000, 256, "sgd", 0.01, 5e-4, 0.1, 0.0)
+    assert facts("idc") == (1000, 64, "sgd", 0.01, 5e-4, 0.2, 0.5)
+    assert facts("ncfm") == (2000, 128, "adamw", 1e-3, 0.01, 0.5, 0.5)
+    for name in ("dc", "dsa", "idc"):
+        assert PROTOCOLS[name].training.momentum == 0.9
+    assert PROTOCOLS["dc"].training.augment is None
+
+
+def test_published_schedules():
+    rates = {n: [PROTOCOLS[n].training.lr_at(e) for e in range(2000)] for n in ("dsa", "idc")}
+    assert rates["dsa"][499] == 0.01 and rates["dsa"][500] == pytest.approx(0.001)
+    assert PROTOCOLS["dsa"].training.reset_momentum and PROTOCOLS["dc"].training.reset_momentum
+    assert rates["idc"][665] == 0.01 and rates["idc"][667] == pytest.approx(0.002)
+    assert rates["idc"][832] == pytest.approx(0.002) and rates["idc"][834] == pytest.approx(4e-4)
+    ncfm = PROTOCOLS["ncfm"].training
+    expected = [1e-3 * 0.5**k for k in (0, 1, 2, 3, 4)]
+    assert [ncfm.lr_at(e) for e in (399, 400, 800, 1200, 1999)] == pytest.approx(expected)
+
+
+def test_published_augmentations():
+    dsa, idc = PROTOCOLS["dsa"].training.augment, PROTOCOLS["idc"].training.augment
+    assert dsa.rule == "dc" and set(dsa.ops) == {
+        "color", "crop", "cutout", "flip", "scale", "rotate"
+    }  # fmt: skip
+    assert idc == dsa.__class__.parse("color_crop_flip_scale_rotate", rule="idc")
+    assert PROTOCOLS["ncfm"].training.augment == idc
+    assert "flip" not in PROTOCOLS["default-noflip"].training.augment.ops
+
+
+def test_test_max_is_only_in_protocols_that_say_so():
+    for name, protocol in PROTOCOLS.items():
+        assert (protocol.selection == "test_max") == name.endswith("-published")
+        assert ("TEST" in protocol.describe()) == name.endswith("-published")
+    looks = {n: PROTOCOLS[f"{n}-published"].test_every for n in ("idc", "ncfm")}
+    assert looks == {"idc": 250, "ncfm": 100}  # 4 and 20 looks
+
+
+def test_quick_costs_a_tenth_of_default():
+    quick, default = PROTOCOLS["quick"].training, PROTOCOLS["default"].training
+    assert quick.epochs * 10 == default.epochs
+
+
+def test_budget_by_ipc():
+    tiny = PROTOCOLS["ncfm-tiny"]
+    epochs = [tiny.training_for(ipc).epochs for ipc in (1, 9, 10, 49, 50, 100)]
+    assert epochs == [2000, 2000, 300, 300, 40, 40]
+
+
+def test_learned_lr_only_where_the_protocol_takes_it():
+    assert PROTOCOLS["mtt"].training_for(10, syn_lr=0.03).lr == 0.03
+    assert PROTOCOLS["mtt"].training_for(10).lr == 0.01
+    assert PROTOCOLS["dsa"].training_for(10, syn_lr=0.03).lr == 0.01
+
+
+def test_augment_is_the_users_choice():
+    noflip = PROTOCOLS["default"].with_(augment="color_crop_scale_rotate")
+    assert noflip.hash == PROTOCOLS["default-noflip"].hash
+    assert noflip.training.augment.rule == "idc"
+    assert PROTOCOLS["dsa"].with_(augment="crop").training.augment == DSA.parse("crop", rule="dc")
+    assert PROTOCOLS["dsa"].with_(augment="none").training.augment is None
+    assert "augmentation crop (dc rule)" in PROTOCOLS["dsa"].with_(augment="crop").describe()
+
+
+def test_a_copy_without_change_keeps_its_name():
+    assert TINY.with_(epochs=4) == TINY
+
+
+def test_json_holds_every_fact():
+    protocol = PROTOCOLS["ncfm-published"]
+    record = json.loads(json.dumps(protocol.to_json()))
+    assert record == protocol.to_json()
+    assert (record["name"], record["hash"]) == ("ncfm-published", protocol.hash)
+    assert record["selection"] == "test_max"
+    assert record["training"]["augment"]["ops"] == ["color", "crop", "flip", "scale", "rotate"]
+
+
+def test_unknown_names_and_impossible_values():
+    with pytest.raises(InputError, match="did you mean 'quick'"):
+        find_protocol("quik")
+    with pytest.raises(InputError, match=r"epochz is not a field.*'epochs'"):
+        TINY.with_(epochz=3)
+    with pytest.raises(InputError, match="selection is 'best'"):
+        TINY.with_(selection="best")
+    with pytest.raises(InputError, match="test_every is 0 with selection 'val'"):
+        TINY.with_(selection="val")
+    with pytest.raises(InputError, match="test_every is 5 with selection 'last'"):
+        TINY.with_(test_every=5)
+    with pytest.raises(InputError, match="epochs of protocol"):
+        TINY.with_(epochs=0)
+    assert find_protocol(TINY) is TINY and find_protocol("dc") is PROTOCOLS["dc"]

@@ -1,0 +1,294 @@
+import json
+from dataclasses import replace
+
+import pytest
+import torch
+
+from potstill.data import ImageSet, Normalize
+from potstill.evaluate import bench
+from potstill.evaluate.protocol import Protocol
+from potstill.evaluate.scores import Score, evaluate, read_scores, write_scores
+from potstill.nets import Training
+from potstill.run import ArtifactError, InputError, StorageError
+from potstill.synthetic import SyntheticSet
+
+NETWORK = "convnet-w8"
+TINY = Protocol(name="tiny", training=Training(epochs=6, batch=8, optimizer="adamw", lr=1e-2))
+
+
+@pytest.fixture
+def data(make_blobs):
+    return make_blobs((30, 12, 5)), make_blobs((10, 10, 10), seed=1)
+
+
+@pytest.fixture
+def syn(data):
+    """Two real images per class, not quite on the 8-bit grid."""
+    train, _ = data
+    rows = torch.cat([train.of_class(label)[:2] for label in range(3)])
+    images = (train.batch(rows) + 0.001).clamp(max=1)
+    return SyntheticSet(images, train.labels[rows], train.classes, Normalize.fit(train))
+
+
+@pytest.fixture
+def trained(monkeypatch):
+    """What students were trained on, in order."""
+    seen, original = [], bench.train_students
+
+    def counted(examples, training, protocol, **how):
+        seen.append(how["label"].split(" on ")[1])
+        return original(examples, training, protocol, **how)
+
+    monkeypatch.setattr(bench, "train_students", counted)
+    return seen
+
+
+ALL = ["the synthetic set", "the synthetic set", "random real images", "all real images"]
+
+
+def score(syn, data, run, **more):
+    how = dict(network=NETWORK, protocol=TINY, runs=2, run=run) | more
+    return evaluate(syn, *data, **how)[0]
+
+
+def test_a_record_holds_what_the_contract_lists(syn, data, run):
+    record = score(syn, data, run, full=True, test_note="a sentence").to_json()
+    assert json.loads(json.dumps(record)) == record
+    assert record["network"] == "convnet-d2-w8-in"
+    assert (record["protocol"]["name"], record["protocol"]["hash"]) == ("tiny", TINY.hash)
+    assert record["protocol"]["training"]["epochs"] == 6
+    assert (record["label_tier"], record["runs"], record["seed"]) == ("hard", 2, 0)
+    assert record["artifact"] == syn.checksum and record["receiver_bytes"] == syn.nbytes
+    assert record["classes"] == list(syn.classes) and record["train_counts"] == [30, 12, 5]
+    assert record["test"] == {"source": "blobs", "images": 30, "sentence": "a sentence"}
+    assert list(record["groups"]) == ["head", "medium", "tail"]
+    for part in (record, record["quantized"], record["random"], record["full"]):
+        assert len(part["accuracy"]["values"]) == (1 if part is record["full"] else 2)
+        assert len(part["per_class"]["mean"]) == len(part["per_class"]["std"]) == 3
+        assert set(part["groups"]["tail"]) == {"mean", "std"}
+    assert record["last"] is None and record["epochs"] is None
+    assert record["seconds"] > 0 and record["device"] and len(record["date"]) == 10
+    assert Score.from_json(json.loads(json.dumps(record))).to_json() == record
+
+
+def test_numbers_agree_with_each_other(syn, data, run):
+    found = score(syn, data, run)
+    per_class = found.per_class["mean"]
+    assert found.accuracy["mean"] == pytest.approx(sum(per_class) / 3)  # balanced test set
+    assert found.groups["tail"]["mean"] == pytest.approx(per_class[2])  # by TRAIN counts
+    assert found.accuracy["mean"] > 60  # chance is 33
+
+
+def test_same_seed_same_score_different_seed_different(syn, data, run):
+    how = {"baseline": False, "quantized": False, "protocol": TINY.with_(epochs=2)}
+    one, two = (score(syn, data, run, **how).accuracy for _ in range(2))
+    assert one == two
+    assert score(syn, data, run.with_(seed=1), **how).accuracy != one
+
+
+def test_eight_bit_view_of_real_images_is_not_trained_twice(syn, data, run, trained):
+    exact = replace(syn, images=(syn.images * 255).round() / 255)
+    found = score(exact, data, run, baseline=False)
+    assert trained == ["the synthetic set"] and found.quantized["accuracy"] == found.accuracy
+    trained.clear()
+    found = score(syn, data, run, baseline=False)
+    assert trained == ["the synthetic set"] * 2
+    assert score(exact, data, run, baseline=False).accuracy == found.quantized["accuracy"]
+
+
+def test_a_view_has_the_budget_of_its_artifact(syn, data, run):
+    """The 8-bit view of a tiled set stores four images for one; that buys no other epochs."""
+    tiled = replace(syn, decode={"kind": "tiled", "factor": 2, "formation": "single"})
+    by_ipc = TINY.with_(epochs_by_ipc=((1, 3), (3, 1)))
+    found = score(tiled, data, run, baseline=False, protocol=by_ipc)
+    plain = score(tiled, data, run, baseline=False, protocol=TINY.with_(epochs=3))
+    assert found.quantized == plain.quantized and found.accuracy == plain.accuracy
+
+
+def test_references_are_cached_and_the_artifact_is_not(syn, data, run, trained):
+    first = score(syn, data, run, full=True)
+    assert trained == ALL
+    again = score(syn, data, run, full=True)
+    assert trained == ALL + ALL[:2]
+    assert (again.random, again.full) == (first.random, first.full)
+    other = replace(syn, images=syn.images.flip(0).contiguous())
+    score(other, data, run, full=True)
+    assert trained == ALL + ALL[:2] * 2  # references know the artifact by its counts only
+
+
+@pytest.mark.parametrize(
+    "change",
+    ["runs", "seed", "protocol", "network", "counts", "transform", "train", "test"],
+)
+def test_the_cache_knows_what_matters(change, syn, data, run, trained, make_blobs):
+    how = {"quantized": False, "protocol": TINY.with_(epochs=1)}
+    score(syn, data, run, **how)
+    if change == "runs":
+        how["runs"] = 1
+    elif change == "seed":
+        run = run.with_(seed=1)
+    elif change == "protocol":
+        how["protocol"] = TINY.with_(epochs=1, lr=0.02)
+    elif change == "network":
+        how["network"] = "mlp-w8"
+    elif change == "counts":
+        syn = replace(syn, images=syn.images[1:], labels=syn.labels[1:])
+    elif change == "transform":
+        syn = replace(syn, transform=Normalize(torch.tensor([0.3]), torch.tensor([0.3])))
+    elif change == "train":
+        data = (data[0].select(torch.arange(1, 47)), data[1])
+    else:
+        data = (data[0], data[1].select(torch.arange(1, 30)))
+    score(syn, data, run, **how)
+    assert trained.count("random real images") == 2
+
+
+def test_a_damaged_cache_is_measured_again(syn, data, run, trained):
+    first = score(syn, data, run, quantized=False)
+    (path,) = (run.cache / "scores").iterdir()
+    path.write_text(path.read_text()[:-20])
+    assert score(syn, data, run, quantized=False).random == first.random
+    assert trained.count("random real images") == 2
+
+
+def test_a_cache_that_cannot_be_written_costs_no_score(syn, data, run, monkeypatch):
+    def full_disk(path, content):
+        raise StorageError("disk full")
+
+    monkeypatch.setattr(bench, "write_json", full_disk)
+    assert score(syn, data, run, quantized=False).random["accuracy"]["mean"] > 0
+
+
+def test_full_reference_names_its_own_protocol(syn, data, run):
+    by_ipc = TINY.with_(epochs_by_ipc=((1, 2),))
+    found = score(syn, data, run, baseline=False, quantized=False, full=2, protocol=by_ipc)
+    assert len(found.full["accuracy"]["values"]) == 2
+    assert found.full["protocol"]["name"] == "tiny*-full"
+    assert found.full["protocol"]["hash"] != found.protocol["hash"]
+    assert found.full["protocol"]["training"]["epochs"] == 6
+
+
+def test_test_max_is_labelled_and_keeps_last_beside_it(syn, data, run):
+    how = {"baseline": True, "quantized": False}
+    looks = score(syn, data, run, protocol=TINY.with_(selection="test_max", test_every=1), **how)
+    plain = score(syn, data, run, **how)
+    assert looks.protocol["selection"] == "test_max"
+    assert "TEST" in looks.protocol["description"] and "TEST" not in plain.protocol["description"]
+    assert looks.last == plain.accuracy
+    assert looks.accuracy["mean"] >= looks.last["mean"] and len(looks.epochs) == 2
+    assert looks.random["last"] == plain.random["accuracy"]
+
+
+def test_val_keeps_the_held_out_images_from_the_references(syn, data, run, monkeypatch):
+    sizes = []
+    for name in ("random_examples", "real_examples"):
+        original = getattr(bench, name)
+
+        def recorded(real, *rest, original=original):
+            sizes.append(len(real))
+            return original(real, *rest)
+
+        monkeypatch.setattr(bench, name, recorded)
+    val = TINY.with_(selection="val", test_every=2, held_out=2)
+    found = score(syn, data, run, protocol=val, full=True)
+    assert sizes == [47 - 3 * 2] * 2  # random and full
+    assert found.train_counts == [30, 12, 5] and found.protocol["held_out"] == 2
+    assert found.last["values"] == score(syn, data, run).accuracy["values"]
+
+
+def test_starved_artifacts(syn, data, run):
+    starved = replace(syn, images=syn.images[:5], labels=syn.labels[:5])
+    assert starved.counts == (2, 2, 1)
+    assert score(starved, data, run).random["accuracy"]["mean"] > 40
+
+
+def test_soft_labels_decide_and_are_named(syn, data, run):
+    swapped = torch.eye(3)[torch.tensor([1, 0, 2])[syn.labels]]
+    found = score(replace(syn, soft_labels=swapped), data, run, baseline=False, quantized=False)
+    assert found.label_tier == "static" and found.receiver_bytes == syn.nbytes + swapped.nbytes
+    assert max(found.per_class["mean"][:2]) < 40
+    hard = score(
+        replace(syn, soft_labels=swapped), data, run, baseline=False, quantized=False,
+        protocol=TINY.with_(labels="hard"),
+    )  # fmt: skip
+    assert hard.label_tier == "hard" and hard.receiver_bytes == syn.nbytes
+    assert hard.accuracy == score(syn, data, run, baseline=False, quantized=False).accuracy
+
+
+def test_a_saved_artifact_scores_as_in_memory(syn, data, run, tmp_path):
+    how = {"baseline": False, "quantized": False}
+    folder = syn.save(tmp_path / "artifact")
+    assert score(folder, data, run, **how).accuracy == score(syn, data, run, **how).accuracy
+
+
+def test_several_networks_give_several_scores(syn, data, run):
+    how = dict(protocol=TINY, runs=1, run=run, baseline=False, quantized=False)
+    scores = evaluate(syn, *data, network=["convnet-w8", "mlp-w8"], **how)
+    assert [s.network for s in scores] == ["convnet-d2-w8-in", "mlp-w8"]
+
+
+def test_scores_file_merges_and_replaces(syn, data, run, tmp_path):
+    how = {"baseline": False, "quantized": False, "runs": 1}
+    first = score(syn, data, run, **how)
+    other = score(syn, data, run, protocol=TINY.with_(lr=0.02), **how)
+    assert read_scores(tmp_path) == []
+    write_scores(tmp_path, [first])
+    write_scores(tmp_path, [other])
+    assert read_scores(tmp_path) == [first, other]
+    newer = replace(first, date="2999-01-01")
+    path = write_scores(tmp_path, [newer])
+    assert read_scores(tmp_path) == [other, newer]
+    for key in ("runs", "seed"):
+        write_scores(tmp_path, [replace(first, **{key: 7})])
+    assert len(json.loads(path.read_text())["scores"]) == 4
+
+
+def test_damaged_score_files_are_named(syn, data, run, tmp_path):
+    found = score(syn, data, run, baseline=False, quantized=False)
+    (tmp_path / "scores.json").write_text('{"scores": [')
+    for act in (lambda: read_scores(tmp_path), lambda: write_scores(tmp_path, [found])):
+        with pytest.raises(ArtifactError, match=r"scores\.json is damaged"):
+            act()
+    assert (tmp_path / "scores.json").read_text() == '{"scores": ['
+    with pytest.raises(ArtifactError, match="unknown field 'extra'"):
+        Score.from_json(found.to_json() | {"extra": 1})
+    with pytest.raises(ArtifactError, match="damaged"):
+        Score.from_json({"network": "convnet"})
+
+
+def renamed(data: ImageSet, *names):
+    return replace(data, classes=names)
+
+
+def test_errors_name_what_does_not_fit(syn, data, run, make_blobs, trained):
+    train, test = data
+    cases = {
+        "runs is 0": dict(runs=0),
+        "class 1 is 'dog' in test and 'class 1' in the artifact": dict(
+            data=(train, renamed(test, "class 0", "dog", "cat"))
+        ),
+        "train has 2 classes and the artifact 3": dict(data=(make_blobs((9, 9)), test)),
+        r"test has images of shape \(3, 8, 8\)": dict(
+            data=(train, make_blobs((5, 5, 5), channels=3))
+        ),
+        r"train has images of shape \(1, 16, 16\)": dict(
+            data=(make_blobs((5, 5, 5), size=16), test)
+        ),
+        "protocol is 'dcc'; did you mean 'dc'": dict(protocol="dcc"),
+        "network is 'konvnet'": dict(network=[NETWORK, "konvnet"]),
+        "network is 'convnet-d5-w8-in', whose maps": dict(network=[NETWORK, "convnet-d5-w8"]),
+        "labels is 'soft' but": dict(protocol=TINY.with_(labels="soft")),
+    }
+    for message, change in cases.items():
+        with pytest.raises(InputError, match=message):
+            score(syn, change.pop("data", data), run, **change)
+    assert not trained  # all of it before the first student
+
+
+def test_another_training_set_than_the_artifacts_is_warned_of(syn, data, run, caplog):
+    how = {"baseline": False, "quantized": False, "protocol": TINY.with_(epochs=1)}
+    made = replace(syn, provenance={"data": {"checksum": data[0].checksum}})
+    score(made, data, run, **how)
+    assert not caplog.records
+    score(made, (data[0].select(torch.arange(1, 47)), data[1]), run, **how)
+    assert "not the set the artifact was made from" in caplog.text

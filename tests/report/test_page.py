@@ -1,0 +1,265 @@
+"""The page: self-contained, escaped, and useful at every stage of a run."""
+
+from __future__ import annotations
+
+import json
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from potstill.data.transform import Normalize
+from potstill.report import read_run, report, write_card
+from potstill.run import ArtifactError, InputError, StorageError
+from potstill.synthetic import SyntheticSet, grid
+
+EVIL = "<script>alert(1)</script>"
+NAMES = (EVIL, '"><img src=x onerror=alert(1)>', "$\\frac{$", "{{ 7 * 7 }}")
+COUNTS = [40, 12, 6, 3]
+
+
+class Page(HTMLParser):
+    """Tags, attributes and text of a page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__()
+        self.tags: list[tuple[str, dict[str, Any]]] = []
+        self.words: list[str] = []
+        self.open: list[str] = []
+        self.feed(path.read_text())
+
+    def handle_starttag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+        if tag not in ("meta", "img", "br", "path"):
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag: str, attrs: Any) -> None:
+        self.tags.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag: str) -> None:
+        if self.open and self.open[-1] == tag:
+            self.open.pop()
+
+    def handle_data(self, data: str) -> None:
+        if not self.open or self.open[-1] != "style":
+            self.words.append(data)
+
+    @property
+    def text(self) -> str:
+        return " ".join(" ".join(self.words).split())
+
+    def all(self, tag: str) -> list[dict[str, Any]]:
+        return [attrs for name, attrs in self.tags if name == tag]
+
+
+def synthetic(**provenance: Any) -> SyntheticSet:
+    facts = {
+        "method": {"name": "csdm", "fields": {"steps": 50, "kernel": EVIL}},
+        "data": {"source": EVIL, "counts": COUNTS, "classes": list(NAMES),
+                 "imbalance_factor": 40 / 3},
+        "ipc": 2, "seconds": 252.0, "device": "Some CPU", "indices": list(range(1000)),
+    }  # fmt: skip
+    return SyntheticSet(
+        images=torch.rand(8, 1, 8, 8, generator=torch.Generator().manual_seed(0)),
+        labels=torch.arange(8) // 2,
+        classes=NAMES,
+        transform=Normalize(torch.tensor([0.5]), torch.tensor([0.2])),
+        provenance=facts | provenance,
+    )
+
+
+def score(mean: float = 71.25, **changes: Any) -> dict[str, Any]:
+    parts = {"per_class": {"mean": [90.0, 80.0, 70.0, None], "std": [1.0, 1.0, 1.0, None]}}
+    return {
+        "network": "convnet-d1-w8-in",
+        "protocol": {"name": "quick", "hash": "1f3c9a20", "selection": "last",
+                     "description": "quick [1f3c9a20]: 9 epochs",
+                     "training": {"epochs": 9, "augment": {"ops": ["crop"]}}},
+        "label_tier": "hard", "runs": 3, "seed": 0, "artifact": "x", "receiver_bytes": 2300,
+        "accuracy": {"mean": mean, "std": 0.5, "values": [1, 2, 3]}, **parts,
+        "groups": {"head": {"mean": 90.0, "std": 1.0}, "tail": {"mean": 33.0, "std": 2.0}},
+        "classes": list(NAMES), "train_counts": COUNTS, "seconds": 3.2, "device": EVIL,
+        "threads": 1, "date": "2026-01-02",
+        "test": {"source": "x", "images": 359, "sentence": "held out, " + EVIL},
+        "quantized": {"accuracy": {"mean": 70.5, "std": 0.4}},
+        "random": {"accuracy": {"mean": 55.0, "std": 2.0}, **parts, "groups": {}},
+        "full": {"accuracy": {"mean": 88.0, "std": 0.1},
+                 "protocol": {"name": "full", "hash": "beef"}},
+    } | changes  # fmt: skip
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """A finished run without scores."""
+    place = tmp_path / "run"
+    made = synthetic()
+    made.save(place / "synthetic")
+    job = {
+        "method": "csdm", "budget": "quick", "ipc": 2, "seed": 0, "test_note": "held out",
+        "data": {"data": EVIL, "imbalance_factor": 13.0, "profile": "exponential", "test": None},
+    }  # fmt: skip
+    (place / "run.json").write_text(json.dumps({"status": "finished", "job": job}))
+    lines = [
+        {"step": s, "loss": {"match": 2.0 - s / 50}, "classes": {"distance": [1.0, 2.0, 3.0, 4.0]}}
+        for s in range(0, 50, 5)
+    ]
+    (place / "metrics.jsonl").write_text(
+        "".join(json.dumps(line) + "\n" for line in lines) + "{cut"
+    )
+    for step in (0, 10, 20, 30, 40, 50):
+        grid(made.images, made.labels, NAMES, place / "pictures" / f"step-{step:06d}.png")
+    grid(made.images, made.labels, NAMES, place / "pictures" / "real.png")
+    return place
+
+
+def with_scores(folder: Path, *records: Any) -> Path:
+    (folder / "scores.json").write_text(json.dumps({"scores": list(records)}))
+    return folder
+
+
+def test_page_is_self_contained_and_runs_nothing(folder):
+    path = report(with_scores(folder, score()))
+    assert path == folder / "report.html"
+    page = Page(path)
+    assert not page.all("script") and not page.all("link") and not page.all("iframe")
+    for name, attrs in page.tags:
+        assert not [key for key in attrs if key.startswith("on")], (name, attrs)
+        for key in ("src", "href", "xlink:href"):
+            assert str(attrs.get(key, "data:")).startswith(("data:", "#")), (name, attrs)
+    policy = next(m["content"] for m in page.all("meta") if "http-equiv" in m)
+    assert policy.startswith("default-src 'none'")
+    assert path.read_text().count("<style>") == 1 and "prefers-color-scheme" in path.read_text()
+
+
+def test_what_users_named_appears_as_text(folder):
+    page = Page(report(with_scores(folder, score())))
+    text = page.text
+    assert f"{EVIL}, distilled by csdm" in text
+    assert f"held out, {EVIL}" in text and "{{ 7 * 7 }}" in text
+    assert len(page.all("img")) == 2 + 4  # synthetic, real, four steps
+
+
+def test_scores_stand_beside_random_full_and_8_bit(folder):
+    text = Page(report(with_scores(folder, score(40.0), score()))).text
+    for expected in (
+        "Accuracy 71.2 ± 0.5 %",
+        "Random real images 55.0 ± 2.0 %",
+        "All real images 88.0 ± 0.1 %",
+        "distilled, 8-bit 70.5 ± 0.4",
+        "quick [1f3c9a20]",
+        "full [beef]",
+        "label tier hard",
+        "2.3 kB",
+        "61 real images, the largest class 13.3 times the smallest, became 8 synthetic ones",
+        "Imbalance factor 13 exponential",
+        "359 images",
+        "training.epochs 9",
+        "Some CPU",
+        "4 min 12 s",
+    ):
+        assert expected in text, expected
+    assert text.index("71.2 ± 0.5") < text.index("40.0 ± 0.5")  # newest first
+    assert "best of several looks" not in text
+    assert "potstill evaluate" not in text
+
+
+def test_a_score_chosen_on_the_test_set_is_marked(folder):
+    best = score()
+    best["protocol"] = best["protocol"] | {"selection": "test_max"}
+    assert "best of several looks at the test set" in Page(report(with_scores(folder, best))).text
+
+
+def test_without_scores_the_page_says_how_to_get_them(folder):
+    text = Page(report(folder)).text
+    assert f"potstill evaluate {folder}" in text and "has not been evaluated yet" in text
+    assert "Real images by class" in text and "Loss by term" in text
+
+
+def test_every_stage_of_a_run_has_a_page(folder, tmp_path):
+    (folder / "run.json").write_text(json.dumps({"status": "running", "job": {"method": "csdm"}}))
+    assert "running, step 45" in Page(report(folder)).text
+    bare = tmp_path / "bare"
+    bare.mkdir()
+    (bare / "run.json").write_text(json.dumps({"status": "running", "job": {"method": "csdm"}}))
+    assert "A synthetic set, distilled by csdm" in Page(report(bare)).text
+    alone = synthetic().save(tmp_path / "alone")
+    page = Page(report(alone, tmp_path / "elsewhere" / "page.html"))
+    assert "distilled by csdm" in page.text and len(page.all("img")) == 1
+    assert not (alone / "report.html").exists()
+
+
+def test_figures_follow_the_theme_and_keep_their_names_apart(folder):
+    path = report(with_scores(folder, score()))
+    page = Page(path)
+    svgs = [attrs for attrs in page.all("svg") if attrs.get("role") == "img"]
+    assert len(svgs) == 4 and all("width" not in attrs for attrs in svgs)
+    assert "#2b6a8a" not in path.read_text().split("</style>", 1)[1]
+    assert "fill: var(--head)" in path.read_text()
+
+
+def test_long_lists_are_cut(folder):
+    text = Page(report(folder)).text
+    assert "(1,000 in all)" in text and "23, … (" in text and ", 500," not in text
+
+
+def test_unreadable_pictures_are_left_out(folder):
+    (folder / "pictures" / "step-000000.png").write_bytes(b"not a picture")
+    (folder / "pictures" / "real.png").write_bytes(b"GIF89a")
+    assert len(Page(report(folder)).all("img")) == 1 + 3
+
+
+@pytest.mark.parametrize("name", ["run.json", "scores.json", "synthetic/provenance.json"])
+@pytest.mark.parametrize("content", ["{", "[]", "[" * 9000, "\xff"])
+def test_damaged_files_are_named(folder, name, content):
+    (folder / name).write_bytes(content.encode("latin-1"))
+    with pytest.raises(ArtifactError, match=name) as caught:
+        report(folder)
+    assert "\n" not in str(caught.value)
+
+
+def test_incomplete_score_records_do_not_stop_the_page(folder):
+    odd = [None, 3, {}, {"accuracy": 3}, {"accuracy": {"mean": "x"}}, {"accuracy": {"mean": 1.5}}]
+    assert "71.2" in Page(report(with_scores(folder, *odd, score()))).text
+    text = Page(report(with_scores(folder, score(), *odd))).text
+    assert "Accuracy 1.5 %" in text and "71.2" in text
+
+
+def test_strange_provenance_does_not_stop_the_page(folder):
+    (folder / "metrics.jsonl").unlink()
+    path = folder / "synthetic" / "provenance.json"
+    deep: Any = "end"
+    for _ in range(300):
+        deep = {"d": deep}
+    for odd in ({"data": "text", "method": 3}, {"run": [], "seconds": "long", "artifact": 4}, deep):
+        path.write_text(json.dumps(odd))
+        report(folder)
+
+
+def test_no_run_and_no_place_to_write(folder, tmp_path):
+    with pytest.raises(
+        InputError, match=r"does not exist; give the folder that `potstill distill`"
+    ):
+        report(tmp_path / "nowhere")
+    with pytest.raises(InputError, match="holds neither a run nor a synthetic set"):
+        report(tmp_path)
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StorageError):
+        report(folder, tmp_path / "file" / "page.html")
+
+
+def test_same_run_same_page(folder):
+    with_scores(folder, score())
+    assert report(folder).read_bytes() == report(folder).read_bytes()
+
+
+def test_write_card_puts_scores_into_card_and_provenance(folder):
+    before = SyntheticSet.load(folder)
+    card = write_card(with_scores(folder, score()))
+    assert "71.2 ± 0.5" in card.read_text() and "55.0 ± 2.0" in card.read_text()
+    after = SyntheticSet.load(folder)
+    assert after.checksum == before.checksum and after.provenance["scores"] == [score()]
+    assert read_run(folder / "synthetic").scores == [score()]
+    after.save(folder / "synthetic")
+    assert "71.2 ± 0.5" in card.read_text()

@@ -1,0 +1,141 @@
+import json
+import math
+
+import pytest
+import torch
+
+from potstill.canvas import Canvas, canvas_spec
+from potstill.run import DivergedError, InputError
+from potstill.run.loop import Descent, Term, _Schedule, descend
+
+
+class Parabola:
+    """Pull every pixel of class c towards c."""
+
+    def terms(self, step, canvas, chunk):
+        for first in range(0, canvas.classes, chunk):
+            images, labels = canvas.decode(first, min(canvas.classes, first + chunk))
+            gap = (images - labels[:, None, None, None]).square().flatten(1).mean(1)
+            yield Term("pull", gap, first, {"gap": gap})
+
+    def state(self):
+        return {}
+
+    def load_state(self, tensors):
+        assert not tensors
+
+
+def canvas():
+    return Canvas(torch.full((2, 1, 2, 2), 0.5), torch.tensor([0, 1]), 2, canvas_spec())
+
+
+def go(surface, run, problem=None, **fields):
+    descent = Descent(**{"steps": 40, "lr": 0.05, **fields})
+    return descend(
+        problem or Parabola(), surface, run, descent, classes=("a", "b"), chunk=2, key="k"
+    )
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_descends_to_the_minimum(run, optimizer):
+    surface = canvas()
+    go(surface, run, optimizer=optimizer, lr=0.2 if optimizer == "sgd" else 0.05)
+    assert torch.allclose(surface.images[0], torch.zeros(1, 2, 2), atol=0.05)
+    assert torch.allclose(surface.images[1], torch.ones(1, 2, 2), atol=0.05)
+
+
+def test_sgd_step_is_the_textbook_step(run):
+    surface = canvas()
+    go(surface, run, optimizer="sgd", lr=0.1, momentum=0.0, steps=1)
+    # loss of class 0 is mean((x - 0)^2) over 4 pixels: gradient 2 * 0.5 / 4
+    assert torch.allclose(surface.images[0].detach(), torch.full((1, 2, 2), 0.5 - 0.1 * 0.25))
+
+
+def test_schedules():
+    cosine = _Schedule(Descent(steps=100, lr=1.0, schedule="cosine"))
+    assert (
+        cosine.rate(0) == 1
+        and cosine.rate(50) == pytest.approx(0.5)
+        and cosine.rate(100) == pytest.approx(0)
+    )
+    plateau = _Schedule(Descent(steps=100, lr=1.0, schedule="plateau", patience=3))
+    for step in range(5):
+        plateau.observe(step, 1.0)
+    assert plateau.rate(5) == 0.5
+    plateau.observe(5, 0.1)
+    assert plateau.best == 0.1 and plateau.rate(6) == 0.5
+
+
+def test_metrics_name_every_term_and_class(run, tmp_path):
+    go(canvas(), run.with_(folder=tmp_path), steps=10)
+    lines = [json.loads(line) for line in (tmp_path / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(10))
+    assert lines[0]["loss"]["pull"] == pytest.approx(0.5)
+    assert lines[0]["classes"]["gap"] == pytest.approx([0.25, 0.25])
+    assert lines[0]["classes"]["pull_pull"] == pytest.approx(
+        [0.5, 0.5]
+    )  # length of the gradient: 4 pixels of 0.25
+
+
+def test_metrics_after_resume_have_each_step_once(run, tmp_path):
+    class Dies(Parabola):
+        def terms(self, step, canvas, chunk):
+            if step == 7:
+                raise KeyboardInterrupt
+            return super().terms(step, canvas, chunk)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(canvas(), run.with_(folder=tmp_path), problem=Dies(), steps=10)
+    go(canvas(), run.with_(folder=tmp_path), steps=10)
+    steps = [
+        json.loads(line)["step"] for line in (tmp_path / "metrics.jsonl").read_text().splitlines()
+    ]
+    assert steps == list(range(10))
+
+
+@pytest.mark.parametrize("schedule", ["constant", "cosine", "plateau"])
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+def test_resume_restores_optimiser_and_schedule(run, tmp_path, optimizer, schedule):
+    whole = canvas()
+    go(whole, run, optimizer=optimizer, schedule=schedule, steps=20)
+
+    class Dies(Parabola):
+        def terms(self, step, canvas, chunk):
+            if step == 9:
+                raise KeyboardInterrupt
+            return super().terms(step, canvas, chunk)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(
+            canvas(),
+            run.with_(folder=tmp_path),
+            Dies(),
+            optimizer=optimizer,
+            schedule=schedule,
+            steps=20,
+        )
+    resumed = canvas()
+    go(resumed, run.with_(folder=tmp_path), optimizer=optimizer, schedule=schedule, steps=20)
+    assert torch.equal(resumed.images, whole.images)
+
+
+def test_infinite_gradient_is_caught_before_the_step(run):
+    class Bad(Parabola):
+        def terms(self, step, canvas, chunk):
+            images, _ = canvas.decode()
+            # finite value, infinite slope at 0
+            yield Term("root", (images - images.detach()).abs().sqrt().flatten(1).sum(1))
+
+    surface = canvas()
+    with pytest.raises(DivergedError, match=r"gradient of class 0 \(a\) is not finite at step 0"):
+        go(surface, run, problem=Bad())
+    assert torch.isfinite(surface.images).all()
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [("steps", -1), ("lr", 0.0), ("lr", math.nan), ("optimizer", "lion"), ("schedule", "warm")],
+)
+def test_bad_fields_are_named(field, value):
+    with pytest.raises(InputError, match="lr_images" if field == "lr" else field):
+        Descent(**{"steps": 1, "lr": 0.1, field: value})

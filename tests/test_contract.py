@@ -1,0 +1,215 @@
+"""Every method in the catalogue passes the same trials, on three tiny classes with a starved tail."""
+
+from __future__ import annotations
+
+import random
+from pathlib import Path
+from typing import Any
+
+import numpy
+import pytest
+import torch
+
+from potstill.methods import CATALOGUE, Matcher, Method
+from potstill.run import DivergedError, InputError, Run
+from potstill.run import loop as loop_module
+from potstill.synthetic import SyntheticSet
+
+TINY: dict[str, Any] = {
+    "steps": 6, "network": "convnet-d2-w8-in", "networks": 2, "pool_epochs": 1, "entries": 3, "refresh": 2,
+    "frequencies": 16, "batch_real": 8, "factor": 2,
+}  # fmt: skip
+VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
+    **{name: (name, {}) for name in CATALOGUE},
+    "ncfm-minmax": ("ncfm", {"sampling_network": True, "real_side": "features"}),
+    "sdm-exact": ("sdm", {"estimator": "exact", "power": 2}),
+    "sdm-linear": ("sdm", {"kernel": "linear"}),
+    "csdm-reliability": ("csdm", {"alpha_schedule": "reliability", "debias": True}),
+    "csdm-fresh": ("csdm", {"real_side": "fresh"}),
+    "dm-rolling": ("dm", {"real_side": "rolling", "batch_real": 0}),
+}
+MATCHERS = [v for v, (name, _) in VARIANTS.items() if issubclass(CATALOGUE[name], Matcher)]
+
+
+def build(variant: str, **changes: Any) -> Method:
+    name, fields = VARIANTS[variant]
+    wanted = TINY | fields | changes
+    if name in ("dm", "m3d"):
+        wanted["networks"] = 0
+    if name == "dm":
+        wanted["factor"] = 1
+    known = CATALOGUE[name].__dataclass_fields__
+    return CATALOGUE[name].budget("quick", **{k: v for k, v in wanted.items() if k in known})
+
+
+def same(a: SyntheticSet, b: SyntheticSet) -> bool:
+    return torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_makes_finite_balanced_images_of_the_right_shape(variant, make_blobs, run):
+    real = make_blobs((24, 12, 5), channels=3)
+    syn = build(variant)(real, 3, run)
+    assert syn.images.shape == (9, 3, 8, 8) and syn.images.dtype == torch.float32
+    assert torch.isfinite(syn.images).all()
+    assert syn.labels.tolist() == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert syn.classes == real.classes
+    assert syn.provenance["data"]["counts"] == [24, 12, 5]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_same_seed_same_bytes_other_seed_other_bytes(variant, make_blobs, run, tmp_path):
+    real = make_blobs((20, 8, 4))
+    first = build(variant)(real, 2, run)
+    again = build(variant)(real, 2, run.with_(cache=tmp_path / "other"))  # nothing from the cache
+    other = build(variant)(real, 2, run.with_(seed=1))
+    assert same(first, again)
+    assert not same(first, other)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_global_generators_are_untouched(variant, make_blobs, run):
+    before = torch.get_rng_state(), numpy.random.get_state()[1].copy(), random.getstate()
+    build(variant)(make_blobs((10, 6, 4)), 1, run)
+    assert torch.equal(before[0], torch.get_rng_state())
+    assert (before[1] == numpy.random.get_state()[1]).all() and before[2] == random.getstate()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_tail_with_fewer_images_than_needed_warns_and_works(variant, make_blobs, run, caplog):
+    syn = build(variant)(make_blobs((20, 8, 2)), 3, run)
+    counts = torch.bincount(syn.labels).tolist()
+    if variant == "random":
+        assert counts == [3, 3, 2]
+    else:
+        assert counts == [3, 3, 3]
+        assert "have fewer" in caplog.text
+        tail = syn.images[syn.labels == 2]
+        assert not torch.equal(tail[0], tail[2])  # copies are not identical
+
+
+@pytest.mark.parametrize("variant", MATCHERS)
+def test_images_move_and_the_loss_falls(variant, make_blobs, run, tmp_path):
+    real = make_blobs((24, 12, 6))
+    method = build(
+        variant, steps=30, entries=1, refresh=1000, real_side="fixed", networks=1, augment="none"
+    )
+    if variant == "ncfm-minmax":
+        pytest.skip("the adversary raises what the images lower")
+    records: list[dict[str, Any]] = []
+    syn = method(real, 2, run.with_(watch=lambda step, record, canvas: records.append(record)))
+    start = build(variant, steps=0)(real, 2, run)
+    assert not same(syn, start)
+    assert sum(records[-1]["loss"].values()) < sum(records[0]["loss"].values())
+
+
+@pytest.mark.parametrize("variant", MATCHERS)
+def test_chunked_gradients_equal_unchunked(variant, make_blobs, run):
+    from potstill.canvas import start_canvas
+
+    real = make_blobs((24, 12, 6))
+    gradients = []
+    for chunk in (3, 1):
+        method = build(variant)
+        canvas = start_canvas(real, 2, run.generator, start=method.start, factor=2)
+        method.setup(real, canvas, run)
+        for term in method.terms(0, canvas, chunk):
+            term.values.sum().backward()
+        gradients.append(canvas.images.grad.clone())
+    assert gradients[0].abs().max() > 0
+    difference = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
+    assert difference < 1e-4
+
+
+@pytest.mark.parametrize("variant", MATCHERS)
+def test_resume_equals_uninterrupted(variant, make_blobs, run, tmp_path, monkeypatch):
+    real = make_blobs((20, 8, 4))
+    whole = build(variant)(real, 2, run)
+
+    class Killed(BaseException):
+        pass
+
+    for at in (1, 3, 5):
+        folder = tmp_path / f"run-{at}"
+        original = loop_module._Step.run
+
+        def dying(self, step, chunk, detailed, at=at, original=original):
+            if step == at:
+                raise Killed
+            original(self, step, chunk, detailed)
+
+        monkeypatch.setattr(loop_module._Step, "run", dying)
+        with pytest.raises(Killed):
+            build(variant)(real, 2, run.with_(folder=folder))
+        monkeypatch.setattr(loop_module._Step, "run", original)
+        assert (folder / "checkpoint.safetensors").exists()
+        assert same(build(variant)(real, 2, run.with_(folder=folder)), whole)
+
+
+@pytest.mark.parametrize("variant", MATCHERS)
+def test_nan_stops_with_step_term_and_class_and_keeps_the_checkpoint(
+    variant, make_blobs, run, tmp_path
+):
+    real = make_blobs((20, 8, 4))
+    method = build(variant)
+    terms = method.terms
+
+    def poisoned(step, canvas, chunk):
+        for term in terms(step, canvas, chunk):
+            if step == 3 and term.name == "match" and term.first == 0:
+                term.values = (
+                    term.values + torch.tensor([0.0, float("nan"), 0.0])[: len(term.values)]
+                )
+            yield term
+
+    method.terms = poisoned
+    folder = tmp_path / "run"
+    with pytest.raises(
+        DivergedError, match=r"match of class 1 \(class 1\) is not finite at step 3"
+    ):
+        method(real, 2, run.with_(folder=folder))
+    assert (folder / "checkpoint.safetensors").exists()
+    assert torch.isfinite(build(variant)(real, 2, run.with_(folder=folder)).images).all()
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_saves_and_loads(variant, make_blobs, run, tmp_path: Path):
+    syn = build(variant)(make_blobs((12, 6, 4)), 2, run)
+    syn.save(tmp_path / "artifact")
+    assert same(SyntheticSet.load(tmp_path / "artifact"), syn)
+
+
+def test_memory_error_halves_the_chunk_and_goes_on(make_blobs, run, caplog):
+    method = build("csdm")
+    terms, seen = method.terms, []
+
+    def hungry(step, canvas, chunk):
+        seen.append(chunk)
+        if chunk > 1:
+            raise torch.OutOfMemoryError("out of memory")
+        yield from terms(step, canvas, chunk)
+
+    method.terms = hungry
+    syn = method(make_blobs((12, 6, 4)), 1, run)
+    assert torch.isfinite(syn.images).all()
+    assert seen[:3] == [3, 2, 1] and "out of memory at step 0" in caplog.text
+
+
+def test_budgets_exist_for_every_method_and_unknown_names_are_refused():
+    for method in CATALOGUE.values():
+        for budget in ("quick", "standard", "paper"):
+            assert method.budget(budget).fields() is not None
+    assert (
+        CATALOGUE["csdm"].budget("quick").steps < CATALOGUE["csdm"].budget("paper").steps == 20_000
+    )
+    with pytest.raises(InputError, match="did you mean 'quick'"):
+        CATALOGUE["csdm"].budget("quik")
+    with pytest.raises(InputError, match="did you mean 'alpha_head'"):
+        CATALOGUE["csdm"].budget("quick", alpha_heat=0.3)
+
+
+def test_foreign_checkpoint_is_refused(make_blobs, run: Run, tmp_path):
+    folder = tmp_path / "run"
+    build("csdm")(make_blobs((12, 6, 4)), 1, run.with_(folder=folder))
+    with pytest.raises(InputError, match="another job"):
+        build("csdm", alpha_head=0.7)(make_blobs((12, 6, 4)), 1, run.with_(folder=folder))

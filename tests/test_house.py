@@ -1,0 +1,107 @@
+"""The walls of the house: imports run one way, no room without a name, light import, no pickle."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+SOURCE = Path(__file__).parents[1] / "src" / "potstill"
+ORDER = (
+    "run", "data", "losses", "match", "canvas", "nets", "experts", "synthetic", "methods", "evaluate", "report",
+    "job", "recipe", "cli",
+)  # fmt: skip
+
+
+def imports_of(path: Path) -> list[tuple[str, bool]]:
+    """Modules of potstill that a file imports, and whether at the top level."""
+    tree = ast.parse(path.read_text())
+    top = set(tree.body)
+    found = []
+    for node in ast.walk(tree):
+        names = []
+        if isinstance(node, ast.ImportFrom) and node.module:
+            names = [node.module]
+            if node.module == "potstill":
+                names = [f"potstill.{alias.name}" for alias in node.names]
+        elif isinstance(node, ast.Import):
+            names = [alias.name for alias in node.names]
+        found += [(name, node in top) for name in names]
+    return found
+
+
+def test_imports_run_downward_only():
+    wrong = []
+    for path in SOURCE.rglob("*.py"):
+        room = path.relative_to(SOURCE).parts[0].removesuffix(".py")
+        if room == "__init__":
+            continue
+        assert room in ORDER, f"{path} stands in a room that the plan does not know"
+        for name, _ in imports_of(path):
+            parts = name.split(".")
+            if (
+                parts[0] == "potstill"
+                and len(parts) > 1
+                and parts[1] in ORDER
+                and ORDER.index(parts[1]) > ORDER.index(room)
+            ):
+                wrong.append(f"{path.relative_to(SOURCE)} imports {name}")
+    assert not wrong, wrong
+
+
+def test_no_room_without_a_name_of_its_own():
+    forbidden = {"utils", "util", "helpers", "common", "core", "misc"}
+    assert not [p for p in SOURCE.rglob("*") if p.stem in forbidden]
+
+
+def test_nothing_can_execute_a_file():
+    pattern = re.compile(r"\bpickle\b(?!\s*=)|torch\.load\(|\beval\(|\bexec\(|allow_pickle=True")
+    hits = []
+    for path in SOURCE.rglob("*.py"):
+        tree = ast.parse(path.read_text())
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call):
+                text = ast.unparse(node)
+                if pattern.search(text.split("(")[0] + "(") and not text.startswith(
+                    ("self.", "net.")
+                ):
+                    hits.append(f"{path.name}: {text[:60]}")
+            elif (
+                isinstance(node, (ast.Import, ast.ImportFrom))
+                and "pickle" in ast.unparse(node).split()
+            ):
+                hits.append(f"{path.name}: {ast.unparse(node)}")
+    assert not hits, hits
+
+
+def test_no_global_generator_is_drawn_from_or_seeded():
+    banned = re.compile(
+        r"torch\.manual_seed|torch\.seed\(|np\.random\.seed|numpy\.random\.seed|random\.seed\("
+    )
+    assert not [p.name for p in SOURCE.rglob("*.py") if banned.search(p.read_text())]
+
+
+def test_import_is_light():
+    code = (
+        "import time, torch; t = time.perf_counter(); import potstill; potstill.Run; "
+        "print(time.perf_counter() - t); import sys; "
+        "print([m for m in ('datasets', 'sklearn', 'matplotlib', 'torchvision', 'PIL', 'scipy') if m in sys.modules])"
+    )
+    times = []
+    for _ in range(3):
+        answer = subprocess.run(
+            [sys.executable, "-c", code], capture_output=True, text=True, check=True
+        ).stdout.split("\n")
+        times.append(float(answer[0]))
+        assert answer[1] == "[]", answer[1]
+    assert min(times) < 0.3, times
+
+
+def test_public_names_exist():
+    import potstill
+
+    for name in potstill.__all__:
+        assert getattr(potstill, name) is not None
+    assert len(potstill.__all__) <= 18
