@@ -17,9 +17,14 @@ from potstill.run.machine import describe, peak_memory_gb
 
 
 def measure(
-    name: str, ours: Callable[[], Any], plain: Callable[[], Any], *, repeats: int = 5, device: str = "cpu",
+    name: str,
+    ours: Callable[[], Any],
+    plain: Callable[[], Any],
+    *,
+    repeats: int = 5,
+    device: str = "cpu",
     **facts: Any,
-) -> dict[str, Any]:  # fmt: skip
+) -> dict[str, Any]:
     """Time both sides after one warm-up each; print and return the record.
 
     ``ratio`` is the median of the paired ratios plain / ours: above 1 means ours is faster.

@@ -11,9 +11,8 @@ import argparse
 import tempfile
 from pathlib import Path
 
-from pairs import measure
-
 import torch
+from pairs import measure
 from step import fake_cifar
 
 from potstill.canvas import start_canvas
@@ -50,9 +49,17 @@ def main() -> None:
         def plain() -> None:
             """Class by class; nn.AvgPool2d and whole real batches as in the published network."""
             step = next(counter)
-            net = create(
-                method.network, channels=3, size=32, classes=10, generator=run.generator("plain", step)
-            ).to(run.device).requires_grad_(False)  # fmt: skip
+            net = (
+                create(
+                    method.network,
+                    channels=3,
+                    size=32,
+                    classes=10,
+                    generator=run.generator("plain", step),
+                )
+                .to(run.device)
+                .requires_grad_(False)
+            )
             loss = torch.zeros((), device=run.device)
             for label in range(10):
                 params = dsa.draw(
@@ -72,9 +79,14 @@ def main() -> None:
             loss.backward()
 
         measure(
-            "DM step uncached, batched, against the per-class loop", ours, plain, repeats=options.repeats,
-            device=options.device, real_per_class=options.real, width=options.width,
-        )  # fmt: skip
+            "DM step uncached, batched, against the per-class loop",
+            ours,
+            plain,
+            repeats=options.repeats,
+            device=options.device,
+            real_per_class=options.real,
+            width=options.width,
+        )
 
 
 def _published(net: torch.nn.Module, x: torch.Tensor) -> torch.Tensor:

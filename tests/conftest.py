@@ -46,8 +46,13 @@ def blobs(counts: tuple[int, ...], channels: int = 1, size: int = 8, seed: int =
     images = torch.cat(stacks)
     labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
     return ImageSet(
-        images, labels, tuple(f"class {c}" for c in range(len(counts))), "blobs", torch.arange(len(labels)), "blobs"
-    )  # fmt: skip
+        images,
+        labels,
+        tuple(f"class {c}" for c in range(len(counts))),
+        "blobs",
+        torch.arange(len(labels)),
+        "blobs",
+    )
 
 
 @pytest.fixture
@@ -62,7 +67,7 @@ def run(tmp_path: Path) -> Run:
 
 @pytest.fixture(scope="session")
 def shared_data() -> Path:
-    """Folder with cifar10/ and cifar100-lt10/ in Parquet; tests that need it are skipped without."""
+    """Folder with cifar10/ and cifar100-lt10/; tests that need it are skipped without."""
     folder = Path(os.environ.get("POTSTILL_DATA", Path(__file__).parents[2] / "shared" / "data"))
     if not (folder / "cifar10").is_dir():
         pytest.skip(f"real CIFAR-10 is not at {folder}; set POTSTILL_DATA")

@@ -1,4 +1,4 @@
-"""Every method in the catalogue passes the same trials, on three tiny classes with a starved tail."""
+"""Every method passes the same trials, on three tiny classes with a starved tail."""
 
 from __future__ import annotations
 
@@ -16,9 +16,16 @@ from potstill.run import loop as loop_module
 from potstill.synthetic import SyntheticSet
 
 TINY: dict[str, Any] = {
-    "steps": 6, "network": "convnet-d2-w8-in", "networks": 2, "pool_epochs": 1, "entries": 3, "refresh": 2,
-    "frequencies": 16, "batch_real": 8, "factor": 2,
-}  # fmt: skip
+    "steps": 6,
+    "network": "convnet-d2-w8-in",
+    "networks": 2,
+    "pool_epochs": 1,
+    "entries": 3,
+    "refresh": 2,
+    "frequencies": 16,
+    "batch_real": 8,
+    "factor": 2,
+}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in CATALOGUE},
     "ncfm-minmax": ("ncfm", {"sampling_network": True, "real_side": "features"}),

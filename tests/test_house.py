@@ -10,9 +10,21 @@ from pathlib import Path
 
 SOURCE = Path(__file__).parents[1] / "src" / "potstill"
 ORDER = (
-    "run", "data", "losses", "match", "canvas", "nets", "experts", "synthetic", "methods", "evaluate", "report",
-    "job", "recipe", "cli",
-)  # fmt: skip
+    "run",
+    "data",
+    "losses",
+    "match",
+    "canvas",
+    "nets",
+    "experts",
+    "synthetic",
+    "methods",
+    "evaluation",
+    "reports",
+    "job",
+    "recipe",
+    "cli",
+)
 
 
 def imports_of(path: Path) -> list[tuple[str, bool]]:
@@ -87,7 +99,8 @@ def test_import_is_light():
     code = (
         "import time, torch; t = time.perf_counter(); import potstill; potstill.Run; "
         "print(time.perf_counter() - t); import sys; "
-        "print([m for m in ('datasets', 'sklearn', 'matplotlib', 'torchvision', 'PIL', 'scipy') if m in sys.modules])"
+        "heavy = ('datasets', 'sklearn', 'matplotlib', 'torchvision', 'PIL', 'scipy'); "
+        "print([m for m in heavy if m in sys.modules])"
     )
     times = []
     for _ in range(3):
@@ -105,3 +118,8 @@ def test_public_names_exist():
     for name in potstill.__all__:
         assert getattr(potstill, name) is not None
     assert len(potstill.__all__) <= 18
+
+
+def test_verbs_win_over_rooms_of_the_same_name():
+    code = "import potstill.evaluation.protocol, potstill.reports; import potstill; assert callable(potstill.evaluate) and callable(potstill.report)"
+    subprocess.run([sys.executable, "-c", code], check=True)

@@ -19,10 +19,10 @@ _HOMES = {
     "ImageSet": "potstill.data",
     "Data": "potstill.job",
     "distill": "potstill.job",
-    "evaluate": "potstill.evaluate",
-    "Protocol": "potstill.evaluate",
-    "PROTOCOLS": "potstill.evaluate",
-    "report": "potstill.report",
+    "evaluate": "potstill.evaluation",
+    "Protocol": "potstill.evaluation",
+    "PROTOCOLS": "potstill.evaluation",
+    "report": "potstill.reports",
     "SyntheticSet": "potstill.synthetic",
     "Run": "potstill.run",
     "PotstillError": "potstill.run",
@@ -33,13 +33,20 @@ _ROOMS = ("canvas", "data", "experts", "losses", "match", "methods", "nets", "ru
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
-    from potstill.data import ImageSet, load, load_pair
-    from potstill.evaluate import PROTOCOLS, Protocol, evaluate
-    from potstill.job import Data, distill
-    from potstill.methods import CATALOGUE
-    from potstill.report import report
-    from potstill.run import InputError, PotstillError, Run
-    from potstill.synthetic import SyntheticSet
+    from potstill.data import ImageSet as ImageSet
+    from potstill.data import load as load
+    from potstill.data import load_pair as load_pair
+    from potstill.evaluation import PROTOCOLS as PROTOCOLS
+    from potstill.evaluation import Protocol as Protocol
+    from potstill.evaluation import evaluate as evaluate
+    from potstill.job import Data as Data
+    from potstill.job import distill as distill
+    from potstill.methods import CATALOGUE as CATALOGUE
+    from potstill.reports import report as report
+    from potstill.run import InputError as InputError
+    from potstill.run import PotstillError as PotstillError
+    from potstill.run import Run as Run
+    from potstill.synthetic import SyntheticSet as SyntheticSet
 
 
 def __getattr__(name: str) -> Any:

@@ -59,9 +59,13 @@ class Machine:
         if self.threads:
             torch.set_num_threads(self.threads)
         return Run(
-            seed=seed, device=self.device, precision=self.precision, compile=self.compile,
-            memory_gb=self.memory_gb, quiet=self.quiet,
-        )  # fmt: skip
+            seed=seed,
+            device=self.device,
+            precision=self.precision,
+            compile=self.compile,
+            memory_gb=self.memory_gb,
+            quiet=self.quiet,
+        )
 
 
 def _parse(kind: Any, words: list[str], command: str) -> Any:
@@ -91,7 +95,8 @@ def _distill(words: list[str]) -> None:
     if not words or words[0] in ("-h", "--help"):
         names = "\n".join(f"  {n:8s} {m.info.title}" for n, m in CATALOGUE.items())
         print(
-            f"usage: potstill distill METHOD [flags]\n\nmethods:\n{names}\n\npotstill distill METHOD --help lists its flags."
+            f"usage: potstill distill METHOD [flags]\n\nmethods:\n{names}\n\n"
+            "potstill distill METHOD --help lists its flags."
         )
         return
     from potstill.job import Data, distill
@@ -102,22 +107,53 @@ def _distill(words: list[str]) -> None:
         "Options",
         [
             ("out", Annotated[Path, tyro.conf.arg(help="run folder; a killed run resumes there")]),
-            ("ipc", Annotated[int, tyro.conf.arg(help="stored images per class")], field(default=10)),
-            ("seed", Annotated[int, tyro.conf.arg(help="every random draw descends from it")], field(default=0)),
-            ("budget", Annotated[str, tyro.conf.arg(help="size of the method's defaults: quick, standard or paper")], field(default=budget)),
-            ("force", Annotated[bool, tyro.conf.arg(help="replace a run that stands in --out")], field(default=False)),
+            (
+                "ipc",
+                Annotated[int, tyro.conf.arg(help="stored images per class")],
+                field(default=10),
+            ),
+            (
+                "seed",
+                Annotated[int, tyro.conf.arg(help="every random draw descends from it")],
+                field(default=0),
+            ),
+            (
+                "budget",
+                Annotated[
+                    str, tyro.conf.arg(help="size of the defaults: quick, standard or paper")
+                ],
+                field(default=budget),
+            ),
+            (
+                "force",
+                Annotated[bool, tyro.conf.arg(help="replace a run that stands in --out")],
+                field(default=False),
+            ),
             ("data", Annotated[Data, _FLAT], field(default_factory=Data)),
             ("machine", Annotated[Machine, _FLAT], field(default_factory=Machine)),
-            ("method", Annotated[method_class, _FLAT], field(default_factory=lambda: method_class.budget(budget))),
+            (
+                "method",
+                Annotated[method_class, _FLAT],
+                field(default_factory=lambda: method_class.budget(budget)),
+            ),
         ],
         kw_only=True,
-    )  # fmt: skip
-    options.__doc__ = f"{method_class.info.title} ({method_class.info.paper}). Defaults shown are those of the {budget} budget."
+    )
+    options.__doc__ = (
+        f"{method_class.info.title} ({method_class.info.paper}). Defaults shown are those of the "
+        f"{budget} budget."
+    )
     chosen = _parse(options, words[1:], f"distill {words[0]}")
     run = chosen.machine.run(chosen.seed)
     syn = distill(
-        chosen.method, chosen.data, ipc=chosen.ipc, out=chosen.out, run=run, force=chosen.force, label=chosen.budget
-    )  # fmt: skip
+        chosen.method,
+        chosen.data,
+        ipc=chosen.ipc,
+        out=chosen.out,
+        run=run,
+        force=chosen.force,
+        label=chosen.budget,
+    )
     if not chosen.machine.quiet:
         seconds = syn.provenance.get("seconds", 0.0)
         print(f"{len(syn.images)} images in {seconds:.0f} s -> {chosen.out}/synthetic")
@@ -126,7 +162,7 @@ def _distill(words: list[str]) -> None:
 
 @dataclass(kw_only=True)
 class Evaluate:
-    """Train students on a synthetic set and score them on the test split, beside a random subset."""
+    """Train students on a synthetic set; score them on the test split beside a random subset."""
 
     folder: tyro.conf.Positional[Path]  # run folder
     network: list[str] = field(default_factory=lambda: ["convnet-w128-in"])  # student networks
@@ -142,14 +178,20 @@ class Evaluate:
 
 def _evaluate(words: list[str]) -> None:
     from potstill.job import evaluate_run
-    from potstill.report.tables import plain, score_table
+    from potstill.reports.tables import plain, score_table
 
     chosen = _parse(Evaluate, words, "evaluate")
     records = evaluate_run(
-        chosen.folder, chosen.machine.run(chosen.seed), network=chosen.network, protocol=chosen.protocol,
-        runs=chosen.runs, baseline=chosen.baseline, quantized=chosen.quantized, full=chosen.full,
+        chosen.folder,
+        chosen.machine.run(chosen.seed),
+        network=chosen.network,
+        protocol=chosen.protocol,
+        runs=chosen.runs,
+        baseline=chosen.baseline,
+        quantized=chosen.quantized,
+        full=chosen.full,
         data=chosen.data,
-    )  # fmt: skip
+    )
     print(plain(score_table(records)))
 
 
@@ -162,7 +204,7 @@ class Report:
 
 
 def _report(words: list[str]) -> None:
-    from potstill.report import report
+    from potstill.reports import report
 
     chosen = _parse(Report, words, "report")
     print(report(chosen.folder, chosen.out))
@@ -170,13 +212,20 @@ def _report(words: list[str]) -> None:
 
 def _methods(words: list[str]) -> None:
     from potstill.methods import CATALOGUE
-    from potstill.report.tables import plain
+    from potstill.reports.tables import plain
 
     rows = [
-        {"name": m.info.name, "method": m.info.title, "paper": m.info.paper, "family": m.info.family,
-         "labels": m.info.labels, "long tail": m.info.long_tail, "cost": m.info.cost}
+        {
+            "name": m.info.name,
+            "method": m.info.title,
+            "paper": m.info.paper,
+            "family": m.info.family,
+            "labels": m.info.labels,
+            "long tail": m.info.long_tail,
+            "cost": m.info.cost,
+        }
         for m in CATALOGUE.values()
-    ]  # fmt: skip
+    ]
     print(plain(rows))
 
 
@@ -194,19 +243,28 @@ class Recipe:
 
 def _recipe(words: list[str]) -> None:
     from potstill.recipe import run_recipe
-    from potstill.report.tables import plain, score_table
+    from potstill.reports.tables import plain, score_table
 
     chosen = _parse(Recipe, words, "recipe")
     folder, records = run_recipe(
-        chosen.file, chosen.machine.run, out=chosen.out, data=chosen.data, seed=chosen.seed, force=chosen.force
-    )  # fmt: skip
+        chosen.file,
+        chosen.machine.run,
+        out=chosen.out,
+        data=chosen.data,
+        seed=chosen.seed,
+        force=chosen.force,
+    )
     print(plain(score_table(records)))
     print(folder / "report.html")
 
 
 COMMANDS = {
-    "distill": _distill, "evaluate": _evaluate, "report": _report, "methods": _methods, "recipe": _recipe,
-}  # fmt: skip
+    "distill": _distill,
+    "evaluate": _evaluate,
+    "report": _report,
+    "methods": _methods,
+    "recipe": _recipe,
+}
 
 
 def _dispatch(words: list[str]) -> None:

@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import shutil
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +21,7 @@ from typing import Any
 import torch
 
 from potstill.data import ImageSet, load_pair
+from potstill.data.longtail import Profile
 from potstill.methods import Method, find
 from potstill.run import InputError, Run, logger
 from potstill.run.checkpoint import digest, write_json
@@ -28,8 +29,16 @@ from potstill.synthetic import SyntheticSet
 
 __all__ = ["Data", "distill", "evaluate_run", "open_data", "read_run"]
 
-_OWN = ("run.json", "metrics.jsonl", "checkpoint.safetensors", "pictures", "synthetic", "scores.json",
-        "report.html", ".lock")  # fmt: skip
+_OWN = (
+    "run.json",
+    "metrics.jsonl",
+    "checkpoint.safetensors",
+    "pictures",
+    "synthetic",
+    "scores.json",
+    "report.html",
+    ".lock",
+)
 _PICTURES = 8  # besides the first and the last
 
 
@@ -44,22 +53,27 @@ class Data:
     channels: int | None = None  # force 1 (grey) or 3 (RGB)
     labels: str | None = None  # label column, for tables with several
     imbalance_factor: float = 1.0  # n_max / n_min to cut the train split to; 1 = as it is
-    profile: str = "exponential"  # long-tail profile: "exponential", "step" or "pareto"
+    profile: Profile = "exponential"  # shape of the long tail
 
     def open(self, run: Run, source: Any = None) -> tuple[ImageSet, ImageSet, str]:
-        """Return (train, test, sentence about the test split); ``source`` stands in for ``data``."""
+        """Return (train, test, sentence about the test); ``source`` stands in for ``data``."""
         train, test, note = load_pair(
-            self.data if source is None else source, test=self.test, image_size=self.image_size,
-            resize=self.resize, channels=self.channels, labels=self.labels, memory_gb=run.memory_gb,
+            self.data if source is None else source,
+            test=self.test,
+            image_size=self.image_size,
+            resize=self.resize,
+            channels=self.channels,
+            labels=self.labels,
+            memory_gb=run.memory_gb,
             cache=run.cache,
-        )  # fmt: skip
+        )
         if self.imbalance_factor != 1:
             train = train.long_tailed(self.imbalance_factor, profile=self.profile)
         return train, test, note
 
 
 def open_data(record: dict[str, Any], run: Run) -> tuple[ImageSet, ImageSet, str]:
-    """Open the data of a finished run again, from its ``run.json``; refuse other data than it saw."""
+    """Open the data of a finished run again, from its ``run.json``; refuse changed data."""
     if record["job"]["data"].get("in_memory"):
         raise InputError(
             "the run was made from arrays in memory; call potstill.evaluate with the same arrays"
@@ -88,9 +102,25 @@ def read_run(folder: Path) -> dict[str, Any]:
     return record
 
 
-def evaluate_run(folder: Path, run: Any, *, data: str | None = None, **options: Any) -> list[Any]:
-    """Score a run folder on its own source's test split and write ``scores.json`` into it."""
-    from potstill.evaluate import evaluate, write_scores
+def evaluate_run(
+    folder: Path,
+    run: Run,
+    *,
+    network: Sequence[str],
+    protocol: str = "default",
+    data: str | None = None,
+    **options: Any,
+) -> list[Any]:
+    """Score a run folder on its own source's test split; fill ``scores.json`` and the card.
+
+    Each network's scores are written as soon as they are known. ``options`` go to
+    :func:`potstill.evaluate`.
+    """
+    from potstill.evaluation import evaluate, find_protocol, write_scores
+    from potstill.nets import parse
+    from potstill.reports import write_card
+
+    find_protocol(protocol), [parse(name) for name in network]  # before anything is trained
 
     if not folder.exists():
         raise InputError(
@@ -106,8 +136,13 @@ def evaluate_run(folder: Path, run: Any, *, data: str | None = None, **options: 
                 f"{folder} holds an unfinished run; run the same distill command again to finish it"
             )
         train, test, note = open_data(record, run)
-    records = evaluate(syn, train, test, run=run, test_note=note, **options)
-    write_scores(folder, records)
+    records = []
+    for name in network:
+        records += evaluate(
+            syn, train, test, network=name, protocol=protocol, run=run, test_note=note, **options
+        )
+        write_scores(folder, records)
+        write_card(folder)
     return records
 
 
@@ -165,21 +200,34 @@ def distill(
 
 
 def _run(
-    method: Method, train: ImageSet, ipc: int, run: Run, folder: Path | None, described: dict[str, Any],
-    budget: str | None, note: str, force: bool,
-) -> SyntheticSet:  # fmt: skip
+    method: Method,
+    train: ImageSet,
+    ipc: int,
+    run: Run,
+    folder: Path | None,
+    described: dict[str, Any],
+    budget: str | None,
+    note: str,
+    force: bool,
+) -> SyntheticSet:
     _sensible(train, ipc)
     if folder is None:
         return method(train, ipc, run)
     job = {
-        "method": method.info.name, "fields": method.fields(), "budget": budget, "ipc": ipc,
-        "seed": run.seed, "data": described, "train_checksum": train.checksum, "test_note": note,
-    }  # fmt: skip
+        "method": method.info.name,
+        "fields": method.fields(),
+        "budget": budget,
+        "ipc": ipc,
+        "seed": run.seed,
+        "data": described,
+        "train_checksum": train.checksum,
+        "test_note": note,
+    }
     key = digest([method.key(train, ipc, run), described])
     with _claimed(folder, key, force) as finished:
         if finished:
             logger.warning(
-                "%s is already finished with exactly this job; nothing to do (--force runs it again)",
+                "%s is already finished with this very job; nothing to do (--force runs it again)",
                 folder,
             )
             return SyntheticSet.load(folder / "synthetic")
@@ -196,10 +244,16 @@ def _run(
         )
         syn.provenance.update({"budget": budget, "test_note": note, "data_options": described})
         syn.save(folder / "synthetic")
-        write_json(folder / "run.json", record | {
-            "status": "finished", "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
-            "seconds": syn.provenance["seconds"], "artifact": syn.checksum,
-        })  # fmt: skip
+        write_json(
+            folder / "run.json",
+            record
+            | {
+                "status": "finished",
+                "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
+                "seconds": syn.provenance["seconds"],
+                "artifact": syn.checksum,
+            },
+        )
     return syn
 
 
@@ -207,8 +261,8 @@ def _sensible(train: ImageSet, ipc: int) -> None:
     most = max(1, (len(train) - 1) // train.num_classes)
     if not 1 <= ipc <= most:
         raise InputError(
-            f"ipc is {ipc} for {len(train)} real images in {train.num_classes} classes; use 1 to {most}, "
-            "so that the synthetic set is smaller than the real one"
+            f"ipc is {ipc} for {len(train)} real images in {train.num_classes} classes; use 1 to "
+            f"{most}, so that the synthetic set is smaller than the real one"
         )
 
 
@@ -236,7 +290,8 @@ def _claimed(folder: Path, key: str, force: bool) -> Iterator[bool]:
             ]
             if not (folder / "run.json").exists() and strangers:
                 raise InputError(
-                    f"out is {folder}, which holds other files ({strangers[0]}); choose an empty folder"
+                    f"out is {folder}, which holds other files ({strangers[0]}); "
+                    "choose an empty folder"
                 )
             yield _state_of(folder, key, force) == "finished"
     except Timeout:
@@ -260,7 +315,8 @@ def _state_of(folder: Path, key: str, force: bool) -> str:
     if record.get("key") != key:
         raise InputError(
             f"out is {folder}, which holds a {record['status']} run of another job "
-            f"({record['job']['method']}, ipc {record['job']['ipc']}); choose another --out or give --force"
+            f"({record['job']['method']}, ipc {record['job']['ipc']}); choose another --out "
+            "or give --force"
         )
     return str(record["status"])
 
@@ -271,7 +327,7 @@ def _columns(ipc: int) -> int:
 
 def _picture_real(folder: Path, train: ImageSet, ipc: int) -> None:
     """A row of real images per class, first in file order, for the report."""
-    from potstill.report.figures import grid
+    from potstill.reports.figures import grid
 
     count = _columns(ipc)
     rows = torch.cat([train.of_class(label)[:count] for label in range(train.num_classes)])
@@ -296,7 +352,7 @@ class _Gallery:
 
     def __call__(self, step: int, record: dict[str, Any], canvas: Any) -> None:
         """Write a picture when one is due; pass the record on to the user's own watcher."""
-        from potstill.report.figures import grid
+        from potstill.reports.figures import grid
 
         if step >= self.due or step == self.last:
             images, labels = canvas.images.detach().float().cpu(), canvas.labels.cpu()

@@ -24,7 +24,7 @@ from potstill.run import InputError, Run, nearest
 
 __all__ = ["read_recipe", "run_recipe"]
 
-_TABLES = {
+_TABLES: dict[str, set[str] | None] = {
     "about": {"title", "paper", "paper_accuracy", "paper_protocol", "note"},
     "data": {f.name for f in fields(Data)},
     "distill": {"method", "ipc", "budget", "seed"},
@@ -42,7 +42,8 @@ def read_recipe(path: Path) -> dict[str, Any]:
     """
     if not path.is_file():
         raise InputError(
-            f"file is {path}, which does not exist; give a recipe such as recipes/csdm/digits-lt50-ipc10.toml"
+            f"file is {path}, which does not exist; give a recipe such as "
+            "recipes/csdm/digits-lt50-ipc10.toml"
         )
     try:
         recipe = tomllib.loads(path.read_text(encoding="utf-8"))
@@ -53,7 +54,7 @@ def read_recipe(path: Path) -> dict[str, Any]:
             raise InputError(f"{path} has a table [{name}]{nearest(name, _TABLES)}")
         known = _TABLES[name]
         for key in table if known is not None else ():
-            if key not in known:
+            if known is not None and key not in known:
                 raise InputError(f"{path} has {key!r} in [{name}]{nearest(key, known)}")
     if "method" not in recipe.get("distill", {}):
         raise InputError(f'{path} names no method; add method = "csdm" to [distill]')
@@ -67,11 +68,16 @@ def method_of(recipe: dict[str, Any]) -> Any:
 
 
 def run_recipe(
-    path: Path, make_run: Callable[[int], Run], *, out: Path | None = None, data: str | None = None,
-    seed: int | None = None, force: bool = False,
-) -> tuple[Path, list[Any]]:  # fmt: skip
+    path: Path,
+    make_run: Callable[[int], Run],
+    *,
+    out: Path | None = None,
+    data: str | None = None,
+    seed: int | None = None,
+    force: bool = False,
+) -> tuple[Path, list[Any]]:
     """Distil, evaluate and report; return the run folder and the score records."""
-    from potstill.report import report
+    from potstill.reports import report
 
     recipe = read_recipe(path)
     about = recipe["distill"]
@@ -79,13 +85,22 @@ def run_recipe(
     chosen = Data(**recipe.get("data", {}) | ({"data": data} if data else {}))
     folder = out or Path("runs") / path.stem
     distill(
-        method_of(recipe), chosen, ipc=about.get("ipc", 10), out=folder, run=run, force=force,
+        method_of(recipe),
+        chosen,
+        ipc=about.get("ipc", 10),
+        out=folder,
+        run=run,
+        force=force,
         label=about.get("budget", "quick"),
-    )  # fmt: skip
+    )
     options = recipe.get("evaluate", {})
     records = evaluate_run(
-        folder, run.with_(seed=0), network=options.get("network", ["convnet-w128-in"]),
-        protocol=options.get("protocol", "default"), runs=options.get("runs", 5), full=options.get("full", False),
-    )  # fmt: skip
+        folder,
+        run.with_(seed=0),
+        network=options.get("network", ["convnet-w128-in"]),
+        protocol=options.get("protocol", "default"),
+        runs=options.get("runs", 5),
+        full=options.get("full", False),
+    )
     report(folder, None)
     return folder, records

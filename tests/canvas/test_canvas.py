@@ -52,8 +52,16 @@ def test_multi_formation_repeats_labels_and_extras():
     assert torch.equal(decoded[0], images[0])  # factor 1 is the image itself
 
 
-@pytest.mark.parametrize("spec", [{}, {"kind": "gif"}, {"kind": "tiled", "factor": 99, "formation": "single"},
-                                  {"kind": "tiled", "factor": 2, "formation": "x"}, {"kind": "tiled", "factor": True}])  # fmt: skip
+@pytest.mark.parametrize(
+    "spec",
+    [
+        {},
+        {"kind": "gif"},
+        {"kind": "tiled", "factor": 99, "formation": "single"},
+        {"kind": "tiled", "factor": 2, "formation": "x"},
+        {"kind": "tiled", "factor": True},
+    ],
+)
 def test_unknown_specs_are_refused(spec):
     with pytest.raises(InputError):
         check_spec(spec)
@@ -91,8 +99,14 @@ def test_tiled_start_holds_different_real_images(make_blobs, run):
     assert len(cut.flatten(1).unique(dim=0)) == 16
 
 
-@pytest.mark.parametrize(("name", "fields"), [("start", {"start": "mosaic"}), ("starved", {"starved": "drop"}),
-                                              ("starved", {"start": "tiled", "starved": "keep", "factor": 2})])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "fields"),
+    [
+        ("start", {"start": "mosaic"}),
+        ("starved", {"starved": "drop"}),
+        ("starved", {"start": "tiled", "starved": "keep", "factor": 2}),
+    ],
+)
 def test_bad_choices_are_named(make_blobs, run, name, fields):
     with pytest.raises(InputError, match=name):
         start_canvas(make_blobs((6, 4)), 2, run.generator, **fields)

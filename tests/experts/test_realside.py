@@ -14,9 +14,15 @@ def side(real, run, **options):
     draw = lambda number, dim: torch.randn(16, dim, generator=run.generator("w", number))  # noqa: E731
     wanted = {"policy": "fixed", "entries": 4, "refresh": 3, "batch_real": 0, **options}
     return RealSide(
-        real, eye, run, dsa=DSA.parse("color_crop", rule="idc"), facts={}, frequencies=draw,
-        embed=lambda f, e: characteristic(f, e.frequencies), **wanted,
-    )  # fmt: skip
+        real,
+        eye,
+        run,
+        dsa=DSA.parse("color_crop", rule="idc"),
+        facts={},
+        frequencies=draw,
+        embed=lambda f, e: characteristic(f, e.frequencies),
+        **wanted,
+    )
 
 
 def test_table_equals_a_plain_per_class_loop(make_blobs, run):
@@ -106,9 +112,17 @@ def test_syn_side_sees_through_the_entry_network_and_augmentation(make_blobs, ru
     """Equal synthetic and real sets have distance zero only if both sides are Siamese."""
     real = make_blobs((6, 6))
     method = CSDM.budget(
-        "quick", network="convnet-d2-w8-in", networks=2, pool_epochs=1, frequencies=16, factor=1, start="real",
-        calibration=0.0, entries=3, batch_real=0,
-    )  # fmt: skip
+        "quick",
+        network="convnet-d2-w8-in",
+        networks=2,
+        pool_epochs=1,
+        frequencies=16,
+        factor=1,
+        start="real",
+        calibration=0.0,
+        entries=3,
+        batch_real=0,
+    )
     canvas = start_canvas(real, 6, run.generator, start="real")
     method.setup(real, canvas, run)
     for step in range(3):
@@ -119,8 +133,18 @@ def test_syn_side_sees_through_the_entry_network_and_augmentation(make_blobs, ru
 def test_linear_kernel_is_the_limit_of_a_long_rbf(make_blobs, run):
     """l^2 SDD -> |mean gap|^2 as the kernel length grows."""
     real = make_blobs((12, 12))
-    shared = {"network": "convnet-d2-w8-in", "networks": 1, "pool_epochs": 0, "factor": 1, "start": "real", "power": 2,
-              "calibration": 0.0, "entries": 1, "batch_real": 0, "match_weight": 1.0}  # fmt: skip
+    shared = {
+        "network": "convnet-d2-w8-in",
+        "networks": 1,
+        "pool_epochs": 0,
+        "factor": 1,
+        "start": "real",
+        "power": 2,
+        "calibration": 0.0,
+        "entries": 1,
+        "batch_real": 0,
+        "match_weight": 1.0,
+    }
     found = []
     for fields in ({"kernel": "rbf", "length": 30.0, "frequencies": 4096}, {"kernel": "linear"}):
         method = CSDM.budget("quick", alpha_balanced=0.5, **shared, **fields)

@@ -81,8 +81,14 @@ class Canvas:
     """
 
     def __init__(
-        self, images: Tensor, labels: Tensor, classes: int, spec: dict[str, Any], *, bounded: bool = True
-    ) -> None:  # fmt: skip
+        self,
+        images: Tensor,
+        labels: Tensor,
+        classes: int,
+        spec: dict[str, Any],
+        *,
+        bounded: bool = True,
+    ) -> None:
         check_spec(spec)
         self.images = images.clone().requires_grad_(True)
         self.labels = labels

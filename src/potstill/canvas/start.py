@@ -90,9 +90,14 @@ def start_canvas(
     if short and start != "noise":
         logger.warning(
             "%d of %d classes have fewer than the %d images that %d stored images start from "
-            "(smallest: %d); starved=%r fills up", len(short), real.num_classes, ipc * per_image,
-            ipc, min(real.counts), starved,
-        )  # fmt: skip
+            "(smallest: %d); starved=%r fills up",
+            len(short),
+            real.num_classes,
+            ipc * per_image,
+            ipc,
+            min(real.counts),
+            starved,
+        )
     stacks = []
     for label in range(real.num_classes):
         draw = generator("start", label)

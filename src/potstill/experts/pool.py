@@ -12,12 +12,12 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from potstill.data import ImageSet
 from potstill.data.transform import Transform
 from potstill.losses import cross_entropy, logit_adjusted
-from potstill.nets import create
+from potstill.nets import Network, create
 from potstill.nets.many import Examples, Training, train_many
 from potstill.run import ArtifactError, InputError, Run, logger
 from potstill.run.checkpoint import digest, load_state, save_state
@@ -47,18 +47,25 @@ class Pool:
         """
         first, last = self.initial[member], self.trained[member]
         return {
-            name: torch.lerp(last[name], first[name], share) if last[name].is_floating_point() else last[name]
+            name: torch.lerp(last[name], first[name], share)
+            if last[name].is_floating_point()
+            else last[name]
             for name in last
-        }  # fmt: skip
+        }
 
 
 def _recipe(
     real: ImageSet, network: str, training: Training, prior: str, transform: Transform, run: Run
 ) -> str:
     facts = {
-        "data": real.checksum, "network": network, "training": asdict(training), "prior": prior,
-        "transform": transform.describe(), "seed": run.seed, "kind": "pool-1",
-    }  # fmt: skip
+        "data": real.checksum,
+        "network": network,
+        "training": asdict(training),
+        "prior": prior,
+        "transform": transform.describe(),
+        "seed": run.seed,
+        "kind": "pool-1",
+    }
     return digest(facts)
 
 
@@ -108,13 +115,22 @@ def train_pool(
     examples = Examples(real.images, real.labels, transform)
     for begin in range(0, len(missing), together):
         group = missing[begin : begin + together]
+
+        def draws(purpose: str, k: int, index: int, group: list[int] = group) -> torch.Generator:
+            return run.generator(f"pool/{purpose}", group[k], index)
+
         nets = [_new(network, real, run, member) for member in group]
         initial = [_snapshot(net) for net in nets]
         train_many(
-            nets, examples, training, loss=loss, device=run.device, quiet=run.quiet,
-            generators=lambda purpose, k, index, group=group: run.generator(f"pool/{purpose}", group[k], index),
+            nets,
+            examples,
+            training,
+            loss=loss,
+            device=run.device,
+            quiet=run.quiet,
+            generators=draws,
             label=f"train network {begin + 1}-{begin + len(group)} of {len(missing)}",
-        )  # fmt: skip
+        )
         for member, net, first in zip(group, nets, initial, strict=True):
             found[member] = (first, _snapshot(net))
             tensors = {f"initial.{n}": t for n, t in first.items()}
@@ -124,13 +140,16 @@ def train_pool(
     return Pool(network, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), key)
 
 
-def _new(network: str, real: ImageSet, run: Run, member: int) -> nn.Module:
+def _new(network: str, real: ImageSet, run: Run, member: int) -> Network:
     channels, *size = real.shape
     return create(
-        network, channels=channels, size=(size[0], size[1]), classes=real.num_classes,
+        network,
+        channels=channels,
+        size=(size[0], size[1]),
+        classes=real.num_classes,
         generator=run.generator("pool/weights", member),
-    )  # fmt: skip
+    )
 
 
-def _snapshot(net: nn.Module) -> State:
+def _snapshot(net: Network) -> State:
     return {name: value.detach().cpu().clone() for name, value in net.state_dict().items()}

@@ -55,18 +55,28 @@ class Entry:
 
 
 class Eye:
-    """Looks at images through one network of the pool (or a random one): features, no weights' gradients."""
+    """Sees images through one network of the pool (or a random one), weights frozen."""
 
     def __init__(
-        self, real: ImageSet, transform: Transform, network: str, pool: Pool | None, run: Run, *,
+        self,
+        real: ImageSet,
+        transform: Transform,
+        network: str,
+        pool: Pool | None,
+        run: Run,
+        *,
         normalize: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         channels, height, width = real.shape
         self.run, self.pool, self.network, self.normalize = run, pool, network, normalize
         self.transform = transform
         self._make = lambda generator: create(
-            network, channels=channels, size=(height, width), classes=real.num_classes, generator=generator
-        )  # fmt: skip
+            network,
+            channels=channels,
+            size=(height, width),
+            classes=real.num_classes,
+            generator=generator,
+        )
         self.net = (
             self._make(run.generator("network", 0)).to(run.device).eval().requires_grad_(False)
         )
@@ -125,11 +135,20 @@ class RealSide:
     """
 
     def __init__(
-        self, real: ImageSet, eye: Eye, run: Run, *, policy: str, entries: int, refresh: int,
-        batch_real: int, dsa: DSA | None, facts: dict[str, Any],
+        self,
+        real: ImageSet,
+        eye: Eye,
+        run: Run,
+        *,
+        policy: str,
+        entries: int,
+        refresh: int,
+        batch_real: int,
+        dsa: DSA | None,
+        facts: dict[str, Any],
         embed: Callable[[Tensor, Entry], Tensor] | None,
         frequencies: Callable[[int, int], Tensor | None],
-    ) -> None:  # fmt: skip
+    ) -> None:
         if policy not in POLICIES:
             raise InputError(f"real_side is {policy!r}; use one of {', '.join(POLICIES)}")
         if entries < 1 or refresh < 1:
@@ -141,11 +160,18 @@ class RealSide:
         self.dsa = dsa if policy != "features" else None
         self.embed, self.frequencies = embed, frequencies
         key = {
-            "data": real.checksum, "pool": eye.pool.key if eye.pool else eye.network, "seed": run.seed,
-            "transform": eye.transform.describe(), "normalize": eye.normalize, "dsa": str(self.dsa),
-            "batch_real": batch_real, "precision": run.precision, "device": run.device.split(":")[0],
-            "members": len(eye.pool) if eye.pool else 0, **facts,
-        }  # fmt: skip
+            "data": real.checksum,
+            "pool": eye.pool.key if eye.pool else eye.network,
+            "seed": run.seed,
+            "transform": eye.transform.describe(),
+            "normalize": eye.normalize,
+            "dsa": str(self.dsa),
+            "batch_real": batch_real,
+            "precision": run.precision,
+            "device": run.device.split(":")[0],
+            "members": len(eye.pool) if eye.pool else 0,
+            **facts,
+        }
         assert run.cache is not None
         self.folder = run.cache / "realside" / digest(key)
         self.built = 0
@@ -192,8 +218,12 @@ class RealSide:
         augment: dict[str, Tensor] = {}
         if self.dsa is not None:
             augment = self.dsa.draw(
-                1, self.real.shape[1:], self.run.generator("augment", number), siamese=True, device=self.run.device
-            )  # fmt: skip
+                1,
+                self.real.shape[1:],
+                self.run.generator("augment", number),
+                siamese=True,
+                device=self.run.device,
+            )
         return Entry(number, member, share, augment)
 
     def _build(self, number: int) -> Entry:
@@ -207,7 +237,7 @@ class RealSide:
         return entry
 
     def _positions(self, number: int) -> Tensor:
-        """Class-sorted positions of the real images of an entry; small classes give all they have."""
+        """Class-sorted positions of an entry's real images; small classes give all they have."""
         if not self.batch_real:
             return self._order
         draw = self.run.generator("batch_real", number)

@@ -81,18 +81,29 @@ class Method:
     def provenance(self, real: ImageSet, ipc: int, run: Run, seconds: float) -> dict[str, Any]:
         """Return how the result came about, JSON-like."""
         return {
-            "method": {"name": self.info.name, "paper": self.info.paper, "arxiv": self.info.arxiv,
-                       "fields": self.fields()},
+            "method": {
+                "name": self.info.name,
+                "paper": self.info.paper,
+                "arxiv": self.info.arxiv,
+                "fields": self.fields(),
+            },
             "ipc": ipc,
             "seed": run.seed,
-            "data": {"source": real.source, "fingerprint": real.fingerprint, "checksum": real.checksum,
-                     "images": len(real), "counts": list(real.counts), "classes": list(real.classes),
-                     "imbalance_factor": real.imbalance_factor, "history": list(real.history)},
+            "data": {
+                "source": real.source,
+                "fingerprint": real.fingerprint,
+                "checksum": real.checksum,
+                "images": len(real),
+                "counts": list(real.counts),
+                "classes": list(real.classes),
+                "imbalance_factor": real.imbalance_factor,
+                "history": list(real.history),
+            },
             "seconds": round(seconds, 2),
             "peak_memory_gb": round(peak_memory_gb(run.device), 3),
             "precision": run.precision,
             **describe(run.device),
-        }  # fmt: skip
+        }
 
     def __call__(self, real: ImageSet, ipc: int, run: Run) -> SyntheticSet:
         """Distil ``real`` into ``ipc`` stored images per class."""
@@ -116,9 +127,13 @@ class Selector(Method):
         provenance = self.provenance(real, ipc, run, time.monotonic() - began)
         provenance["indices"] = real.indices[positions].tolist()
         return SyntheticSet(
-            images=real.batch(positions), labels=real.labels[positions].clone(), classes=real.classes,
-            transform=Normalize.fit(real), decode={"kind": "pixels"}, provenance=provenance,
-        )  # fmt: skip
+            images=real.batch(positions),
+            labels=real.labels[positions].clone(),
+            classes=real.classes,
+            transform=Normalize.fit(real),
+            decode={"kind": "pixels"},
+            provenance=provenance,
+        )
 
 
 @dataclass(kw_only=True)
@@ -174,32 +189,51 @@ class Matcher(Method):
         return Normalize.fit(real)
 
     def __call__(self, real: ImageSet, ipc: int, run: Run) -> SyntheticSet:
-        """Distil ``real`` into ``ipc`` stored images per class; resumes if the run's folder says so."""
+        """Distil ``real`` into ``ipc`` stored images per class; resumes from the run's folder."""
         began = time.monotonic()
         canvas = start_canvas(
-            real, ipc, run.generator, start=self.start, factor=self.tile_factor(real),
-            formation=self.formation, starved=self.starved, bounded=self.bounded,
-        )  # fmt: skip
+            real,
+            ipc,
+            run.generator,
+            start=self.start,
+            factor=self.tile_factor(real),
+            formation=self.formation,
+            starved=self.starved,
+            bounded=self.bounded,
+        )
         canvas = canvas.to(run.device)
         self.setup(real, canvas, run)
         descent = Descent(
-            steps=self.steps, lr=self.step_size(real.num_classes), optimizer=self.optimizer,
-            momentum=self.momentum, schedule=self.schedule,
-        )  # fmt: skip
+            steps=self.steps,
+            lr=self.step_size(real.num_classes),
+            optimizer=self.optimizer,
+            momentum=self.momentum,
+            schedule=self.schedule,
+        )
         prepared = time.monotonic() - began
         outcome = descend(
-            self, canvas, run, descent, classes=real.classes, chunk=self._chunk(canvas, run),
-            key=self.key(real, ipc, run), label=self.info.name,
-        )  # fmt: skip
+            self,
+            canvas,
+            run,
+            descent,
+            classes=real.classes,
+            chunk=self._chunk(canvas, run),
+            key=self.key(real, ipc, run),
+            label=self.info.name,
+        )
         provenance = self.provenance(real, ipc, run, prepared + outcome["seconds"])
         provenance["seconds_setup"] = round(prepared, 2)
         return SyntheticSet(
-            images=canvas.images.detach().float().cpu(), labels=canvas.labels.cpu(), classes=real.classes,
-            transform=self.transform(real), decode=canvas.spec, provenance=provenance,
-        )  # fmt: skip
+            images=canvas.images.detach().float().cpu(),
+            labels=canvas.labels.cpu(),
+            classes=real.classes,
+            transform=self.transform(real),
+            decode=canvas.spec,
+            provenance=provenance,
+        )
 
     def _chunk(self, canvas: Canvas, run: Run) -> int:
-        """Classes per term that fit half the memory budget; the other half is weights and buffers."""
+        """Classes per term that fit half the memory budget; weights and buffers get the rest."""
         most = (
             max(b - a for a, b in zip(canvas.starts, canvas.starts[1:], strict=False))
             * canvas.views

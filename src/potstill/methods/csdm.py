@@ -1,6 +1,7 @@
 """CSDM: Class-aware Spectral Distribution Matching (arXiv 2603.01698).
 
-    L = (1/C) sum_c E_w [ alpha(c) (|a| - |b|)^2 + (1 - alpha(c)) 2|a||b|(1 - cos(angle a - angle b)) ]
+    L = (1/C) sum_c E_w [ alpha(c) A + (1 - alpha(c)) P ]
+    A = (|a| - |b|)^2,   P = 2 |a||b| (1 - cos(angle a - angle b))
 
 a and b are the real and synthetic characteristic values of class c at frequency w. Amplitude
 carries spread (diversity), phase carries location (realism). Head classes weigh amplitude more
@@ -39,11 +40,16 @@ class CSDM(SDM):
     """Match characteristic functions; head classes weigh amplitude more, tail classes phase."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
-        name="csdm", title="Class-aware Spectral Distribution Matching", paper="arXiv 2603.01698",
-        year=2026, arxiv="2603.01698", family="distribution matching", labels="hard",
+        name="csdm",
+        title="Class-aware Spectral Distribution Matching",
+        paper="arXiv 2603.01698",
+        year=2026,
+        arxiv="2603.01698",
+        family="distribution matching",
+        labels="hard",
         long_tail="amplitude / phase weights by class size; calibration without the class prior",
         cost="as SDM",
-    )  # fmt: skip
+    )
 
     alpha_head: float = 0.8  # amplitude weight of the largest class; best at 0.7-0.9 (paper fig. 3)
     alpha_schedule: str = "log_linear"  # or "two_level" (literal), "reliability", "constant"
@@ -54,8 +60,8 @@ class CSDM(SDM):
         """Check the weights before anything expensive starts."""
         if not 0 < self.alpha_head < 1 or not 0 < self.alpha_balanced < 1:
             raise InputError(
-                f"alpha_head is {self.alpha_head} and alpha_balanced is {self.alpha_balanced}; both must "
-                "lie strictly between 0 and 1 (at the ends the distance is blind)"
+                f"alpha_head is {self.alpha_head} and alpha_balanced is {self.alpha_balanced}; "
+                "both must lie strictly between 0 and 1 (at the ends the distance is blind)"
             )
         if self.alpha_schedule not in SCHEDULES:
             raise InputError(

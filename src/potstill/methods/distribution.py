@@ -12,7 +12,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from potstill.canvas import Canvas
@@ -31,7 +30,7 @@ __all__ = ["DistributionMatcher"]
 
 @dataclass(kw_only=True)
 class DistributionMatcher(Matcher):
-    """Match a statistic of every class under networks that do not depend on the synthetic images."""
+    """Match a statistic of every class under networks that never see the synthetic images."""
 
     network: str = "convnet-w128-in"  # feature network; depth from the image size unless given
     networks: int = 20  # trained networks in the pool; 0 = a fresh random network per entry
@@ -89,8 +88,14 @@ class DistributionMatcher(Matcher):
         pool = None
         if self.networks:
             pool = train_pool(
-                real, transform, self.network, self.networks, self._pool_training(), run, prior=self.pool_prior
-            )  # fmt: skip
+                real,
+                transform,
+                self.network,
+                self.networks,
+                self._pool_training(),
+                run,
+                prior=self.pool_prior,
+            )
         dsa = None if self.augment == "none" else DSA.parse(self.augment, rule=self.augment_rule)
         self.run_, self.dsa_, self.counts_, self.classes_ = run, dsa, real.counts, real.num_classes
         self.eye_ = Eye(real, transform, self.network, pool, run, normalize=self.normalize)
@@ -101,20 +106,36 @@ class DistributionMatcher(Matcher):
         )
         self.prepare(real, canvas, run)
         self.real_side_ = RealSide(
-            real, self.eye_, run, policy=self.real_side, entries=self.entries, refresh=self.refresh,
-            batch_real=self.batch_real, dsa=dsa, facts=self.embedding_facts(),
-            embed=None if self.keeps_features else self.embed, frequencies=self.frequencies_at,
-        )  # fmt: skip
+            real,
+            self.eye_,
+            run,
+            policy=self.real_side,
+            entries=self.entries,
+            refresh=self.refresh,
+            batch_real=self.batch_real,
+            dsa=dsa,
+            facts=self.embedding_facts(),
+            embed=None if self.keeps_features else self.embed,
+            frequencies=self.frequencies_at,
+        )
 
     def _pool_training(self) -> Training:
         if self.pool_prior not in PRIORS:
             raise InputError(f"pool_prior is {self.pool_prior!r}; use one of {', '.join(PRIORS)}")
         return Training(
-            epochs=self.pool_epochs, batch=128, optimizer="sgd", lr=self.pool_lr, momentum=0.9,
-            weight_decay=5e-4, schedule="step", milestones=(2 / 3, 5 / 6), gamma=0.2,
-            augment=DSA.parse("color_crop", rule="idc"), cutmix=self.pool_cutmix,
+            epochs=self.pool_epochs,
+            batch=128,
+            optimizer="sgd",
+            lr=self.pool_lr,
+            momentum=0.9,
+            weight_decay=5e-4,
+            schedule="step",
+            milestones=(2 / 3, 5 / 6),
+            gamma=0.2,
+            augment=DSA.parse("color_crop", rule="idc"),
+            cutmix=self.pool_cutmix,
             sampling="balanced" if self.pool_prior == "balanced" else "shuffled",
-        )  # fmt: skip
+        )
 
     def image_bytes(self, canvas: Canvas) -> int:
         """Measured with one image."""
@@ -134,14 +155,14 @@ class DistributionMatcher(Matcher):
             yield from self._calibrate(step, entry, canvas, chunk)
 
     def _calibrate(self, step: int, entry: Entry, canvas: Canvas, chunk: int) -> Iterator[Term]:
-        """Cross-entropy of a trained network on the augmented synthetic images, averaged per class."""
+        """Cross-entropy of a trained network on the augmented images, averaged per class."""
         judge = self.judge_
         assert judge is not None
         judge.focus(Entry(entry.number, entry.member, 0.0, {}))
         augment: dict[str, Tensor] = {}
         if self.dsa_ is not None:
             draw = self.run_.generator("calibration", step)
-            size = canvas.images.shape[-2:]
+            size = (canvas.images.shape[-2], canvas.images.shape[-1])
             augment = self.dsa_.draw(1, size, draw, siamese=True, device=self.run_.device)
         for first, last in chunks(canvas.classes, chunk):
             images, labels = canvas.decode(first, last)

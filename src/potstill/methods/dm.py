@@ -1,4 +1,4 @@
-"""DM: Dataset Condensation with Distribution Matching (Zhao and Bilen, WACV 2023, arXiv 2110.04181).
+"""DM: Dataset Condensation with Distribution Matching (Zhao and Bilen, WACV 2023, 2110.04181).
 
     L = sum_c | mean_{x in real_c} f(A(x)) - mean_{s in syn_c} f(A(s)) |^2        (eq. 4)
 
@@ -39,16 +39,26 @@ class DM(DistributionMatcher):
     """Match class means of features of random networks."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
-        name="dm", title="Distribution Matching", paper="Zhao and Bilen, WACV 2023", year=2023,
-        arxiv="2110.04181", family="distribution matching", labels="hard",
+        name="dm",
+        title="Distribution Matching",
+        paper="Zhao and Bilen, WACV 2023",
+        year=2023,
+        arxiv="2110.04181",
+        family="distribution matching",
+        labels="hard",
         long_tail="per-class means; no class prior enters",
         cost="no training; one pass of the synthetic set per step, real side cached",
-    )  # fmt: skip
+    )
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
-        "quick": {"steps": 600, "network": "convnet-w32-in", "real_side": "fixed", "entries": 40,
-                  "batch_real": 256},
+        "quick": {
+            "steps": 600,
+            "network": "convnet-w32-in",
+            "real_side": "fixed",
+            "entries": 40,
+            "batch_real": 256,
+        },
         "standard": {"steps": 5000, "real_side": "rolling", "entries": 200, "refresh": 10},
-    }  # fmt: skip
+    }
 
     lr_images: float = 1.0  # paper sec. 4.1; per normalised pixel
     optimizer: str = "sgd"  # with momentum 0.5

@@ -1,4 +1,4 @@
-"""M3D: Dataset Condensation by Minimizing Maximum Mean Discrepancy (Zhang et al., AAAI 2024, arXiv 2312.15927).
+"""M3D: Condensation by Minimizing Maximum Mean Discrepancy (Zhang et al., AAAI 2024, 2312.15927).
 
     L = (1/C) sum_c MMD^2_k(f(real_c), f(syn_c)),   k = sum of five Gaussians    (eq. 8)
 
@@ -30,11 +30,16 @@ class M3D(DistributionMatcher):
     """Match class distributions of features in the RKHS of a Gaussian mixture kernel."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
-        name="m3d", title="Minimized Maximum Mean Discrepancy", paper="Zhang et al., AAAI 2024",
-        year=2024, arxiv="2312.15927", family="distribution matching", labels="hard",
+        name="m3d",
+        title="Minimized Maximum Mean Discrepancy",
+        paper="Zhang et al., AAAI 2024",
+        year=2024,
+        arxiv="2312.15927",
+        family="distribution matching",
+        labels="hard",
         long_tail="per-class kernel means; no class prior enters",
         cost="no training; kernel between the synthetic images and cached real features",
-    )  # fmt: skip
+    )
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "quick": {"steps": 600, "network": "convnet-w32-in", "entries": 40, "batch_real": 128},
         "standard": {"steps": 5000, "entries": 100},

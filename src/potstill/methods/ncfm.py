@@ -1,6 +1,6 @@
 """NCFM: Neural Characteristic Function Matching (Wang et al., CVPR 2025, arXiv 2502.20653).
 
-    min_S max_psi (1/C) sum_c E_{w ~ p_psi} sqrt( alpha |amplitude gap|^2 + beta |phase gap|^2 )   (eq. 8)
+    min_S max_psi (1/C) sum_c E_{w ~ p_psi} sqrt( alpha A + beta P )    (eq. 8; A, P as in CSDM)
 
 Released form (``sampling_network=False``, all shipped configurations): 4096 i.i.d. Gaussian
 frequencies, that is SDM with an RBF kernel of length 1, the root per frequency and alpha = beta =
@@ -43,11 +43,16 @@ class NCFM(SDM):
     """Match characteristic functions with one amplitude weight, optionally against an adversary."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
-        name="ncfm", title="Neural Characteristic Function Matching", paper="Wang et al., CVPR 2025",
-        year=2025, arxiv="2502.20653", family="distribution matching", labels="hard",
+        name="ncfm",
+        title="Neural Characteristic Function Matching",
+        paper="Wang et al., CVPR 2025",
+        year=2025,
+        arxiv="2502.20653",
+        family="distribution matching",
+        labels="hard",
         long_tail="per-class distributions; calibration as published ignores the prior",
         cost="as SDM; with the sampling network real features stay in memory",
-    )  # fmt: skip
+    )
     sizes: ClassVar[dict[str, dict[str, Any]]] = {"standard": {"frequencies": 2048}}
 
     schedule: str = "plateau"  # halved after 500 steps without improvement
@@ -65,8 +70,8 @@ class NCFM(SDM):
             raise InputError(f"alpha is {self.alpha}; use a number strictly between 0 and 1")
         if self.sampling_network and self.real_side != "features":
             raise InputError(
-                f"real_side is {self.real_side!r} with a sampling network, whose frequencies change "
-                "at every step; use real_side 'features'"
+                f"real_side is {self.real_side!r} with a sampling network, whose frequencies "
+                "change at every step; use real_side 'features'"
             )
         super().prepare(real, canvas, run)
         if self.sampling_network:

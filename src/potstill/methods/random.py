@@ -24,10 +24,16 @@ class Random(Selector):
     """Choose ``ipc`` real images per class at random."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
-        name="random", title="Random real subset", paper="baseline", year=0, arxiv="",
-        family="selection", labels="hard", long_tail="balanced by construction; small classes give all they have",
+        name="random",
+        title="Random real subset",
+        paper="baseline",
+        year=0,
+        arxiv="",
+        family="selection",
+        labels="hard",
+        long_tail="balanced; small classes give all they have",
         cost="nothing",
-    )  # fmt: skip
+    )
 
     def select(self, real: ImageSet, ipc: int, run: Run) -> Tensor:
         """Return positions (n,), class-sorted."""

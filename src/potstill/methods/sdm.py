@@ -53,17 +53,32 @@ class SDM(DistributionMatcher):
     """Match characteristic functions of class features under the spectrum of a kernel."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
-        name="sdm", title="Spectral Distribution Matching", paper="arXiv 2603.01698", year=2026,
-        arxiv="2603.01698", family="distribution matching", labels="hard",
+        name="sdm",
+        title="Spectral Distribution Matching",
+        paper="arXiv 2603.01698",
+        year=2026,
+        arxiv="2603.01698",
+        family="distribution matching",
+        labels="hard",
         long_tail="per-class distributions; calibration without the class prior",
         cost="trains a pool of networks once; real side cached as one vector per class",
-    )  # fmt: skip
+    )
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
-        "quick": {"steps": 500, "network": "convnet-w32-in", "networks": 4, "pool_epochs": 6,
-                  "pool_lr": 0.05, "pool_cutmix": 0.0, "real_side": "fixed", "entries": 40,
-                  "batch_real": 256, "frequencies": 512, "schedule": "cosine"},
+        "quick": {
+            "steps": 500,
+            "network": "convnet-w32-in",
+            "networks": 4,
+            "pool_epochs": 6,
+            "pool_lr": 0.05,
+            "pool_cutmix": 0.0,
+            "real_side": "fixed",
+            "entries": 40,
+            "batch_real": 256,
+            "frequencies": 512,
+            "schedule": "cosine",
+        },
         "standard": {"steps": 5000, "pool_epochs": 40, "frequencies": 1024},
-    }  # fmt: skip
+    }
 
     start: str = "tiled"  # mosaics of real images (NCFM's init "mix")
     factor: int = 0  # tiles per side of a stored image; 0 = 2 (NCFM) from 16 pixels up, else 1
@@ -142,8 +157,13 @@ class SDM(DistributionMatcher):
         """Kernel, length and frequencies determine the real table; weights and power do not."""
         if not self.spectral:
             return {"embed": self.estimator if self.keeps_features else "mean"}
-        return {"embed": "characteristic", "kernel": self.kernel, "length": self.length_,
-                "frequencies": self.frequencies, "orthogonal": self.orthogonal}  # fmt: skip
+        return {
+            "embed": "characteristic",
+            "kernel": self.kernel,
+            "length": self.length_,
+            "frequencies": self.frequencies,
+            "orthogonal": self.orthogonal,
+        }
 
     def embed(self, features: Tensor, entry: Entry) -> Tensor:
         """cos and sin of the projections, (n, 2T); features themselves for the linear kernel."""
@@ -176,7 +196,7 @@ class SDM(DistributionMatcher):
 
 
 def spectral_facts(a: Tensor, b: Tensor) -> dict[str, Tensor]:
-    """Per-class diagnostics of (k, 2T) real and synthetic values: distance, amplitude share, |phi|."""
+    """Distance, amplitude share and |phi| per class of (k, 2T) real and synthetic values."""
     amplitude, phase = split(a, b)
     total = (amplitude + phase).mean(1)
 
@@ -185,6 +205,8 @@ def spectral_facts(a: Tensor, b: Tensor) -> dict[str, Tensor]:
         return torch.hypot(cosines, sines).mean(1)
 
     return {
-        "distance": total, "amplitude_share": amplitude.mean(1) / total.clamp_min(1e-12),
-        "amplitude_real": modulus(a), "amplitude_syn": modulus(b),
-    }  # fmt: skip
+        "distance": total,
+        "amplitude_share": amplitude.mean(1) / total.clamp_min(1e-12),
+        "amplitude_real": modulus(a),
+        "amplitude_syn": modulus(b),
+    }

@@ -1,4 +1,4 @@
-"""Files that are either wholly old or wholly new: atomic writes, and state as safetensors + JSON."""
+"""Files that are wholly old or wholly new: atomic writes, state as safetensors and JSON."""
 
 from __future__ import annotations
 
@@ -50,7 +50,11 @@ def atomic(path: Path, write: Callable[[Path], None]) -> None:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` atomically."""
-    atomic(path, lambda temporary: temporary.write_bytes(content) and None)
+
+    def write(temporary: Path) -> None:
+        temporary.write_bytes(content)
+
+    atomic(path, write)
 
 
 def write_json(path: Path, content: Any) -> None:
@@ -80,8 +84,10 @@ def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
     try:
         with safe_open(path, framework="pt") as file:
             facts = json.loads((file.metadata() or {})["potstill"])
-            return {name: torch.clone(file.get_tensor(name)) for name in file.keys()}, facts
+            names = file.keys()
+            return {name: torch.clone(file.get_tensor(name)) for name in names}, facts
     except (SafetensorError, KeyError, ValueError, OSError) as error:
         raise ArtifactError(
-            f"{path} is damaged or not a potstill state ({type(error).__name__}); delete it to start again"
+            f"{path} is damaged or not a potstill state ({type(error).__name__}); "
+            "delete it to start again"
         ) from error

@@ -16,7 +16,7 @@ __all__ = [
 
 
 class PotstillError(Exception):
-    """Base of all errors raised on purpose. The command line prints the message without traceback."""
+    """Base of all errors raised on purpose; the command line prints them without traceback."""
 
 
 class InputError(PotstillError, ValueError):
@@ -32,11 +32,11 @@ class DivergedError(PotstillError, ArithmeticError):
 
 
 class StorageError(PotstillError, OSError):
-    """Writing failed (disk full, no permission); what was on disk before is untouched (exit code 4)."""
+    """Writing failed (disk full, no permission); older files are untouched (exit code 4)."""
 
 
 def nearest(name: str, options: Iterable[str]) -> str:
-    """Return ``"; did you mean 'x'?"`` for the option most like ``name``, or the list of options."""
+    """Return ``"; did you mean 'x'?"`` for the option most like ``name``, or all options."""
     options = list(options)
     close = difflib.get_close_matches(name.lower(), options, n=1, cutoff=0.5)
     if close:

@@ -22,9 +22,17 @@ def progress(
 ) -> Iterator[T]:
     """Iterate with a bar that shows the time left; silent when ``quiet`` or shorter than 2 s."""
     return tqdm(
-        items, desc=label, total=total, initial=done, disable=quiet, delay=2.0, leave=False,
-        file=sys.stderr, dynamic_ncols=True, mininterval=0.5,
-    )  # fmt: skip
+        items,
+        desc=label,
+        total=total,
+        initial=done,
+        disable=quiet,
+        delay=2.0,
+        leave=False,
+        file=sys.stderr,
+        dynamic_ncols=True,
+        mininterval=0.5,
+    )
 
 
 class Metrics:

@@ -266,9 +266,12 @@ def descend(
             tensors = {f"surface.{n}": leaf for n, leaf in leaves.items()} | _pack(optimizer)
             tensors |= {f"problem.{n}": t for n, t in problem.state().items()}
             facts = {
-                "key": key, "step": step, "seconds": spent + time.monotonic() - began,
-                "schedule": schedule.state(), "last": last,
-            }  # fmt: skip
+                "key": key,
+                "step": step,
+                "seconds": spent + time.monotonic() - began,
+                "schedule": schedule.state(),
+                "last": last,
+            }
             save_state(path, tensors, facts)
 
     steps = range(start, descent.steps)
@@ -297,11 +300,13 @@ def descend(
             schedule.observe(step, sum(losses.values()))
         if logs:
             last = {
-                "step": step, "seconds": round(spent + time.monotonic() - began, 3),
-                "lr": optimizer.param_groups[0]["lr"], "loss": losses,
+                "step": step,
+                "seconds": round(spent + time.monotonic() - began, 3),
+                "lr": optimizer.param_groups[0]["lr"],
+                "loss": losses,
                 "classes": {n: _rounded(t) for n, t in one.facts.items()}
                 | {f"pull_{n}": _rounded(t) for n, t in one.pull.items()},
-            }  # fmt: skip
+            }
             metrics.write(**last)
             if run.watch is not None:
                 run.watch(step, last, surface)

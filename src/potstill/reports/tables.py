@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
-from potstill.report.source import part
+from potstill.reports.source import part
 
 __all__ = ["csv", "latex", "markdown", "plain", "protocol_label", "score_table", "size"]
 

@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potstill.report import figures, tables
-from potstill.report.source import RunFolder, part, read_run
+from potstill.reports import figures, tables
+from potstill.reports.source import RunFolder, part, read_run
 from potstill.run.checkpoint import write_bytes
 
 if TYPE_CHECKING:
@@ -166,16 +166,16 @@ def _frames(pictures: Sequence[Path]) -> list[dict[str, Any]]:
     last = len(pictures) - 1
     chosen = [pictures[round(i * last / (_FRAMES - 1))] for i in range(_FRAMES)] if pictures else []
     frames = [
-        {"step": int(re.sub(r"\D", "", path.stem) or 0), "image": _picture(path, 480, tallest=1.1)}
+        {"step": int(re.sub(r"\D", "", path.stem) or 0), "image": _picture(path, 480, cut=True)}
         for path in dict.fromkeys(chosen)
     ]
     return [frame for frame in frames if frame["image"]]
 
 
-def _picture(path: Path | None, width: int, tallest: float = 0.0) -> str | None:
+def _picture(path: Path | None, width: int, cut: bool = False) -> str | None:
     """A picture as data URI, at most ``width`` pixels wide; None where it cannot be read.
 
-    ``tallest`` cuts the lower part off a picture that is higher than this many times its width.
+    ``cut`` shows only the upper part of a very tall one, such as a grid of a hundred classes.
     """
     from PIL import Image
 
@@ -189,8 +189,8 @@ def _picture(path: Path | None, width: int, tallest: float = 0.0) -> str | None:
     except (OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
         return None
     size = picture.size
-    if tallest and picture.height > tallest * picture.width:
-        picture = picture.crop((0, 0, picture.width, round(tallest * picture.width)))
+    if cut and picture.height > 4 * picture.width:
+        picture = picture.crop((0, 0, picture.width, 3 * picture.width // 2))
     picture.thumbnail((width, 16_000), Image.Resampling.LANCZOS)
     content, kind = path.read_bytes(), "png"
     if picture.size != size or len(content) > 400_000:
@@ -204,7 +204,9 @@ def _score(value: Any) -> str:
     if not isinstance(value, Mapping) or not isinstance(value.get("mean"), (int, float)):
         return "–"
     std = value.get("std")
-    return f"{value['mean']:.1f}" + (f" ± {std:.1f}" if isinstance(std, (int, float)) else "")
+    return f"{value['mean']:.1f}" + (
+        f" ±\N{NO-BREAK SPACE}{std:.1f}" if isinstance(std, (int, float)) else ""
+    )
 
 
 def _time(seconds: Any) -> str:

@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from potstill.data import ImageSet
-from potstill.evaluate.bench import Bench, Result
-from potstill.evaluate.labels import receiver_bytes, tier_of
-from potstill.evaluate.protocol import Protocol, find_protocol
+from potstill.evaluation.bench import Bench, Result
+from potstill.evaluation.labels import receiver_bytes, tier_of
+from potstill.evaluation.protocol import Protocol, find_protocol
 from potstill.nets import create, parse
 from potstill.run import ArtifactError, InputError, Run, logger
 from potstill.run.checkpoint import write_json

@@ -4,7 +4,7 @@ import statistics
 import pytest
 import torch
 
-from potstill.evaluate.metrics import class_accuracy, mean_std, overall, summary
+from potstill.evaluation.metrics import class_accuracy, mean_std, overall, summary
 
 
 def test_class_accuracy_counts_hits_per_class():

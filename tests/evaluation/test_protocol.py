@@ -4,7 +4,7 @@ from dataclasses import fields, replace
 import pytest
 
 from potstill.data import DSA
-from potstill.evaluate.protocol import PROTOCOLS, Protocol, find_protocol
+from potstill.evaluation.protocol import PROTOCOLS, Protocol, find_protocol
 from potstill.nets import Training
 from potstill.run import InputError
 

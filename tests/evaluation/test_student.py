@@ -4,10 +4,10 @@ import pytest
 import torch
 
 from potstill.data import ImageSet, Normalize
-from potstill.evaluate import student
-from potstill.evaluate.metrics import overall
-from potstill.evaluate.protocol import Protocol
-from potstill.evaluate.student import (
+from potstill.evaluation import student
+from potstill.evaluation.metrics import overall
+from potstill.evaluation.protocol import Protocol
+from potstill.evaluation.student import (
     full_training,
     random_examples,
     real_examples,

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from potstill.data import ImageSet, Normalize
-from potstill.evaluate import bench
-from potstill.evaluate.protocol import Protocol
-from potstill.evaluate.scores import Score, evaluate, read_scores, write_scores
+from potstill.evaluation import bench
+from potstill.evaluation.protocol import Protocol
+from potstill.evaluation.scores import Score, evaluate, read_scores, write_scores
 from potstill.nets import Training
 from potstill.run import ArtifactError, InputError, StorageError
 from potstill.synthetic import SyntheticSet

@@ -14,8 +14,8 @@ from torch import Tensor
 
 from potstill.data import ImageSet
 from potstill.data.transform import Transform
-from potstill.evaluate.metrics import class_accuracy, overall
-from potstill.evaluate.protocol import Protocol
+from potstill.evaluation.metrics import class_accuracy, overall
+from potstill.evaluation.protocol import Protocol
 from potstill.nets import Examples, Network, Training, create, predict, train_many
 from potstill.run import InputError, Run
 from potstill.synthetic import SyntheticSet

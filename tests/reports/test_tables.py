@@ -6,7 +6,7 @@ import csv
 import io
 from typing import Any
 
-from potstill.report import tables
+from potstill.reports import tables
 
 
 def record(name: str = "default", digits: str = "1f3c9a20", mean: float = 61.25, **changes: Any):

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from potstill.data import Normalize
-from potstill.evaluate.labels import (
+from potstill.evaluation.labels import (
     TIERS,
     receiver_bytes,
     soft_labels,

@@ -11,8 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
-from potstill.report.source import part
-from potstill.report.style import COLOURS, log_scale, plot, short
+from potstill.reports.source import part
+from potstill.reports.style import COLOURS, log_scale, plot, short
 from potstill.synthetic.pictures import grid
 
 if TYPE_CHECKING:

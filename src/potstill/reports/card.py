@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from pathlib import Path
 
-from potstill.report.source import read_run
+from potstill.reports.source import read_run
 from potstill.run.checkpoint import write_bytes, write_json
 from potstill.synthetic import SyntheticSet
 from potstill.synthetic.card import card

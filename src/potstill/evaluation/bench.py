@@ -11,9 +11,9 @@ import torch
 
 from potstill import __version__
 from potstill.data import ImageSet
-from potstill.evaluate.metrics import mean_std, overall, summary
-from potstill.evaluate.protocol import Protocol
-from potstill.evaluate.student import (
+from potstill.evaluation.metrics import mean_std, overall, summary
+from potstill.evaluation.protocol import Protocol
+from potstill.evaluation.student import (
     full_training,
     random_examples,
     real_examples,

@@ -7,8 +7,8 @@ import xml.etree.ElementTree as ElementTree
 
 import pytest
 
-from potstill.report import figures
-from potstill.report.style import COLOURS
+from potstill.reports import figures
+from potstill.reports.style import COLOURS
 
 NAMES = ["a $x$ <b>", "猫\x00", "plain", "a name much longer than sixteen letters"]
 COUNTS = [5, 40, 400, 20]

@@ -1,0 +1,25 @@
+"""Evaluation: protocols, students, label tiers and scores."""
+
+from potstill.evaluation.labels import TIERS, receiver_bytes, soft_labels, with_soft_labels
+from potstill.evaluation.metrics import class_accuracy, mean_std, summary
+from potstill.evaluation.protocol import PROTOCOLS, Protocol, find_protocol
+from potstill.evaluation.scores import Score, evaluate, read_scores, write_scores
+from potstill.evaluation.student import train_students
+
+__all__ = [
+    "PROTOCOLS",
+    "Protocol",
+    "Score",
+    "TIERS",
+    "class_accuracy",
+    "evaluate",
+    "find_protocol",
+    "mean_std",
+    "read_scores",
+    "receiver_bytes",
+    "soft_labels",
+    "summary",
+    "train_students",
+    "with_soft_labels",
+    "write_scores",
+]
