@@ -1,6 +1,6 @@
 """How methods bear a longer tail: three methods, two imbalance factors, accuracy by class size.
 
-    python examples/long_tail.py [--quick]
+Run it with ``python examples/long_tail.py [--quick]``.
 """
 
 from __future__ import annotations

@@ -1,9 +1,8 @@
 """A new method in one class: match the mean and the covariance of every class's features.
 
-    python examples/new_method.py [--quick]
-
-The base class brings networks, cached real side, augmentation, calibration, optimiser, chunks,
-checkpoints and logs. The method says what is averaged (``embed``) and how it differs (``gap``).
+Run it with ``python examples/new_method.py [--quick]``. The base class brings networks, the cached
+real side, augmentation, calibration, the loop, checkpoints and logs; the method says what is
+averaged over a class (``embed``) and how two averages differ (``gap``).
 """
 
 from __future__ import annotations
@@ -12,7 +11,6 @@ import argparse
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 import potstill
 from potstill.match.spectral import segment_mean
@@ -22,50 +20,39 @@ from potstill.run.loop import Term
 
 @dataclass(kw_only=True)
 class Covariance(DistributionMatcher):
-    """L = (1/C) sum_c |mean_real - mean_syn|^2 + weight |Cov_real - Cov_syn|_F^2."""
+    """L = (1/C) sum_c |mean_real - mean_syn|^2 + |Cov_real - Cov_syn|_F^2, in random directions."""
 
-    info = MethodInfo("covariance", "Covariance Matching", "this example", 2026, "",
-                      "distribution matching", "hard", "per-class moments", "as DM")  # fmt: skip
-    axes: int = 24  # random directions in which the covariance is compared
-    weight: float = 1.0  # of the covariance beside the mean
+    info = MethodInfo("covariance", "Covariance matching", "this example", 2026, "",
+                      "distribution matching", "hard", "per-class moments", "as SDM")  # fmt: skip
+    axes: int = 24  # directions
 
-    def embedding_facts(self):
-        return {"embed": "moments", "axes": self.axes}  # names the cached real side
+    def embedding_facts(self):  # what the cache of the real side depends on
+        return {"embed": "moments", "axes": self.axes}
 
-    def embed(self, features, entry):
+    def embed(self, features, entry):  # (n, d) -> (n, axes + axes^2), averaged per class
         draw = self.run_.generator("axes", entry.number)
-        axes = torch.randn(features.shape[1], self.axes, generator=draw).to(features.device)
-        z = features @ axes  # (n, axes)
+        z = features @ torch.randn(features.shape[1], self.axes, generator=draw).to(features.device)
         return torch.cat([z, (z[:, :, None] * z[:, None, :]).flatten(1)], dim=1)
 
-    def gap(self, entry, features, labels, first, last):
-        syn = segment_mean(self.embed(features, entry), labels, last - first)
-        (mean, cov), (mean_syn, cov_syn) = map(self.moments, (entry.table[first:last], syn))
-        distance = (mean - mean_syn).square().sum(1)
-        distance = distance + self.weight * (cov - cov_syn).square().sum((1, 2))
+    def gap(self, entry, features, labels, first, last):  # distance of the classes first..last-1
+        mean, cov = self.moments(entry.table[first:last])
+        syn = self.moments(segment_mean(self.embed(features, entry), labels, last - first))
+        distance = (mean - syn[0]).square().sum(1) + (cov - syn[1]).square().sum((1, 2))
         return Term("match", distance, first, {"distance": distance})
 
-    def moments(self, table: Tensor) -> tuple[Tensor, Tensor]:
-        mean, second = table[:, : self.axes], table[:, self.axes :]
-        return mean, second.unflatten(1, (self.axes, -1)) - mean[:, :, None] * mean[:, None, :]
+    def moments(self, table):
+        mean, second = table[:, : self.axes], table[:, self.axes :].unflatten(1, (self.axes, -1))
+        return mean, second - mean[:, :, None] * mean[:, None, :]
 
 
-def main(quick: bool) -> None:
-    size = {"steps": 60, "networks": 2, "pool_epochs": 2, "entries": 8} if quick else {
-        "steps": 500, "networks": 4, "pool_epochs": 6, "entries": 40}  # fmt: skip
-    method = Covariance(network="convnet-w32-in", real_side="fixed", lr_images=5e-3, **size)
-    train, test, _ = potstill.load_pair("digits")
-    train = train.long_tailed(50)
-    syn = potstill.distill(method, train, ipc=10)
-    protocol = potstill.PROTOCOLS["quick-noflip"].with_(epochs=20 if quick else 100)
-    (score,) = potstill.evaluate(
-        syn, train, test, network="convnet-w32-in", protocol=protocol, runs=2 if quick else 5
-    )
-    random = score.random["accuracy"]["mean"]
-    print(f"covariance matching {score.accuracy['mean']:.1f} %, random {random:.1f} %")
-
-
-if __name__ == "__main__":
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works")
-    main(parser.parse_args().quick)
+parser = argparse.ArgumentParser(description=__doc__)
+parser.add_argument("--quick", action="store_true", help="a few steps, to see that it works")
+steps, pool_epochs, epochs, runs = (40, 2, 20, 2) if parser.parse_args().quick else (500, 6, 100, 5)
+train, test, _ = potstill.load_pair("digits")
+train = train.long_tailed(50)
+network, protocol = "convnet-w32-in", potstill.PROTOCOLS["quick-noflip"].with_(epochs=epochs)
+method = Covariance(steps=steps, network=network, networks=2, pool_epochs=pool_epochs,
+                    lr_images=5e-3, real_side="fixed", entries=10)  # fmt: skip
+syn = potstill.distill(method, train, ipc=10)
+(score,) = potstill.evaluate(syn, train, test, network=network, protocol=protocol, runs=runs)
+print(f"covariance {score.accuracy['mean']:.1f} %, random {score.random['accuracy']['mean']:.1f} %")

@@ -1,6 +1,6 @@
 """Distil long-tailed digits, score the result, write its page. Nothing is downloaded.
 
-    python examples/quickstart.py [--quick]
+Run it with ``python examples/quickstart.py [--quick]``.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from potstill.methods import CSDM
 
 
 def main(quick: bool) -> None:
-    # Real data: 8x8 digits, cut to a long tail (124 zeros down to 2 nines), and a balanced test.
+    # Real data: 8x8 digits, cut to a long tail (128 zeros down to 2 nines), and a balanced test.
     train, test, note = potstill.load_pair("digits")
     train = train.long_tailed(50)
     print(f"{len(train)} real images, per class {train.counts}")
@@ -22,7 +22,7 @@ def main(quick: bool) -> None:
     method = CSDM.budget("quick")
     protocol, runs = potstill.PROTOCOLS["quick-noflip"], 5
     if quick:
-        method = CSDM.budget("quick", steps=60, networks=2, pool_epochs=2, entries=8)
+        method = CSDM.budget("quick", steps=40, networks=2, pool_epochs=2, entries=5)
         protocol, runs = protocol.with_(epochs=20), 2
 
     # The run folder holds checkpoints, pictures and the artifact. Without force, a killed run

@@ -441,3 +441,24 @@ def test_a_wrong_set_cannot_be_made(change, match):
     with pytest.raises(InputError, match=match):
         make(**change)
     make(decode=FINE)
+
+
+# which real images were distilled
+
+
+def test_source_indices_travel_but_are_not_counted_as_receiver_bytes(tmp_path):
+    rows = torch.tensor([9, 4, 1001])
+    plain, made = make(), make(source_indices=rows)
+    assert made.nbytes == plain.nbytes and made.checksum != plain.checksum
+    assert torch.equal(SyntheticSet.load(made.save(tmp_path / "a")).source_indices, rows)
+    with pytest.raises(InputError, match="source_indices"):
+        make(source_indices=torch.tensor([-1]))
+
+
+def test_a_long_tailed_run_stores_its_index_list(make_blobs, run):
+    from potstill.methods import Random
+
+    real = make_blobs((40, 40, 40)).long_tailed(4)
+    made = Random()(real, 2, run)
+    assert torch.equal(made.source_indices, real.indices) and len(real) < 120
+    assert made.provenance["data"]["history"][0]["index_checksum"]

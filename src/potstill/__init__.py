@@ -51,7 +51,6 @@ if TYPE_CHECKING:
 
 def __getattr__(name: str) -> Any:
     if name in _HOMES:
-        # a verb may share its name with its room (evaluate, report): the verb wins
         value = getattr(importlib.import_module(_HOMES[name]), name)
         globals()[name] = value
         return value

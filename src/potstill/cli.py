@@ -6,8 +6,11 @@ here and nowhere else. Exit codes: 0 success, 2 bad input, 3 diverged, 4 storage
 
 from __future__ import annotations
 
+import contextlib
+import io
 import logging
 import os
+import re
 import sys
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
@@ -45,6 +48,7 @@ class Machine:
     precision: str = "auto"  # frozen network passes: "fp32" or "bf16"; auto = bf16 on CUDA only
     compile: bool = False  # torch.compile the feature networks
     memory_gb: float = 4.0  # budget of one step's activations and of images kept in memory
+    checkpoint_seconds: float = 20.0  # at most this much work is lost by a kill; 0 = every step
     threads: int = 0  # CPU threads; 0 = torch's choice
     quiet: bool = False  # no progress bars, warnings only
 
@@ -56,6 +60,8 @@ class Machine:
         from potstill.run.machine import tune_allocator
 
         tune_allocator()
+        if self.threads < 0:
+            raise InputError(f"threads is {self.threads}; use 0 (torch's choice) or more")
         if self.threads:
             torch.set_num_threads(self.threads)
         return Run(
@@ -64,12 +70,38 @@ class Machine:
             precision=self.precision,
             compile=self.compile,
             memory_gb=self.memory_gb,
+            checkpoint_seconds=self.checkpoint_seconds,
             quiet=self.quiet,
         )
 
 
 def _parse(kind: Any, words: list[str], command: str) -> Any:
-    return tyro.cli(kind, args=words, prog=f"potstill {command}")
+    """Read flags; what tyro finds wrong becomes one sentence."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(kind, args=words, prog=f"potstill {command}")
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        raise InputError(_sentence(box.getvalue(), command)) from None
+
+
+def _sentence(box: str, command: str) -> str:
+    """The message inside tyro's frame and the option it suggests, without the frame."""
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip("│ ")
+        if text and set(text) <= {"─", "-"}:
+            parts.append([])
+        elif text and text[0] not in "╭╰":
+            parts[-1].append(text)
+    titled = not box.startswith("╭")  # without Unicode the title stands above a rule of its own
+    message = " ".join(parts[min(titled, len(parts) - 1)]).rstrip(".").replace(". ", "; ")
+    similar = re.search(r"--\w[\w-]*", box.partition("Perhaps you meant")[2])
+    if similar:
+        return f"{message}; did you mean {similar[0]!r}?"
+    return f"{message}; potstill {command} --help explains the flags"
 
 
 def _default_budget(words: list[str]) -> str:
@@ -89,6 +121,16 @@ def _default_budget(words: list[str]) -> str:
     return "standard" if torch.cuda.is_available() else "quick"
 
 
+@dataclass(kw_only=True)
+class Distill:
+    """What every method needs besides its own fields."""
+
+    out: Path  # run folder; a killed run resumes there
+    ipc: int = 10  # stored images per class
+    seed: int = 0  # every random draw descends from it
+    force: bool = False  # replace a finished or foreign run in --out
+
+
 def _distill(words: list[str]) -> None:
     from potstill.methods import CATALOGUE, find
 
@@ -106,28 +148,13 @@ def _distill(words: list[str]) -> None:
     options = make_dataclass(
         "Options",
         [
-            ("out", Annotated[Path, tyro.conf.arg(help="run folder; a killed run resumes there")]),
-            (
-                "ipc",
-                Annotated[int, tyro.conf.arg(help="stored images per class")],
-                field(default=10),
-            ),
-            (
-                "seed",
-                Annotated[int, tyro.conf.arg(help="every random draw descends from it")],
-                field(default=0),
-            ),
+            ("job", Annotated[Distill, _FLAT]),
             (
                 "budget",
                 Annotated[
                     str, tyro.conf.arg(help="size of the defaults: quick, standard or paper")
                 ],
                 field(default=budget),
-            ),
-            (
-                "force",
-                Annotated[bool, tyro.conf.arg(help="replace a run that stands in --out")],
-                field(default=False),
             ),
             ("data", Annotated[Data, _FLAT], field(default_factory=Data)),
             ("machine", Annotated[Machine, _FLAT], field(default_factory=Machine)),
@@ -144,20 +171,20 @@ def _distill(words: list[str]) -> None:
         f"{budget} budget."
     )
     chosen = _parse(options, words[1:], f"distill {words[0]}")
-    run = chosen.machine.run(chosen.seed)
+    job = chosen.job
     syn = distill(
         chosen.method,
         chosen.data,
-        ipc=chosen.ipc,
-        out=chosen.out,
-        run=run,
-        force=chosen.force,
+        ipc=job.ipc,
+        out=job.out,
+        run=chosen.machine.run(job.seed),
+        force=job.force,
         label=chosen.budget,
     )
     if not chosen.machine.quiet:
         seconds = syn.provenance.get("seconds", 0.0)
-        print(f"{len(syn.images)} images in {seconds:.0f} s -> {chosen.out}/synthetic")
-        print(f"next: potstill evaluate {chosen.out} && potstill report {chosen.out}")
+        print(f"{len(syn.images)} images in {seconds:.0f} s -> {job.out}/synthetic")
+        print(f"next: potstill evaluate {job.out} && potstill report {job.out}")
 
 
 @dataclass(kw_only=True)
@@ -214,6 +241,8 @@ def _methods(words: list[str]) -> None:
     from potstill.methods import CATALOGUE
     from potstill.reports.tables import plain
 
+    if words and words[0] not in ("-h", "--help"):
+        raise InputError(f"potstill methods is followed by {words[0]!r}; it takes no flags")
     rows = [
         {
             "name": m.info.name,
@@ -237,7 +266,7 @@ class Recipe:
     out: Path | None = None  # run folder; default runs/NAME
     data: str | None = None  # where the data are, if not at the path that the recipe names
     seed: int | None = None  # instead of the recipe's
-    force: bool = False  # replace a run that stands in --out
+    force: bool = False  # replace a finished or foreign run in --out
     machine: Annotated[Machine, _FLAT] = field(default_factory=Machine)
 
 
@@ -285,8 +314,21 @@ def _dispatch(words: list[str]) -> None:
 def main(words: list[str] | None = None) -> int:
     """Run one command; return the exit code."""
     try:
-        _dispatch(sys.argv[1:] if words is None else words)
+        code = _guarded(sys.argv[1:] if words is None else words)
+        sys.stdout.flush()
+        return code
+    except BrokenPipeError:  # the reader (head, less) has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+
+
+def _guarded(words: list[str]) -> int:
+    """Run one command; errors that a user can act on become a sentence and an exit code."""
+    try:
+        _dispatch(words)
         return 0
+    except SystemExit as stop:  # --help
+        return int(stop.code or 0)
     except PotstillError as error:
         print(f"potstill: {error}", file=sys.stderr)
         return (
@@ -294,7 +336,7 @@ def main(words: list[str] | None = None) -> int:
         )
     except KeyboardInterrupt:
         print(
-            "potstill: interrupted; the same command resumes from the last checkpoint",
+            "potstill: interrupted; the same command goes on where this one was",
             file=sys.stderr,
         )
         return 130

@@ -9,11 +9,8 @@ runs/x/synthetic/             the artifact (see potstill.synthetic)
 
 from __future__ import annotations
 
-import json
-import shutil
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -25,20 +22,11 @@ from potstill.data.longtail import Profile
 from potstill.methods import Method, find
 from potstill.run import InputError, Run, logger
 from potstill.run.checkpoint import digest, write_json
+from potstill.run.folder import claimed, read_record
 from potstill.synthetic import SyntheticSet
 
-__all__ = ["Data", "distill", "evaluate_run", "open_data", "read_run"]
+__all__ = ["Data", "distill", "evaluate_run", "open_data"]
 
-_OWN = (
-    "run.json",
-    "metrics.jsonl",
-    "checkpoint.safetensors",
-    "pictures",
-    "synthetic",
-    "scores.json",
-    "report.html",
-    ".lock",
-)
 _PICTURES = 8  # besides the first and the last
 
 
@@ -66,40 +54,37 @@ class Data:
             labels=self.labels,
             memory_gb=run.memory_gb,
             cache=run.cache,
+            quiet=run.quiet,
         )
         if self.imbalance_factor != 1:
             train = train.long_tailed(self.imbalance_factor, profile=self.profile)
         return train, test, note
 
 
-def open_data(record: dict[str, Any], run: Run) -> tuple[ImageSet, ImageSet, str]:
-    """Open the data of a finished run again, from its ``run.json``; refuse changed data."""
-    if record["job"]["data"].get("in_memory"):
+def open_data(
+    record: dict[str, Any], run: Run, data: str | None = None
+) -> tuple[ImageSet, ImageSet, str]:
+    """Open the data of a finished run again, from its ``run.json``; refuse changed data.
+
+    ``data`` names another place for them; what was asked for besides (size, imbalance) still holds.
+    """
+    asked = dict(record["job"]["data"])
+    if asked.pop("in_memory", False) and data is None:
         raise InputError(
             "the run was made from arrays in memory; call potstill.evaluate with the same arrays"
         )
-    train, test, note = Data(**record["job"]["data"]).open(run)
-    if train.checksum != record["job"]["train_checksum"]:
+    try:
+        described = Data(**asked | ({"data": data} if data is not None else {}))
+    except TypeError:
+        raise InputError("run.json has unknown data options; distil again with --force") from None
+    train, test, note = described.open(run)
+    made_from = record["job"].get("train_checksum")
+    if data is None and train.checksum != made_from:
         raise InputError(
-            f"data {record['job']['data']['data']!r} has changed since the run was made (checksum "
-            f"{train.checksum}, then {record['job']['train_checksum']}); distil again with --force"
+            f"data {described.data!r} has changed since the run was made (checksum "
+            f"{train.checksum}, then {made_from}); distil again with --force"
         )
     return train, test, note
-
-
-def read_run(folder: Path) -> dict[str, Any]:
-    """Return ``run.json`` of a run folder."""
-    path = folder / "run.json"
-    if not path.is_file():
-        raise InputError(
-            f"folder is {folder} but holds no run.json; give the folder of a distillation run"
-        )
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        assert isinstance(record["job"], dict) and isinstance(record["status"], str)
-    except (ValueError, KeyError, AssertionError, TypeError):
-        raise InputError(f"{path} is damaged; distil again with --force") from None
-    return record
 
 
 def evaluate_run(
@@ -117,25 +102,35 @@ def evaluate_run(
     :func:`potstill.evaluate`.
     """
     from potstill.evaluation import evaluate, find_protocol, write_scores
-    from potstill.nets import parse
+    from potstill.nets import create, parse
     from potstill.reports import write_card
 
-    find_protocol(protocol), [parse(name) for name in network]  # before anything is trained
-
+    find_protocol(protocol), [parse(name) for name in network]  # before data are decoded
     if not folder.exists():
         raise InputError(
             f"folder is {folder}, which does not exist; give the folder of a distillation run"
         )
-    syn = SyntheticSet.load(folder)
-    if data is not None:
+    if data is not None and not (folder / "run.json").exists():  # an artifact without its run
+        syn = SyntheticSet.load(folder)
         train, test, note = Data(data=data).open(run)
     else:
-        record = read_run(folder)
+        record = read_record(folder)
         if record["status"] != "finished":
             raise InputError(
                 f"{folder} holds an unfinished run; run the same distill command again to finish it"
             )
-        train, test, note = open_data(record, run)
+        syn = SyntheticSet.load(folder)
+        train, test, note = open_data(record, run, data)
+    channels, *size = test.shape
+    for name in network:  # before the first of them is trained
+        draw = torch.Generator().manual_seed(0)
+        create(
+            name,
+            channels=channels,
+            size=(size[0], size[1]),
+            classes=test.num_classes,
+            generator=draw,
+        )
     records = []
     for name in network:
         records += evaluate(
@@ -167,7 +162,7 @@ def distill(
         ipc: stored images per class.
         out: run folder; ``None`` keeps nothing on disk.
         imbalance_factor: cut the train split to a long tail first; 1 leaves it as it is.
-        force: replace a finished run in ``out``.
+        force: replace a finished run, or that of another job, in ``out``.
         label: name of the budget that a method object was made from, for the provenance.
         options: further fields of :class:`Data`.
 
@@ -183,6 +178,13 @@ def distill(
         chosen: str | None = budget
     else:
         chosen = label
+    method.check()  # before data are decoded; _run checks again whether they fit
+    twice = [*options, *(["imbalance_factor"] if imbalance_factor != 1 else [])]
+    if (isinstance(data, ImageSet) and options) or (isinstance(data, Data) and twice):
+        raise InputError(
+            f"{twice[0]} is given beside data that are a {type(data).__name__} already; "
+            "choose it there"
+        )
     note = ""
     if isinstance(data, ImageSet):
         train = data if imbalance_factor == 1 else data.long_tailed(imbalance_factor)
@@ -211,6 +213,7 @@ def _run(
     force: bool,
 ) -> SyntheticSet:
     _sensible(train, ipc)
+    method.check(train)
     if folder is None:
         return method(train, ipc, run)
     job = {
@@ -224,7 +227,7 @@ def _run(
         "test_note": note,
     }
     key = digest([method.key(train, ipc, run), described])
-    with _claimed(folder, key, force) as finished:
+    with claimed(folder, key, force) as finished:
         if finished:
             logger.warning(
                 "%s is already finished with this very job; nothing to do (--force runs it again)",
@@ -264,61 +267,6 @@ def _sensible(train: ImageSet, ipc: int) -> None:
             f"ipc is {ipc} for {len(train)} real images in {train.num_classes} classes; use 1 to "
             f"{most}, so that the synthetic set is smaller than the real one"
         )
-
-
-@contextmanager
-def _claimed(folder: Path, key: str, force: bool) -> Iterator[bool]:
-    """Hold the folder for one process; yield whether exactly this job is already finished there."""
-    from filelock import FileLock, Timeout
-
-    from potstill.run import StorageError
-
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except FileExistsError:
-        raise InputError(f"out is {folder}, which is a file; choose a folder") from None
-    except OSError as error:
-        raise StorageError(
-            f"cannot create {folder}: {error.strerror}; choose another --out"
-        ) from error
-    try:
-        with FileLock(folder / ".lock", timeout=0):
-            strangers = [
-                p.name
-                for p in folder.iterdir()
-                if p.name not in _OWN and not p.name.startswith(".")
-            ]
-            if not (folder / "run.json").exists() and strangers:
-                raise InputError(
-                    f"out is {folder}, which holds other files ({strangers[0]}); "
-                    "choose an empty folder"
-                )
-            yield _state_of(folder, key, force) == "finished"
-    except Timeout:
-        raise InputError(
-            f"out is {folder}, where another potstill process is at work; wait or choose another"
-        ) from None
-
-
-def _state_of(folder: Path, key: str, force: bool) -> str:
-    if not (folder / "run.json").exists():
-        return "new"
-    if force:
-        for name in _OWN:
-            path = folder / name
-            if path.is_dir():
-                shutil.rmtree(path)
-            elif name != ".lock":
-                path.unlink(missing_ok=True)
-        return "new"
-    record = read_run(folder)
-    if record.get("key") != key:
-        raise InputError(
-            f"out is {folder}, which holds a {record['status']} run of another job "
-            f"({record['job']['method']}, ipc {record['job']['ipc']}); choose another --out "
-            "or give --force"
-        )
-    return str(record["status"])
 
 
 def _columns(ipc: int) -> int:

@@ -14,9 +14,9 @@ from __future__ import annotations
 
 import tomllib
 from collections.abc import Callable
-from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from types import UnionType
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from potstill.job import Data, distill, evaluate_run
 from potstill.methods import find
@@ -24,12 +24,18 @@ from potstill.run import InputError, Run, nearest
 
 __all__ = ["read_recipe", "run_recipe"]
 
-_TABLES: dict[str, set[str] | None] = {
-    "about": {"title", "paper", "paper_accuracy", "paper_protocol", "note"},
-    "data": {f.name for f in fields(Data)},
-    "distill": {"method", "ipc", "budget", "seed"},
-    "method": None,  # checked by the method itself
-    "evaluate": {"network", "protocol", "runs", "full"},
+_TABLES: dict[str, dict[str, Any] | None] = {  # keys and their types
+    "about": {
+        "title": str,
+        "paper": str,
+        "paper_accuracy": float,
+        "paper_protocol": str,
+        "note": str,
+    },
+    "data": get_type_hints(Data),
+    "distill": {"method": str, "ipc": int, "budget": str, "seed": int},
+    "method": None,  # the fields of the method, see method_of
+    "evaluate": {"network": str | list[str], "protocol": str, "runs": int, "full": bool | int},
     "measured": None,
 }
 
@@ -52,13 +58,41 @@ def read_recipe(path: Path) -> dict[str, Any]:
     for name, table in recipe.items():
         if name not in _TABLES:
             raise InputError(f"{path} has a table [{name}]{nearest(name, _TABLES)}")
+        if name == "measured":
+            continue
+        if not isinstance(table, dict):
+            raise InputError(f"{path} has {name} = {table!r}; make it a table [{name}]")
         known = _TABLES[name]
         for key in table if known is not None else ():
             if known is not None and key not in known:
                 raise InputError(f"{path} has {key!r} in [{name}]{nearest(key, known)}")
+        if known is not None:
+            _check_types(table, known, name, path)
     if "method" not in recipe.get("distill", {}):
         raise InputError(f'{path} names no method; add method = "csdm" to [distill]')
+    kind = find(recipe["distill"]["method"])
+    _check_types(recipe.get("method", {}), get_type_hints(kind), "method", path)
     return recipe
+
+
+def _check_types(table: dict[str, Any], known: dict[str, Any], name: str, path: Path) -> None:
+    for key, value in table.items():
+        if key in known and not _fits(value, known[key]):
+            wanted = known[key].__name__ if type(known[key]) is type else known[key]
+            raise InputError(f"{path} has {key} = {value!r} in [{name}]; give a value of {wanted}")
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    """Whether a TOML value is of a field's type; whole numbers are numbers, truths are not."""
+    if get_origin(kind) is UnionType:
+        return any(_fits(value, one) for one in get_args(kind))
+    if get_origin(kind) is Literal:
+        return value in get_args(kind)
+    if get_origin(kind) is list:
+        return isinstance(value, list) and all(_fits(item, get_args(kind)[0]) for item in value)
+    if isinstance(value, bool):
+        return kind is bool
+    return isinstance(value, int | float if kind is float else kind)
 
 
 def method_of(recipe: dict[str, Any]) -> Any:
@@ -76,7 +110,13 @@ def run_recipe(
     seed: int | None = None,
     force: bool = False,
 ) -> tuple[Path, list[Any]]:
-    """Distil, evaluate and report; return the run folder and the score records."""
+    """Distil, evaluate and report; return the run folder and the score records.
+
+    Everything the recipe says is checked before the first part begins; what is finished already
+    (the artifact, a score of the same protocol, runs and seed) is not done again.
+    """
+    from potstill.evaluation import find_protocol, read_scores
+    from potstill.nets import parse
     from potstill.reports import report
 
     recipe = read_recipe(path)
@@ -84,7 +124,13 @@ def run_recipe(
     run = make_run(about.get("seed", 0) if seed is None else seed)
     chosen = Data(**recipe.get("data", {}) | ({"data": data} if data else {}))
     folder = out or Path("runs") / path.stem
-    distill(
+    options = {"runs": 5, "full": False} | recipe.get("evaluate", {})
+    names = options.pop("network", ["convnet-w128-in"])
+    networks = [parse(name) for name in ([names] if isinstance(names, str) else names)]
+    protocol = find_protocol(options.pop("protocol", "default"))
+    if options["runs"] < 1:
+        raise InputError(f"{path} has runs = {options['runs']} in [evaluate]; use at least 1")
+    syn = distill(
         method_of(recipe),
         chosen,
         ipc=about.get("ipc", 10),
@@ -93,14 +139,21 @@ def run_recipe(
         force=force,
         label=about.get("budget", "quick"),
     )
-    options = recipe.get("evaluate", {})
-    records = evaluate_run(
-        folder,
-        run.with_(seed=0),
-        network=options.get("network", ["convnet-w128-in"]),
-        protocol=options.get("protocol", "default"),
-        runs=options.get("runs", 5),
-        full=options.get("full", False),
-    )
+    wanted = [str(network.at(syn.shape[1:])) for network in networks]
+
+    def scores() -> dict[str, Any]:
+        """Records of this artifact, protocol, number of runs and seed, by network."""
+        return {
+            score.network: score
+            for score in read_scores(folder)
+            if (score.artifact, score.protocol.get("hash"), score.runs, score.seed)
+            == (syn.checksum, protocol.hash, options["runs"], 0)
+            and (score.full is not None or not options["full"])
+        }
+
+    missing = [name for name in wanted if name not in scores()]
+    if missing:
+        evaluate_run(folder, run.with_(seed=0), network=missing, protocol=protocol.name, **options)
+    records = [scores()[name] for name in wanted]
     report(folder, None)
     return folder, records

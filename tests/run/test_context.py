@@ -31,3 +31,13 @@ def test_auto_chooses_what_is_there():
     run = Run()
     assert run.device == ("cuda" if torch.cuda.is_available() else "cpu")
     assert run.precision == ("bf16" if run.on_gpu else "fp32")
+
+
+def test_bf16_is_refused_where_the_processor_lacks_it(monkeypatch):
+    import potstill.run.context as context
+
+    monkeypatch.setattr(context, "cpu_has_bf16", lambda: False)
+    with pytest.raises(InputError, match="no bf16 instructions"):
+        Run(device="cpu", precision="bf16")
+    monkeypatch.setattr(context, "cpu_has_bf16", lambda: True)
+    assert Run(device="cpu", precision="bf16").precision == "bf16"

@@ -1,7 +1,7 @@
 """How a synthetic image is parametrised: what is stored, what is optimised, what a network sees."""
 
 from potstill.canvas.pixels import Canvas, canvas_spec, check_spec, decode_images, views_per_image
-from potstill.canvas.start import STARTS, STARVED, start_canvas
+from potstill.canvas.start import STARTS, STARVED, check_start, start_canvas
 from potstill.canvas.tiled import mosaic, tiles, views
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "Canvas",
     "canvas_spec",
     "check_spec",
+    "check_start",
     "decode_images",
     "mosaic",
     "start_canvas",

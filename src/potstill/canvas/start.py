@@ -17,7 +17,7 @@ from potstill.canvas.tiled import mosaic
 from potstill.data import ImageSet
 from potstill.run import InputError, logger
 
-__all__ = ["STARTS", "STARVED", "start_canvas"]
+__all__ = ["STARTS", "STARVED", "check_start", "start_canvas"]
 
 STARTS = ("real", "tiled", "noise")
 STARVED = ("repeat", "noise", "keep")
@@ -57,6 +57,15 @@ def _class_images(
     return torch.cat([images, _shifted(images[again], generator)])
 
 
+def check_start(start: str, starved: str) -> None:
+    """Raise InputError unless both are known and go together."""
+    for name, value, options in (("start", start, STARTS), ("starved", starved, STARVED)):
+        if value not in options:
+            raise InputError(f"{name} is {value!r}; use one of {', '.join(options)}")
+    if start == "tiled" and starved == "keep":
+        raise InputError("starved is 'keep' with start 'tiled'; use 'repeat' or 'noise'")
+
+
 def start_canvas(
     real: ImageSet,
     ipc: int,
@@ -78,13 +87,9 @@ def start_canvas(
         starved: for classes with fewer images than needed: "repeat" (shifted copies), "noise", or
             "keep" (fewer stored images; not with mosaics).
     """
-    for name, value, options in (("start", start, STARTS), ("starved", starved, STARVED)):
-        if value not in options:
-            raise InputError(f"{name} is {value!r}; use one of {', '.join(options)}")
+    check_start(start, starved)
     if ipc < 1:
         raise InputError(f"ipc is {ipc}; use at least 1 image per class")
-    if start == "tiled" and starved == "keep":
-        raise InputError("starved is 'keep' with start 'tiled'; use 'repeat' or 'noise'")
     per_image = factor**2 if start == "tiled" else 1
     short = [c for c, n in enumerate(real.counts) if n < ipc * per_image]
     if short and start != "noise":

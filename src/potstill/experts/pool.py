@@ -8,7 +8,7 @@ their networks, and a killed run loses at most the networks in training.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -39,6 +39,14 @@ class Pool:
 
     def __len__(self) -> int:
         return len(self.initial)
+
+    def to(self, device: str) -> Pool:
+        """Return the pool with all weights on ``device``."""
+        initial, trained = (
+            tuple({name: value.to(device) for name, value in state.items()} for state in states)
+            for states in (self.initial, self.trained)
+        )
+        return replace(self, initial=initial, trained=trained)
 
     def blend(self, member: int, share: float) -> State:
         """Return ``share`` of the initial plus ``1 - share`` of the trained weights of one member.
@@ -127,6 +135,8 @@ def train_pool(
             training,
             loss=loss,
             device=run.device,
+            precision=run.precision if run.on_gpu else "fp32",
+            channels_last=run.on_gpu,
             quiet=run.quiet,
             generators=draws,
             label=f"train network {begin + 1}-{begin + len(group)} of {len(missing)}",

@@ -28,11 +28,11 @@ from potstill.experts.pool import Pool
 from potstill.match.mmd import by_class
 from potstill.match.spectral import SegmentMean
 from potstill.nets import create
-from potstill.run import ArtifactError, InputError, Run
+from potstill.run import ArtifactError, InputError, Run, nearest
 from potstill.run.checkpoint import digest, load_state, save_state
 from potstill.run.machine import CPU_CHUNK
 
-__all__ = ["POLICIES", "Entry", "Eye", "RealSide"]
+__all__ = ["POLICIES", "Entry", "Eye", "RealSide", "check_policy"]
 
 POLICIES = ("rolling", "fixed", "features", "fresh")
 _DISK_LIMIT = 8 << 20  # bytes: tables are stored for reuse and resume, feature banks are not
@@ -68,7 +68,8 @@ class Eye:
         normalize: bool,
     ) -> None:
         channels, height, width = real.shape
-        self.run, self.pool, self.network, self.normalize = run, pool, network, normalize
+        self.run, self.network, self.normalize = run, network, normalize
+        self.pool = pool.to(run.device) if pool is not None else None
         self.transform = transform
         self._make = lambda generator: create(
             network,
@@ -122,6 +123,17 @@ class Eye:
         return self.features(dsa.apply(moved, augment) if dsa is not None else moved)
 
 
+def check_policy(policy: str, entries: int, refresh: int, batch_real: int) -> None:
+    """Raise InputError unless these describe a real side."""
+    if policy not in POLICIES:
+        raise InputError(f"real_side is {policy!r}{nearest(policy, POLICIES)}")
+    if entries < 1 or refresh < 1 or batch_real < 0:
+        raise InputError(
+            f"entries is {entries}, refresh is {refresh} and batch_real is {batch_real}; "
+            "use at least 1, 1 and 0"
+        )
+
+
 class RealSide:
     """Entries of the real side, built on first use, kept in memory and on disk.
 
@@ -149,12 +161,7 @@ class RealSide:
         embed: Callable[[Tensor, Entry], Tensor] | None,
         frequencies: Callable[[int, int], Tensor | None],
     ) -> None:
-        if policy not in POLICIES:
-            raise InputError(f"real_side is {policy!r}; use one of {', '.join(POLICIES)}")
-        if entries < 1 or refresh < 1:
-            raise InputError(
-                f"entries is {entries} and refresh is {refresh}; both must be at least 1"
-            )
+        check_policy(policy, entries, refresh, batch_real)
         self.real, self.eye, self.run, self.policy = real, eye, run, policy
         self.entries, self.refresh, self.batch_real = entries, refresh, batch_real
         self.dsa = dsa if policy != "features" else None

@@ -15,7 +15,7 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
-from potstill.canvas import Canvas, start_canvas
+from potstill.canvas import Canvas, canvas_spec, check_start, start_canvas
 from potstill.data import ImageSet, Normalize
 from potstill.data.transform import Transform
 from potstill.run import InputError, Run, nearest
@@ -70,6 +70,15 @@ class Method:
             merged |= vars(base).get("sizes", {}).get(name, {})
         return cls(**{k: v for k, v in merged.items() if k in known} | fields)
 
+    def check(self, real: ImageSet | None = None) -> None:
+        """Refuse bad hyper-parameters before anything is loaded, trained or written.
+
+        Called without data first, then with the real set that they have to fit.
+
+        Raises:
+            InputError: naming the field, its value and what to use.
+        """
+
     def fields(self) -> dict[str, Any]:
         """Return the hyper-parameters as JSON-like values."""
         return dataclasses.asdict(self)
@@ -122,6 +131,7 @@ class Selector(Method):
         """Return the chosen images; their positions in the source stand in the provenance."""
         if ipc < 1:
             raise InputError(f"ipc is {ipc}; use at least 1 image per class")
+        self.check(real)
         began = time.monotonic()
         positions = self.select(real, ipc, run)
         provenance = self.provenance(real, ipc, run, time.monotonic() - began)
@@ -132,6 +142,7 @@ class Selector(Method):
             classes=real.classes,
             transform=Normalize.fit(real),
             decode={"kind": "pixels"},
+            source_indices=real.indices if real.history else None,
             provenance=provenance,
         )
 
@@ -146,16 +157,26 @@ class Matcher(Method):
     momentum: float = 0.5  # of SGD
     schedule: str = "constant"  # step size over time: "constant", "cosine" or "plateau"
     start: str = "real"  # first images: "real", "tiled" (mosaics of real images) or "noise"
-    starved: str = (
-        "repeat"  # classes with too few images to start from: "repeat", "noise" or "keep"
-    )
-    factor: int = (
-        1  # each stored image decodes into factor x factor tiles; 0 = 2 from 16 pixels, else 1
-    )
-    formation: str = (
-        "single"  # tiles of the finest cut only, or "multi" = of every cut up to factor
-    )
+    starved: str = "repeat"  # too few real images to start: "repeat", "noise" or "keep" fewer
+    factor: int = 1  # tiles per side of a stored image; 0 = 2 from 16 pixels up, else 1
+    formation: str = "single"  # the finest tiles only, or "multi" = tiles of every size
     bounded: bool = True  # keep pixels in [0, 1]
+
+    def check(self, real: ImageSet | None = None) -> None:
+        """Check the start and the descent."""
+        super().check(real)
+        check_start(self.start, self.starved)
+        canvas_spec(self.factor or 1, self.formation)
+        self._descent(self.lr_images)
+
+    def _descent(self, lr: float) -> Descent:
+        return Descent(
+            steps=self.steps,
+            lr=lr,
+            optimizer=self.optimizer,
+            momentum=self.momentum,
+            schedule=self.schedule,
+        )
 
     def setup(self, real: ImageSet, canvas: Canvas, run: Run) -> None:
         """Make what must exist before step 0; runs again, with the same result, on resume."""
@@ -191,6 +212,7 @@ class Matcher(Method):
     def __call__(self, real: ImageSet, ipc: int, run: Run) -> SyntheticSet:
         """Distil ``real`` into ``ipc`` stored images per class; resumes from the run's folder."""
         began = time.monotonic()
+        self.check(real)
         canvas = start_canvas(
             real,
             ipc,
@@ -203,19 +225,12 @@ class Matcher(Method):
         )
         canvas = canvas.to(run.device)
         self.setup(real, canvas, run)
-        descent = Descent(
-            steps=self.steps,
-            lr=self.step_size(real.num_classes),
-            optimizer=self.optimizer,
-            momentum=self.momentum,
-            schedule=self.schedule,
-        )
         prepared = time.monotonic() - began
         outcome = descend(
             self,
             canvas,
             run,
-            descent,
+            self._descent(self.step_size(real.num_classes)),
             classes=real.classes,
             chunk=self._chunk(canvas, run),
             key=self.key(real, ipc, run),
@@ -229,6 +244,7 @@ class Matcher(Method):
             classes=real.classes,
             transform=self.transform(real),
             decode=canvas.spec,
+            source_indices=real.indices if real.history else None,
             provenance=provenance,
         )
 

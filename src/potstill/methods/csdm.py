@@ -56,8 +56,9 @@ class CSDM(SDM):
     alpha_balanced: float = 0.5  # for all classes when the counts are equal
     debias: bool = False  # subtract the sampling inflation of the real amplitude
 
-    def prepare(self, real: ImageSet, canvas: Canvas, run: Run) -> None:
-        """Check the weights before anything expensive starts."""
+    def check(self, real: ImageSet | None = None) -> None:
+        """Check the class weights."""
+        super().check(real)
         if not 0 < self.alpha_head < 1 or not 0 < self.alpha_balanced < 1:
             raise InputError(
                 f"alpha_head is {self.alpha_head} and alpha_balanced is {self.alpha_balanced}; "
@@ -67,7 +68,6 @@ class CSDM(SDM):
             raise InputError(
                 f"alpha_schedule is {self.alpha_schedule!r}; use one of {', '.join(SCHEDULES)}"
             )
-        super().prepare(real, canvas, run)
 
     def amplitude_weights(self, real: ImageSet) -> Tensor:
         """alpha(c) from the class sizes (C,)."""

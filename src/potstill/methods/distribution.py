@@ -12,15 +12,17 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from potstill.canvas import Canvas
 from potstill.data import DSA, ImageSet
 from potstill.experts.pool import PRIORS, train_pool
-from potstill.experts.realside import Entry, Eye, RealSide
+from potstill.experts.realside import Entry, Eye, RealSide, check_policy
 from potstill.losses import adjust, cross_entropy
 from potstill.match.spectral import segment_mean
 from potstill.methods.base import Matcher, chunks, saved_bytes
+from potstill.nets import create, parse
 from potstill.nets.many import Training
 from potstill.run import InputError, Run
 from potstill.run.loop import Term
@@ -73,18 +75,47 @@ class DistributionMatcher(Matcher):
     def prepare(self, real: ImageSet, canvas: Canvas, run: Run) -> None:
         """Hook between the networks and the real side (kernel lengths)."""
 
-    def setup(self, real: ImageSet, canvas: Canvas, run: Run) -> None:
-        """Train or read the pool, open the real side."""
-        if self.calibration < 0 or self.match_weight <= 0:
+    def check(self, real: ImageSet | None = None) -> None:
+        """Check what would otherwise show only after the pool has been trained."""
+        super().check(real)
+        if not self.calibration >= 0 or not self.match_weight > 0:
             raise InputError(
                 f"calibration is {self.calibration} and match_weight is {self.match_weight}; "
                 "use calibration >= 0 and match_weight > 0"
             )
+        if self.networks < 0:
+            raise InputError(f"networks is {self.networks}; use 0 or more")
         if self.calibration and not self.networks:
             raise InputError(
                 "calibration needs trained networks but networks is 0; set calibration to 0"
             )
+        if self.calibration_prior not in ("adjusted", "none"):
+            raise InputError(
+                f"calibration_prior is {self.calibration_prior!r}; use 'adjusted' or 'none'"
+            )
+        self._augmentation()
+        self._pool_training()
+        check_policy(self.real_side, self.entries, self.refresh, self.batch_real)
+        spec = parse(self.network)
+        if real is not None:  # the network is built once to see that the images are large enough
+            channels, *size = real.shape
+            draw = torch.Generator().manual_seed(0)
+            create(
+                spec,
+                channels=channels,
+                size=(size[0], size[1]),
+                classes=real.num_classes,
+                generator=draw,
+            )
+
+    def _augmentation(self) -> DSA | None:
+        return None if self.augment == "none" else DSA.parse(self.augment, rule=self.augment_rule)
+
+    def setup(self, real: ImageSet, canvas: Canvas, run: Run) -> None:
+        """Train or read the pool, open the real side."""
         transform = self.transform(real)
+        if run.on_gpu and real.images.nbytes < 1e9 * run.memory_gb:
+            real = real.to(run.device)
         pool = None
         if self.networks:
             pool = train_pool(
@@ -96,7 +127,7 @@ class DistributionMatcher(Matcher):
                 run,
                 prior=self.pool_prior,
             )
-        dsa = None if self.augment == "none" else DSA.parse(self.augment, rule=self.augment_rule)
+        dsa = self._augmentation()
         self.run_, self.dsa_, self.counts_, self.classes_ = run, dsa, real.counts, real.num_classes
         self.eye_ = Eye(real, transform, self.network, pool, run, normalize=self.normalize)
         self.judge_ = (

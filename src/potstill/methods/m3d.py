@@ -49,7 +49,7 @@ class M3D(DistributionMatcher):
     optimizer: str = "sgd"
     networks: int = 0  # random networks
     normalize: bool = False  # plain features
-    start: str = "tiled"  # mosaics of real images
+    start: str = "tiled"  # mosaics of real images; also "real", "noise"
     factor: int = 0  # "factor and up-sampling": 2 from 16 pixels up, else 1
     real_side: str = "fixed"  # feature banks of this many random networks
     entries: int = 100

@@ -64,15 +64,24 @@ class NCFM(SDM):
     sampling_network: bool = False  # the min-max form; needs real_side = "features"
     lr_sampler: float = 1e-3  # Adam step size of psi
 
-    def prepare(self, real: ImageSet, canvas: Canvas, run: Run) -> None:
-        """Make psi where asked for."""
+    def check(self, real: ImageSet | None = None) -> None:
+        """Check amplitude weight and sampling network."""
+        super().check(real)
         if not 0 < self.alpha < 1:
             raise InputError(f"alpha is {self.alpha}; use a number strictly between 0 and 1")
+        if self.sampling_network and not self.spectral:
+            raise InputError(
+                f"estimator is {self.estimator!r} and kernel is {self.kernel!r} with a sampling "
+                "network, which proposes frequencies; use estimator 'frequencies' and kernel 'rbf'"
+            )
         if self.sampling_network and self.real_side != "features":
             raise InputError(
                 f"real_side is {self.real_side!r} with a sampling network, whose frequencies "
                 "change at every step; use real_side 'features'"
             )
+
+    def prepare(self, real: ImageSet, canvas: Canvas, run: Run) -> None:
+        """Make psi where asked for."""
         super().prepare(real, canvas, run)
         if self.sampling_network:
             self.psi_ = _Sampler(self.eye_.dim, run.generator("psi")).to(run.device)

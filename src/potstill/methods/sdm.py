@@ -80,11 +80,9 @@ class SDM(DistributionMatcher):
         "standard": {"steps": 5000, "pool_epochs": 40, "frequencies": 1024},
     }
 
-    start: str = "tiled"  # mosaics of real images (NCFM's init "mix")
+    start: str = "tiled"  # mosaics of real images (NCFM's "mix"); also "real", "noise"
     factor: int = 0  # tiles per side of a stored image; 0 = 2 (NCFM) from 16 pixels up, else 1
-    kernel: str = (
-        "rbf"  # also laplace, matern32, matern52, rq, cauchy, mixtures "rbf+laplace", linear
-    )
+    kernel: str = "rbf"  # laplace, matern32, matern52, rq, cauchy, linear, "rbf+laplace", ...
     scale: float = 1.0  # kernel length as a multiple of the median within-class distance
     length: float = 0.0  # fixed kernel length instead; 0 = use scale
     frequencies: int = 2048  # T; complete orthogonal blocks if a multiple of the feature dimension
@@ -108,18 +106,25 @@ class SDM(DistributionMatcher):
         """Whether characteristic functions are compared (not means, not exact kernels)."""
         return self.estimator == "frequencies" and self.kernel != "linear"
 
-    def prepare(self, real: ImageSet, canvas: Canvas, run: Run) -> None:
-        """Fix kernel length and class weights."""
+    def check(self, real: ImageSet | None = None) -> None:
+        """Check kernel, estimator and frequencies."""
+        super().check(real)
         if self.power not in (1, 2):
             raise InputError(f"power is {self.power}; use 1 (root per frequency) or 2 (squared)")
         if self.estimator not in ("frequencies", "exact"):
             raise InputError(f"estimator is {self.estimator!r}; use 'frequencies' or 'exact'")
         if self.frequencies < 1:
             raise InputError(f"frequencies is {self.frequencies}; use at least 1")
-        if self.length < 0 or self.scale <= 0:
+        if not self.length >= 0 or not self.scale > 0:
             raise InputError(
                 f"length is {self.length} and scale is {self.scale}; use length >= 0 and scale > 0"
             )
+        law = kernel(self.kernel, self.length or self.scale)
+        if self.keeps_features:
+            law.value(torch.zeros(1))  # refuses kernels without a closed form in the distance
+
+    def prepare(self, real: ImageSet, canvas: Canvas, run: Run) -> None:
+        """Fix kernel length and class weights."""
         self.length_ = self.length or self.scale * self._median(real, run)
         self.kernel_ = kernel(self.kernel, self.length_)
         self.sets_: dict[int, Tensor] = {}

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from potstill.run.errors import InputError
+from potstill.run.machine import cpu_has_bf16
 
 __all__ = ["Run", "cache_folder"]
 
@@ -52,18 +53,32 @@ class Run:
             raise InputError(f"seed is {self.seed}; use an integer from 0 to 2**63 - 1")
         if self.precision not in ("auto", "fp32", "bf16"):
             raise InputError(f"precision is {self.precision!r}; use 'auto', 'fp32' or 'bf16'")
-        if self.memory_gb <= 0:
+        if not self.memory_gb > 0:
             raise InputError(f"memory_gb is {self.memory_gb}; use a positive number of gigabytes")
+        if not self.checkpoint_seconds >= 0:
+            raise InputError(
+                f"checkpoint_seconds is {self.checkpoint_seconds}; use 0 (every step) or more"
+            )
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"
         try:
-            kind = torch.device(device).type
+            kind, index = torch.device(device).type, torch.device(device).index or 0
         except RuntimeError:
-            raise InputError(f"device is {self.device!r}; use 'auto', 'cpu' or 'cuda'") from None
-        if kind == "cuda" and not torch.cuda.is_available():
-            raise InputError(f"device is {self.device!r} but no CUDA device is there; use 'cpu'")
+            kind, index = "", 0
+        if kind not in ("cpu", "cuda"):
+            raise InputError(f"device is {self.device!r}; use 'auto', 'cpu' or 'cuda'")
+        if kind == "cuda" and not index < torch.cuda.device_count():
+            raise InputError(
+                f"device is {self.device!r} but {torch.cuda.device_count()} CUDA devices are "
+                "there; use 'auto' or 'cpu'"
+            )
         object.__setattr__(self, "device", device)
+        if self.precision == "bf16" and kind == "cpu" and not cpu_has_bf16():
+            raise InputError(
+                "precision is 'bf16' but this processor has no bf16 instructions, which makes it "
+                "50 times slower; use 'fp32'"
+            )
         if self.precision == "auto":
             object.__setattr__(self, "precision", "bf16" if kind == "cuda" else "fp32")
         object.__setattr__(self, "cache", Path(self.cache or cache_folder()))

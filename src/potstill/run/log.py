@@ -11,6 +11,9 @@ from typing import Any, TypeVar
 
 from tqdm.auto import tqdm
 
+from potstill.run.checkpoint import write_bytes
+from potstill.run.errors import StorageError
+
 __all__ = ["Metrics", "logger", "progress"]
 
 logger = logging.getLogger("potstill")
@@ -42,15 +45,21 @@ class Metrics:
         self.path = path
         if path is None:
             return
-        path.parent.mkdir(parents=True, exist_ok=True)
         kept = [r for r in read(path) if r.get("step", 0) < resume_at] if path.exists() else []
-        path.write_text("".join(json.dumps(record) + "\n" for record in kept), encoding="utf-8")
+        write_bytes(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def write(self, **record: Any) -> None:
         """Append one record."""
-        if self.path is not None:
+        if self.path is None:
+            return
+        try:
             with self.path.open("a", encoding="utf-8") as stream:
                 stream.write(json.dumps(record) + "\n")
+        except OSError as error:
+            raise StorageError(
+                f"cannot write {self.path}: {error.strerror}; free space and run the same command "
+                "again (it goes on from the last checkpoint)"
+            ) from error
 
 
 def read(path: Path) -> list[dict[str, Any]]:

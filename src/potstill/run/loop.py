@@ -82,8 +82,10 @@ class Descent:
     def __post_init__(self) -> None:
         if self.steps < 0:
             raise InputError(f"steps is {self.steps}; use 0 or more")
-        if not self.lr > 0:
+        if not 0 < self.lr < math.inf:
             raise InputError(f"lr_images is {self.lr}; use a positive number")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum is {self.momentum}; use a number from 0 to below 1")
         for name, options in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
             if getattr(self, name) not in options:
                 raise InputError(

@@ -40,11 +40,12 @@ class SyntheticSet:
     soft_labels: Tensor | None = None  # float32 (n, K), rows sum to 1
     weights: Tensor | None = None  # float32 (n,), not negative
     syn_lr: float | None = None  # step size learned with the images
+    source_indices: Tensor | None = None  # int64 (N,), rows of the source that were distilled
     provenance: dict[str, Any] = field(default_factory=dict)  # JSON-like: where it comes from
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
-        for name in ("images", "labels", "soft_labels", "weights"):
+        for name in ("images", "labels", "soft_labels", "weights", "source_indices"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, value.detach())
@@ -84,7 +85,9 @@ class SyntheticSet:
     @property
     def nbytes(self) -> int:
         """Bytes a receiver needs: stored images, labels, soft labels, weights and transform."""
-        return sum(tensor.nbytes for tensor in exact.tensors_of(self).values())
+        needed = exact.tensors_of(self)
+        needed.pop("source_indices", None)  # provenance: which real images these came from
+        return sum(tensor.nbytes for tensor in needed.values())
 
     @property
     def checksum(self) -> str:

@@ -35,6 +35,7 @@ _EXPECTED = {  # name -> (dtype in the header, rank)
     "soft_labels": ("F32", 2),
     "weights": ("F32", 1),
     "syn_lr": ("F64", 0),
+    "source_indices": ("I64", 1),
 }
 
 
@@ -45,6 +46,7 @@ def tensors_of(synthetic: SyntheticSet) -> dict[str, Tensor]:
         "labels": synthetic.labels,
         "soft_labels": synthetic.soft_labels,
         "weights": synthetic.weights,
+        "source_indices": synthetic.source_indices,
     }
     if synthetic.syn_lr is not None:
         named["syn_lr"] = torch.tensor(synthetic.syn_lr, dtype=torch.float64)
@@ -110,6 +112,7 @@ def read(path: Path) -> dict[str, Any]:
             "soft_labels": tensors.get("soft_labels"),
             "weights": tensors.get("weights"),
             "syn_lr": None if syn_lr is None else float(syn_lr),
+            "source_indices": tensors.get("source_indices"),
             "checksum": found,
         }
     except InputError as error:
@@ -167,7 +170,7 @@ def _header_fault(header: dict[str, tuple[str, tuple[int, ...]]]) -> str | None:
             return (
                 f"{name} has type {dtype} and shape {shape}; {expected} of rank {rank} is expected"
             )
-        if rank and shape[0] != n:
+        if rank and shape[0] != n and name != "source_indices":
             return f"{name} has {shape[0]} rows for {n} images"
     return _shape_fault(header["images"][1])
 
@@ -252,6 +255,14 @@ def _labels_fault(s: SyntheticSet) -> str | None:
             )
         if not bool(((w >= 0) & torch.isfinite(w)).all()):
             return "weights has negative, NaN or infinite values"
+    rows = s.source_indices
+    if rows is not None and (
+        rows.dtype != torch.int64 or rows.ndim != 1 or (len(rows) and int(rows.min()) < 0)
+    ):
+        return (
+            f"source_indices has type {rows.dtype} and shape {tuple(rows.shape)}; "
+            "int64 (N,), not negative, is expected"
+        )
     if s.syn_lr is not None and not 0 < s.syn_lr < float("inf"):
         return f"syn_lr is {s.syn_lr}; a positive number is expected"
     return None

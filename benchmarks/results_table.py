@@ -1,0 +1,113 @@
+"""Measured results in the documents, written from the recipes and from nothing else.
+
+    python benchmarks/results_table.py            rewrite the tables
+    python benchmarks/results_table.py --check    write nothing, fail if one of them is stale
+
+A document holds ``<!-- results -->`` (or ``<!-- results METHOD -->``) and ``<!-- /results -->``;
+what stands between them is replaced. ``record.py`` puts measurements into the recipes.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from potstill.methods import CATALOGUE
+from potstill.recipe import read_recipe
+from potstill.run import InputError
+
+ROOT = Path(__file__).parents[1]
+BLOCK = re.compile(r"(<!-- results(?: (\w+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
+NEEDED = ("date", "device", "accuracy", "std", "runs", "network", "protocol", "protocol_hash")
+COLUMNS = (
+    "method", "data", "imbalance", "IPC", "budget", "student", "protocol", "accuracy",
+    "head / medium / tail", "random", "paper", "device", "seconds",
+)  # fmt: skip
+Entry = tuple[str, dict[str, Any], dict[str, Any]]  # recipe's name, recipe, measurement or {}
+
+
+def entries(root: Path) -> Iterator[Entry]:
+    """Each recipe with its newest measurement per student, protocol and device."""
+    for path in sorted((root / "recipes").rglob("*.toml")):
+        recipe, newest = read_recipe(path), {}
+        for number, row in enumerate(recipe.get("measured", [])):
+            missing = [key for key in NEEDED if key not in row]
+            if missing:
+                raise InputError(f"{path}: [[measured]] {number + 1} lacks {', '.join(missing)}")
+            newest[row["network"], row["protocol_hash"], row["device"]] = row
+        for row in newest.values() or [{}]:
+            yield path.relative_to(root / "recipes").with_suffix("").as_posix(), recipe, row
+
+
+def order(entry: Entry) -> tuple[Any, ...]:
+    """Comparable rows stand together: same data, size, budget, student, protocol, device."""
+    _, recipe, row = entry
+    about, data = recipe["distill"], recipe.get("data", {})
+    return (
+        data.get("data", "digits"), data.get("imbalance_factor", 1), about.get("ipc", 10),
+        about.get("budget", "quick"), row["network"], row["protocol_hash"], row["device"],
+        list(CATALOGUE).index(about["method"]),
+    )  # fmt: skip
+
+
+def cells(recipe: dict[str, Any], row: dict[str, Any]) -> list[str]:
+    """One table row, as text."""
+    about, data, paper = recipe["distill"], recipe.get("data", {}), recipe.get("about", {})
+    groups = [f"{row[name]:.1f}" for name in ("head", "medium", "tail") if name in row]
+    random = "–"
+    if "random_accuracy" in row:
+        random = f"{row['random_accuracy']:.1f} ± {row['random_std']:.1f}"
+    published = f"{paper['paper_accuracy']:.1f}" if "paper_accuracy" in paper else "–"
+    if "paper_protocol" in paper:
+        published += f" ({paper['paper_protocol']})"
+    values = [
+        about["method"], data.get("data", "digits"), f"{data.get('imbalance_factor', 1):g}",
+        about.get("ipc", 10), about.get("budget", "quick"), row["network"],
+        f"{row['protocol']} `{row['protocol_hash']}`",
+        f"{row['accuracy']:.1f} ± {row['std']:.1f} ({row['runs']})", " / ".join(groups) or "–",
+        random, published, f"{row['device']}, {row['date']}",
+        f"{row['seconds']:.0f}" if "seconds" in row else "–",
+    ]  # fmt: skip
+    return [str(value).replace("|", r"\|") for value in values]
+
+
+def table(root: Path, method: str | None, brief: bool = False) -> str:
+    """Markdown of all measurements, or of one method's; then what waits to be measured."""
+    chosen = [e for e in entries(root) if method in (None, e[1]["distill"]["method"])]
+    measured = sorted((e for e in chosen if e[2]), key=order)
+    rows = [COLUMNS, ["---"] * len(COLUMNS), *(cells(recipe, row) for _, recipe, row in measured)]
+    lines = [f"| {' | '.join(row)} |" for row in rows] if measured else []
+    waiting = [f"`{name}`" for name, _, row in chosen if not row]
+    if waiting:
+        names = f"{len(waiting)} recipes (docs/results.md)" if brief else ", ".join(waiting)
+        lines += ["", f"Written but not measured yet: {names}."]
+    return "\n".join(lines).strip()
+
+
+def render(root: Path, text: str, brief: bool = False) -> str:
+    """The document with its blocks renewed."""
+    return BLOCK.sub(lambda b: f"{b[1]}\n{table(root, b[2], brief)}\n\n{b[3]}", text)
+
+
+def main(words: list[str] | None = None, root: Path = ROOT) -> int:
+    """Run; the exit code is 1 if ``--check`` found a stale document."""
+    parser = argparse.ArgumentParser(description="Renew the tables of measured results.")
+    parser.add_argument("--check", action="store_true", help="write nothing, fail if stale")
+    check, stale = parser.parse_args(words).check, False
+    for path in (root / "README.md", *sorted((root / "docs").rglob("*.md"))):
+        old = path.read_text("utf-8")
+        new = render(root, old, brief=path.name == "README.md")
+        if new != old:
+            stale = True
+            print(path.relative_to(root), "is stale" if check else "renewed", file=sys.stderr)
+            if not check:
+                path.write_text(new, encoding="utf-8")
+    return 1 if check and stale else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

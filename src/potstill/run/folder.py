@@ -1,0 +1,115 @@
+"""The run folder: who may write into it, and whether the job it holds is finished."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from potstill.run.errors import InputError, StorageError
+
+__all__ = ["claimed", "read_record"]
+
+# What --force clears away first. The artifact stays until the new one takes its place, and
+# run.json until the new job is written over it, so a failure in between loses neither.
+_CLEARED = ("checkpoint.safetensors", "metrics.jsonl", "pictures", "scores.json", "report.html")
+
+
+def read_record(folder: Path) -> dict[str, Any]:
+    """Return ``run.json`` of a run folder.
+
+    Raises:
+        InputError: there is none, or it is damaged.
+    """
+    path = folder / "run.json"
+    if not path.is_file():
+        raise InputError(
+            f"folder is {folder} but holds no run.json; give the folder of a distillation run"
+        )
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+        sound = isinstance(record["job"]["data"], dict) and isinstance(record["status"], str)
+    except (ValueError, KeyError, TypeError, RecursionError, OSError):
+        sound = False
+    if not sound:
+        raise InputError(f"{path} is damaged; distil again with --force")
+    return record
+
+
+@contextmanager
+def claimed(folder: Path, key: str, force: bool) -> Iterator[bool]:
+    """Hold the folder for one process; yield whether exactly this job is already finished there.
+
+    An unfinished run of this very job (equal ``key``) is resumed, with ``force`` too: it is what
+    the same command, killed and started again, has to do.
+
+    Raises:
+        InputError: the folder holds other files, another job (without ``force``), or is in use.
+        StorageError: it cannot be created.
+    """
+    from filelock import FileLock, Timeout
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _refuse_foreign(folder)
+        lock = FileLock(folder / ".lock", timeout=0)
+        lock.acquire()
+    except FileExistsError:
+        raise InputError(f"out is {folder}, which is a file; choose a folder") from None
+    except Timeout:
+        raise InputError(
+            f"out is {folder}, where another potstill process is at work; wait or choose another"
+        ) from None
+    except OSError as error:
+        raise StorageError(
+            f"cannot write into {folder}: {error.strerror}; choose another --out"
+        ) from error
+    try:
+        yield _finished(folder, key, force)
+    finally:
+        lock.release()
+
+
+def _refuse_foreign(folder: Path) -> None:
+    """Only an empty folder becomes a run folder; hidden files do not count."""
+    others = sorted(p.name for p in folder.iterdir() if not p.name.startswith("."))
+    if others and "run.json" not in others:
+        raise InputError(
+            f"out is {folder}, which holds other files ({others[0]}); choose an empty folder"
+        )
+
+
+def _finished(folder: Path, key: str, force: bool) -> bool:
+    if not (folder / "run.json").exists():
+        return False
+    for part in [*folder.rglob(".*.part")]:  # a killed process could not take them away
+        _remove(part)
+    try:
+        record = read_record(folder)
+    except InputError:
+        if not force:
+            raise
+        record = {}
+    same = record.get("key") == key
+    complete = record.get("status") == "finished" and (folder / "synthetic").is_dir()
+    if same and not (complete and force):
+        return complete
+    if not force:
+        job = record["job"]
+        raise InputError(
+            f"out is {folder}, which holds a {record['status']} run of another job "
+            f"({job.get('method')}, ipc {job.get('ipc')}); choose another --out or give --force"
+        )
+    for name in _CLEARED:
+        _remove(folder / name)
+    return False
+
+
+def _remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,89 @@
+"""What the documents say about the code is true, their links lead somewhere, recipes can be run."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from pathlib import Path
+
+import pytest
+
+from potstill.evaluation import PROTOCOLS
+from potstill.methods import CATALOGUE
+from potstill.nets import parse
+from potstill.recipe import method_of, read_recipe
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "recipes/README.md"])
+RECIPES = sorted((ROOT / "recipes").rglob("*.toml"))
+ROW = re.compile(r"^\| `(\w+)` \| ([^|]*) \| ([^|]*) \| ([^|]*) \| .+\|$", re.MULTILINE)
+
+
+def shown(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    if isinstance(value, str):
+        return f"`{value}`"
+    return f"{value:g}" if isinstance(value, float) else str(value)
+
+
+def anchors(page: Path) -> set[str]:
+    heads = re.findall(r"^#+ (.+)$", page.read_text("utf-8"), re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).replace(" ", "-") for head in heads}
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_method_page_lists_every_hyper_parameter_with_its_value_at_each_budget(name):
+    text = (ROOT / "docs" / "methods" / f"{name}.md").read_text("utf-8")
+    table = {row[1]: [cell.strip() for cell in row.groups()[1:]] for row in ROW.finditer(text)}
+    inert = re.search(r"^Without effect unless .*? is above 0: (.*)\.$", text, re.MULTILINE)
+    named = set(re.findall(r"`(\w+)`", inert[1])) if inert else set()
+    method = CATALOGUE[name]
+    fields = {field.name for field in dataclasses.fields(method)}
+    assert table.keys() | named == fields and not table.keys() & named
+    budgets = [method.budget(budget) for budget in ("paper", "standard", "quick")]
+    for field, values in table.items():
+        assert values == [shown(getattr(budget, field)) for budget in budgets], field
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+def test_links_lead_somewhere(page):
+    for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
+        if target.startswith("http") or target.endswith(".png"):  # pictures are made by runs
+            continue
+        path, _, anchor = target.partition("#")
+        place = page.parent / path if path else page
+        assert place.exists(), target
+        assert not anchor or anchor in anchors(place), target
+
+
+@pytest.mark.parametrize("path", RECIPES, ids=lambda path: path.stem + "-" + path.parent.name)
+def test_a_recipe_can_be_run_as_it_stands(path):
+    recipe = read_recipe(path)
+    assert recipe["distill"]["method"] == path.parent.name
+    method_of(recipe)
+    assert recipe["evaluate"]["protocol"] in PROTOCOLS
+    for network in recipe["evaluate"]["network"]:
+        parse(network)
+    data = recipe["data"]
+    assert not re.search(r"^[./~]|\\", data["data"]), "a recipe names no place on a disk"
+    tail = f"-lt{data['imbalance_factor']}" if "imbalance_factor" in data else ""
+    assert f"{tail}-ipc{recipe['distill']['ipc']}" in path.stem
+    assert ("quick" in path.stem) <= (recipe["distill"]["budget"] == "quick")
+
+
+def test_every_method_stands_in_the_readme():
+    text = (ROOT / "README.md").read_text("utf-8")
+    for name in CATALOGUE:
+        assert f"](docs/methods/{name}.md)" in text
+
+
+def test_every_protocol_stands_in_the_guide():
+    text = (ROOT / "docs" / "guide.md").read_text("utf-8")
+    for name in PROTOCOLS:
+        assert f"`{name}`" in text, name
+
+
+def test_examples_are_short():
+    for path in (ROOT / "examples").glob("*.py"):
+        assert len(path.read_text("utf-8").splitlines()) < 60, path.name

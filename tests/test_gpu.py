@@ -1,0 +1,79 @@
+"""What must hold on an NVIDIA GPU; skipped without one."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from potstill.canvas import start_canvas
+from potstill.data import Normalize
+from potstill.methods import CSDM, DM
+from potstill.nets import Examples, Training, create, train_many
+from potstill.run import Run
+
+pytestmark = [
+    pytest.mark.gpu,
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine"),
+]
+TINY = {"network": "convnet-d2-w16-in", "networks": 2, "pool_epochs": 1, "entries": 2, "steps": 5,
+        "frequencies": 64, "batch_real": 0}  # fmt: skip
+
+
+def gradient(method, real, run):
+    canvas = start_canvas(real, 3, run.generator, start="tiled", factor=2).to(run.device)
+    method.setup(real, canvas, run)
+    for term in method.terms(0, canvas, canvas.classes):
+        term.values.sum().backward()
+    return canvas.images.grad.cpu()
+
+
+@pytest.mark.parametrize(("precision", "least"), [("fp32", 0.999), ("bf16", 0.98)])
+def test_gradient_agrees_with_the_cpu(make_blobs, run, precision, least):
+    real = make_blobs((40, 20, 8), channels=3, size=16)
+    on_cpu = gradient(CSDM.budget("quick", **TINY), real, run)
+    # the pool comes from the cache: both look through the same networks
+    device = Run(device="cuda", precision=precision, cache=run.cache, quiet=True)
+    on_gpu = gradient(CSDM.budget("quick", **TINY), real, device)
+    assert torch.nn.functional.cosine_similarity(on_cpu.flatten(), on_gpu.flatten(), dim=0) > least
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+def test_a_whole_run(make_blobs, run, compiled):
+    real = make_blobs((40, 20, 8), channels=3, size=16)
+    device = Run(device="cuda", cache=run.cache, quiet=True, compile=compiled)
+    for method in (CSDM.budget("quick", **TINY), DM.budget("quick", **TINY | {"networks": 0})):
+        assert torch.isfinite(method(real, 2, device).images).all()
+
+
+def test_memory_of_a_step_does_not_grow_with_the_real_set(make_blobs, run):
+    peaks = []
+    for scale in (1, 8):
+        real = make_blobs((400 * scale, 200 * scale), channels=3, size=32)
+        device = Run(device="cuda", cache=run.cache, quiet=True)
+        method = CSDM.budget("quick", **TINY | {"networks": 1, "pool_epochs": 0})
+        canvas = start_canvas(real, 4, device.generator, start="tiled", factor=2).to("cuda")
+        method.setup(real, canvas, device)
+        method.real_side_.at(0)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        for term in method.terms(0, canvas, canvas.classes):
+            term.values.sum().backward()
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert peaks[1] < 1.05 * peaks[0]
+
+
+def test_stacked_students_agree_with_sequential_ones(make_blobs, run):
+    real = make_blobs((12, 12, 12))
+    examples = Examples(real.images.float() / 255, real.labels, Normalize.fit(real))
+    training = Training(epochs=3, batch=12, lr=0.05)
+    found = []
+    for backend in ("sequential", "stacked"):
+        nets = [
+            create("convnet-d2-w16-in", channels=1, size=8, classes=3, generator=run.generator("w", k))
+            for k in range(3)
+        ]  # fmt: skip
+        train_many(
+            nets, examples, training, generators=run.generator, device="cuda", backend=backend, quiet=True
+        )  # fmt: skip
+        found.append(torch.cat([p.detach().flatten() for net in nets for p in net.parameters()]))
+    assert (found[0] - found[1]).norm() / found[0].norm() < 1e-3

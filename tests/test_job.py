@@ -1,0 +1,290 @@
+"""A distillation as a process: killed, resumed, repeated, refused, out of space, diverging."""
+
+from __future__ import annotations
+
+import errno
+import json
+import os
+import shlex
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from potstill.cli import main
+from potstill.methods import CSDM
+from potstill.run import loop
+
+TINY = shlex.split(
+    "distill csdm --data digits --imbalance-factor 20 --ipc 1 --steps 60 --network convnet-d2-w8-in"
+    " --networks 2 --pool-epochs 20 --entries 4 --frequencies 16 --batch-real 8 --device cpu"
+    " --threads 1 --checkpoint-seconds 0"
+)
+
+
+def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
+    """Time of change and content of every file, hidden ones aside."""
+    return {
+        str(path.relative_to(folder)): (path.stat().st_mtime_ns, path.read_bytes())
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and not path.name.startswith(".")
+    }
+
+
+def artifact(folder: Path) -> bytes:
+    return (folder / "synthetic" / "synthetic.safetensors").read_bytes()
+
+
+def status(folder: Path) -> str:
+    return json.loads((folder / "run.json").read_text())["status"]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run that nothing disturbed, and its cache beside it."""
+    root = tmp_path_factory.mktemp("whole")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("POTSTILL_CACHE", str(root / "cache"))
+        torch.set_num_threads(1)
+        assert main([*TINY, "--out", str(root / "run")]) == 0
+    yield root / "run"
+
+
+@pytest.fixture
+def finished(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A copy of that run to do things to; the pool is read from its cache."""
+    monkeypatch.setenv("POTSTILL_CACHE", str(whole.parent / "cache"))
+    shutil.copytree(whole, tmp_path / "run")
+    return tmp_path / "run"
+
+
+class Process:
+    """``potstill`` with the given words in an interpreter of its own."""
+
+    def __init__(self, words: list[str], folder: Path) -> None:
+        environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        self.folder = folder
+        self.process = subprocess.Popen(
+            [sys.executable, "-m", "potstill.cli", *words, "--out", str(folder)],
+            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+
+    def stop(self, when: Callable[[], bool], how: signal.Signals) -> str:
+        """Send a signal as soon as ``when()`` holds; return what the process said until then."""
+        patience = time.monotonic() + 120
+        while not when():
+            assert self.process.poll() is None, self.process.communicate()[1]
+            assert time.monotonic() < patience
+            time.sleep(0.002)
+        self.process.send_signal(how)
+        _, said = self.process.communicate()
+        assert self.process.returncode == (130 if how == signal.SIGINT else -how), said
+        assert status(self.folder) == "running"
+        return said
+
+
+def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(whole, tmp_path):
+    folder, cache = tmp_path / "run", Path(os.environ["POTSTILL_CACHE"])
+
+    def files(pattern: str) -> list[Path]:
+        return list(cache.glob(pattern))
+
+    def steps(count: int) -> Callable[[], bool]:
+        path = folder / "metrics.jsonl"
+        return lambda: path.exists() and path.read_bytes().count(b"\n") >= count
+
+    Process(TINY, folder).stop(lambda: bool(files("pools/*/*.safetensors")), signal.SIGKILL)
+    assert len(files("pools/*/*.safetensors")) == 1  # of two networks
+    Process(TINY, folder).stop(lambda: bool(files("realside/*/*.safetensors")), signal.SIGKILL)
+    (folder / ".checkpoint.safetensors.x.part").touch()  # a kill within a write leaves this
+    Process(TINY, folder).stop(steps(12), signal.SIGKILL)
+    said = Process(TINY, folder).stop(steps(30), signal.SIGINT)
+    assert "resuming at step" in said and "interrupted" in said and "Traceback" not in said
+    saving = folder / ".synthetic.part" / "images"
+    Process(TINY, folder).stop(saving.exists, signal.SIGKILL)
+
+    assert main([*TINY, "--out", str(folder)]) == 0
+    assert status(folder) == "finished"
+    assert artifact(folder) == artifact(whole)
+    lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines] == list(range(60))
+    assert not list(folder.glob(".*.part"))
+
+
+def test_two_fresh_runs_are_equal_and_another_seed_is_not(whole, tmp_path):
+    assert Path(os.environ["POTSTILL_CACHE"]) != whole.parent / "cache"
+    assert main([*TINY, "--out", str(tmp_path / "again")]) == 0
+    assert artifact(tmp_path / "again") == artifact(whole)
+    assert main([*TINY, "--seed", "1", "--out", str(tmp_path / "other")]) == 0
+    assert artifact(tmp_path / "other") != artifact(whole)
+
+
+def test_a_finished_run_is_left_alone(finished, caplog):
+    before = snapshot(finished)
+    assert main([*TINY, "--out", str(finished)]) == 0
+    assert snapshot(finished) == before
+    assert "already finished" in caplog.text
+
+
+def test_another_job_is_refused_without_force(finished, capsys):
+    before = snapshot(finished)
+    assert main([*TINY, "--ipc", "2", "--out", str(finished)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "finished run of another job (csdm, ipc 1)" in said
+    assert "--force" in said
+    assert snapshot(finished) == before
+
+
+def test_force_replaces_another_job_and_its_scores(finished):
+    (finished / "scores.json").write_text('{"scores": []}')
+    assert main([*TINY, "--alpha-head", "0.6", "--force", "--out", str(finished)]) == 0
+    record = json.loads((finished / "run.json").read_text())
+    assert record["status"] == "finished" and record["job"]["fields"]["alpha_head"] == 0.6
+    provenance = json.loads((finished / "synthetic" / "provenance.json").read_text())
+    assert provenance["method"]["fields"]["alpha_head"] == 0.6
+    assert not (finished / "scores.json").exists()
+
+
+def test_force_runs_a_finished_job_again_and_resumes_its_own_unfinished_one(
+    finished, monkeypatch, caplog
+):
+    def dies(self, step, chunk, detailed, whole_step=loop._Step.run):
+        if step == 30:
+            raise KeyboardInterrupt
+        whole_step(self, step, chunk, detailed)
+
+    reference, words = artifact(finished), [*TINY, "--force", "--out", str(finished)]
+    with monkeypatch.context() as patch:
+        patch.setattr(loop._Step, "run", dies)
+        assert main(words) == 130
+    assert status(finished) == "running"
+    assert main(words) == 0
+    assert "resuming at step 30 of 60" in caplog.text
+    assert artifact(finished) == reference
+
+
+@pytest.mark.parametrize("damage", ["{", '{"status": "finished"}', "[]"])
+def test_damaged_record_is_refused_and_forced(finished, capsys, damage):
+    (finished / "run.json").write_text(damage)
+    assert main([*TINY, "--out", str(finished)]) == 2
+    assert "run.json is damaged; distil again with --force" in capsys.readouterr().err
+    assert main([*TINY, "--force", "--out", str(finished)]) == 0
+    assert status(finished) == "finished"
+
+
+@pytest.mark.parametrize("name", ["thesis.tex", "pictures/cat.png", "report.html"])
+def test_folder_with_other_files_is_refused_and_untouched(tmp_path, capsys, name):
+    folder = tmp_path / "home"
+    (folder / name).parent.mkdir(parents=True)
+    (folder / name).write_text("mine")
+    for more in ([], ["--force"]):
+        assert main([*TINY, *more, "--out", str(folder)]) == 2
+        assert "holds other files" in capsys.readouterr().err
+    assert [p for p in folder.rglob("*") if p.is_file()] == [folder / name]
+
+
+def test_two_processes_do_not_share_a_folder(finished, capsys):
+    from filelock import FileLock
+
+    before = snapshot(finished)
+    with FileLock(finished / ".lock"):
+        assert main([*TINY, "--force", "--out", str(finished)]) == 2
+    assert "another potstill process is at work" in capsys.readouterr().err
+    assert snapshot(finished) == before
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        ["--alpha-head", "1.5"],
+        ["--network", "convnet-d6-w8-in"],  # five poolings are too many for 8 x 8 pixels
+        ["--ipc", "0"],
+        ["--imbalance-factor", "0.05"],
+    ],
+)
+def test_bad_values_with_force_lose_nothing(finished, capsys, bad):
+    before = snapshot(finished)
+    assert main([*TINY, "--force", *bad, "--out", str(finished)]) == 2
+    assert capsys.readouterr().err.count("\n") == 1
+    assert snapshot(finished) == before
+
+
+def full_disk(monkeypatch: pytest.MonkeyPatch, name: str, after: int = 0) -> None:
+    """Writing a file of that name fails from the given time on."""
+    write, seen = Path.write_bytes, []
+
+    def failing(self: Path, content: bytes) -> int:
+        if name in self.name:
+            seen.append(self)
+            if len(seen) > after:
+                raise OSError(errno.ENOSPC, "No space left on device")
+        return write(self, content)
+
+    monkeypatch.setattr(Path, "write_bytes", failing)
+
+
+@pytest.mark.parametrize("name", ["synthetic.safetensors", "preview.png", "step-000001.png"])
+def test_full_disk_while_saving_keeps_the_earlier_artifact(finished, monkeypatch, capsys, name):
+    earlier = snapshot(finished / "synthetic")
+    words = [*TINY, "--alpha-head", "0.6", "--force", "--out", str(finished)]
+    with monkeypatch.context() as patch:
+        full_disk(patch, name)
+        assert main(words) == 4
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1 and "No space left on device" in said
+    assert snapshot(finished / "synthetic") == earlier
+    assert not list(finished.glob(".*.part"))
+    assert main(words) == 0
+    assert snapshot(finished / "synthetic") != earlier
+
+
+def test_full_disk_at_a_checkpoint_keeps_the_one_before(finished, monkeypatch, caplog):
+    shutil.rmtree(finished)
+    words = [*TINY, "--out", str(finished)]
+    with monkeypatch.context() as patch:
+        full_disk(patch, "checkpoint.safetensors", after=20)
+        assert main(words) == 4
+    assert main(words) == 0
+    assert "resuming at step 20 of 60" in caplog.text
+
+
+def test_full_disk_for_the_metrics_is_one_sentence(finished, monkeypatch, capsys):
+    shutil.rmtree(finished)
+    opened = Path.open
+
+    def failing(self: Path, mode: str = "r", *rest: object, **options: object):
+        if self.name == "metrics.jsonl" and mode == "a":
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return opened(self, mode, *rest, **options)
+
+    monkeypatch.setattr(Path, "open", failing)
+    assert main([*TINY, "--out", str(finished)]) == 4
+    assert capsys.readouterr().err.count("\n") == 1
+
+
+def test_divergence_has_its_own_exit_code_and_keeps_the_checkpoint(
+    finished, whole, monkeypatch, capsys
+):
+    shutil.rmtree(finished)
+    words, terms = [*TINY, "--out", str(finished)], CSDM.terms
+
+    def poisoned(self, step, canvas, chunk):
+        for term in terms(self, step, canvas, chunk):
+            if step == 12 and term.name == "calibration":
+                term.values = term.values * torch.tensor([1.0] * 3 + [float("nan")] + [1.0] * 6)
+            yield term
+
+    with monkeypatch.context() as patch:
+        patch.setattr(CSDM, "terms", poisoned)
+        assert main(words) == 3
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "calibration of class 3 (3) is not finite at step 12" in said
+    assert main(words) == 0
+    assert artifact(finished) == artifact(whole)

@@ -1,0 +1,164 @@
+"""Recipes: every one that is shipped is sound; a tiny one runs from data to page, once."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from potstill import recipe as recipe_module
+from potstill.cli import main
+from potstill.evaluation import PROTOCOLS, find_protocol
+from potstill.evaluation import scores as scores_module
+from potstill.job import Data
+from potstill.nets import parse
+from potstill.recipe import method_of, read_recipe, run_recipe
+from potstill.run import InputError, Run
+
+FOLDER = Path(__file__).parents[1] / "recipes"
+TINY = """
+[data]
+data = "digits"
+imbalance_factor = 20
+
+[distill]
+method = "csdm"
+ipc = 1
+
+[method]
+steps = 6
+network = "convnet-d2-w8-in"
+networks = 1
+pool_epochs = 1
+entries = 2
+frequencies = 16
+batch_real = 8
+
+[evaluate]
+network = ["convnet-d2-w8-in", "mlp-w16"]
+protocol = "quick-noflip"
+runs = 2
+full = true
+"""
+
+
+@pytest.mark.parametrize("path", sorted(FOLDER.rglob("*.toml")), ids=lambda path: path.stem)
+def test_every_recipe_is_sound(path):
+    recipe = read_recipe(path)
+    method = method_of(recipe)
+    method.check()
+    assert path.parent.name == method.info.name
+    described = Data(**recipe["data"])
+    assert described.imbalance_factor >= 1
+    options = recipe["evaluate"]
+    find_protocol(options["protocol"])
+    assert options["runs"] >= 1 and [parse(name) for name in options["network"]]
+    assert recipe["about"]["title"]
+
+
+def test_recipes_are_found():
+    assert (FOLDER / "csdm" / "digits-lt50-ipc10.toml").is_file()
+
+
+@pytest.fixture
+def tiny(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    quick = PROTOCOLS["quick-noflip"]
+    monkeypatch.setitem(PROTOCOLS, "quick-noflip", quick.with_(epochs=2, name="quick-noflip"))
+    path = tmp_path / "tiny.toml"
+    path.write_text(TINY)
+    return path
+
+
+def start(path: Path, **changes: object) -> tuple[Path, list[object]]:
+    def make(seed: int) -> Run:
+        return Run(seed=seed, device="cpu", quiet=True)
+
+    return run_recipe(path, make, out=path.parent / "run", **changes)
+
+
+def test_a_recipe_makes_artifact_scores_and_page_and_repeats_none(tiny, monkeypatch):
+    folder, records = start(tiny)
+    assert (folder / "synthetic" / "synthetic.safetensors").is_file()
+    scores = json.loads((folder / "scores.json").read_text())["scores"]
+    assert [s["network"] for s in scores] == ["convnet-d2-w8-in", "mlp-w16"]
+    assert [r.network for r in records] == ["convnet-d2-w8-in", "mlp-w16"]
+    assert scores[0]["test"]["sentence"] == "Test images: the 'test' split of digits (500 images)."
+    assert scores[0]["full"]["accuracy"]["mean"] > 0 and scores[0]["runs"] == 2
+    assert "mlp-w16" in (folder / "report.html").read_text()
+
+    def expensive(*_: object, **__: object) -> None:
+        raise AssertionError("done already")
+
+    monkeypatch.setattr("potstill.methods.distribution.train_pool", expensive)
+    monkeypatch.setattr(scores_module, "Bench", expensive)
+    _, again = start(tiny)
+    assert [r.accuracy for r in again] == [r.accuracy for r in records]
+
+
+def test_only_what_is_missing_is_scored(tiny, monkeypatch):
+    folder, _ = start(tiny)
+    content = json.loads((folder / "scores.json").read_text())
+    (folder / "scores.json").write_text(json.dumps({"scores": content["scores"][:1]}))
+    asked: list[str] = []
+    evaluate_run = recipe_module.evaluate_run
+
+    def watched(folder: Path, run: Run, **options: object) -> list[object]:
+        asked.extend(options["network"])
+        return evaluate_run(folder, run, **options)
+
+    monkeypatch.setattr(recipe_module, "evaluate_run", watched)
+    _, records = start(tiny)
+    assert asked == ["mlp-w16"]
+    assert [r.network for r in records] == ["convnet-d2-w8-in", "mlp-w16"]
+
+
+def test_an_interrupted_recipe_goes_on(tiny, monkeypatch):
+    def interrupted(*_: object, **__: object) -> None:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(scores_module, "Bench", interrupted)
+        words = ["recipe", str(tiny), "--out", f"{tiny.parent}/run", "--device", "cpu", "--quiet"]
+        assert main(words) == 130
+    monkeypatch.setattr(
+        "potstill.methods.distribution.train_pool", interrupted
+    )  # distilled already
+    assert main(words) == 0
+
+
+CHANGES = {
+    "[evaluate]|[evalute]": "did you mean 'evaluate'?",
+    "imbalance_factor|imbalance": "did you mean 'imbalance_factor'?",
+    "ipc = 1|ipcs = 1": "did you mean 'ipc'?",
+    "ipc = 1|ipc = '1'": "give a value of int",
+    "ipc = 1|ipc = true": "give a value of int",
+    'method = "csdm"|method = "csmd"': "did you mean 'csdm'?",
+    'method = "csdm"|seed = 1': "names no method",
+    "steps = 6|setps = 6": "did you mean 'steps'?",
+    "steps = 6|steps = 6.5": "give a value of int",
+    "entries = 2|alpha_head = 1.5": "alpha_head is 1.5",
+    'data = "digits"|data = 3': "give a value of str",
+    'data = "digits"|profile = "flat"': "exponential",
+    "quick-noflip|quik-noflip": "did you mean 'quick-noflip'?",
+    "mlp-w16|mlb-w16": "did you mean 'mlp-w128'?",
+    "runs = 2|runs = 0": "use at least 1",
+    "[data]|data = 'digits'\n[about]": "make it a table [data]",
+    "[data]|[data": "is not valid TOML",
+}
+
+
+@pytest.mark.parametrize("change", CHANGES)
+def test_mistakes_are_found_before_anything_begins(change, tiny, monkeypatch):
+    def opened(*_: object, **__: object) -> None:
+        raise AssertionError("data were opened")
+
+    monkeypatch.setattr("potstill.job.load_pair", opened)
+    old, new = change.split("|")
+    assert old in TINY
+    tiny.write_text(TINY.replace(old, new, 1))
+    with pytest.raises(InputError) as caught:
+        start(tiny)
+    assert CHANGES[change] in str(caught.value)
+    assert str(caught.value).count("\n") == 0
+    assert not (tiny.parent / "run").exists()

@@ -1,0 +1,167 @@
+"""Tables in the documents come from the recipes, all of them, and a stale one is found."""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import sys
+import tomllib
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from potstill.recipe import method_of, read_recipe
+from potstill.run import InputError
+
+ROOT = Path(__file__).parents[1]
+RECIPE = """[about]
+title = "a cell"
+paper_accuracy = 48.9
+paper_protocol = "dsa | balanced"
+
+[data]
+data = "cifar10"
+imbalance_factor = 200
+
+[distill]
+method = "{method}"
+ipc = 10
+budget = "quick"
+"""
+MEASURED = """
+[[measured]]
+date = "2026-11-2{day}"
+device = "EPYC"
+seconds = 121.6
+accuracy = {accuracy}
+std = 0.44
+runs = 5
+head = 40.04
+medium = 31.0
+tail = 20.96
+random_accuracy = 25.25
+random_std = 1.0
+network = "convnet-d3-w32-in"
+protocol = "quick"
+protocol_hash = "{hash}"
+"""
+
+
+def script(name: str) -> ModuleType:
+    spec = importlib.util.spec_from_file_location(name, ROOT / "benchmarks" / f"{name}.py")
+    assert spec and spec.loader
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[name] = module
+    spec.loader.exec_module(module)
+    return module
+
+
+results, record = script("results_table"), script("record")
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    for method in ("csdm", "dm", "random"):
+        (tmp_path / "recipes" / method).mkdir(parents=True)
+        text = RECIPE.format(method=method)
+        if method != "random":
+            accuracy = {"csdm": 38.05, "dm": 30}[method]
+            text += MEASURED.format(day=1, accuracy=11, hash="aaaa0000")
+            text += MEASURED.format(day=2, accuracy=accuracy, hash="aaaa0000")
+        (tmp_path / "recipes" / method / "cell.toml").write_text(text)
+    (tmp_path / "docs" / "methods").mkdir(parents=True)
+    block = "<!-- results{} -->\nold\n<!-- /results -->\n"
+    (tmp_path / "README.md").write_text("before\n" + block.format("") + "after\n")
+    (tmp_path / "docs" / "results.md").write_text(block.format(""))
+    (tmp_path / "docs" / "methods" / "dm.md").write_text(block.format(" dm"))
+    return tmp_path
+
+
+def test_rows_hold_the_newest_measurement_in_the_order_of_the_catalogue(root):
+    assert results.main([], root) == 0
+    lines = (root / "docs" / "results.md").read_text().splitlines()
+    rows = [line for line in lines if line.startswith("| ")]
+    assert [row.split(" | ")[0] for row in rows] == ["| method", "| ---", "| dm", "| csdm"]
+    assert rows[3] == (
+        "| csdm | cifar10 | 200 | 10 | quick | convnet-d3-w32-in | quick `aaaa0000` | "
+        "38.0 ± 0.4 (5) | 40.0 / 31.0 / 21.0 | 25.2 ± 1.0 | 48.9 (dsa \\| balanced) | "
+        "EPYC, 2026-11-22 | 122 |"
+    )
+    assert "Written but not measured yet: `random/cell`." in lines
+    text = (root / "README.md").read_text()
+    assert text.startswith("before\n<!-- results -->\n") and text.endswith("-->\nafter\n")
+    assert "old" not in text and "1 recipes (docs/results.md)" in text
+
+
+def test_a_method_page_holds_its_own_rows_only(root):
+    results.main([], root)
+    page = (root / "docs" / "methods" / "dm.md").read_text()
+    assert "| dm |" in page and "csdm" not in page and "random/" not in page
+
+
+def test_rows_under_another_protocol_or_device_stand_beside_the_old_one(root):
+    path = root / "recipes" / "dm" / "cell.toml"
+    path.write_text(path.read_text() + MEASURED.format(day=3, accuracy=50.0, hash="bbbb0000"))
+    table = results.table(root, "dm")
+    assert "30.0 ± 0.4" in table and "50.0 ± 0.4" in table and "11.0" not in table
+
+
+def test_check_fails_when_stale_and_writes_nothing(root, capsys):
+    before = (root / "README.md").read_text()
+    assert results.main(["--check"], root) == 1
+    assert "README.md is stale" in capsys.readouterr().err
+    assert (root / "README.md").read_text() == before
+    results.main([], root)
+    assert results.main(["--check"], root) == 0
+
+
+def test_a_measurement_without_its_protocol_is_refused(root):
+    path = root / "recipes" / "dm" / "cell.toml"
+    path.write_text(path.read_text().replace('protocol_hash = "aaaa0000"\n', "", 1))
+    with pytest.raises(InputError, match=r"dm/cell.toml: \[\[measured\]\] 1 lacks protocol_hash"):
+        results.table(root, None)
+
+
+def fake_run(folder: Path, recipe: Path, **changes: Any) -> Path:
+    """A run folder with the two files that ``record`` reads."""
+    wanted = read_recipe(recipe)
+    job = {"method": "dm", "ipc": 10, "seed": 3, "fields": method_of(wanted).fields()}
+    job |= {"data": {"data": "elsewhere", "imbalance_factor": 200}} | changes
+    group = {"mean": 40.123, "std": 1.0}
+    score = {
+        "date": "2026-11-21", "device": 'a "fast" one', "threads": 2, "runs": 5, "artifact": "ab",
+        "accuracy": {"mean": 33.456, "std": 0.5}, "groups": {"head": group, "tail": group},
+        "network": "convnet-d3-w32-in", "protocol": {"name": "quick", "hash": "cccc0000"},
+        "random": {"accuracy": {"mean": 25.0, "std": 1.25}},
+    }  # fmt: skip
+    folder.mkdir()
+    (folder / "run.json").write_text(json.dumps({"job": job, "seconds": 12.34}))
+    (folder / "scores.json").write_text(json.dumps({"scores": [{}, score]}))
+    return folder
+
+
+def test_record_appends_what_the_table_needs(root):
+    recipe = root / "recipes" / "dm" / "cell.toml"
+    record.record(fake_run(root / "run", recipe), recipe)
+    row = tomllib.loads(recipe.read_text())["measured"][-1]
+    assert row["accuracy"] == 33.46 and row["steps"] == 600 and row["seed"] == 3
+    assert row["device"] == 'a "fast" one' and row["tail"] == 40.12 and row["random_std"] == 1.25
+    assert "33.5 ± 0.5 (5)" in results.table(root, "dm")
+
+
+@pytest.mark.parametrize(
+    ("changes", "name"),
+    [
+        ({"ipc": 1}, "ipc"),
+        ({"fields": {"steps": 7}}, "fields"),
+        ({"data": {"data": "cifar10", "imbalance_factor": 10}}, "imbalance_factor"),
+    ],
+)
+def test_record_refuses_the_run_of_another_job(root, changes, name):
+    recipe = root / "recipes" / "dm" / "cell.toml"
+    before = recipe.read_text()
+    with pytest.raises(InputError, match=f"differs from .* in {name}; give its own run"):
+        record.record(fake_run(root / "run", recipe, **changes), recipe)
+    assert recipe.read_text() == before
