@@ -315,6 +315,7 @@ def test_unfinished_run_is_not_evaluated(run_folder, refused):
         ("--network resnet19-in", "did you mean 'resnet18-in'?"),
         ("--network convnet-d2-w8-in convnet-d6-w8-in", "whose maps vanish"),
         ("--protocol defualt", "did you mean 'default'?"),
+        ("--network", "give at least one"),
         ("--runs 0", "runs is 0"),
         ("--data nowhere", "nothing of that name"),
     ],
@@ -356,13 +357,26 @@ def test_help_succeeds(words, capsys):
     assert "potstill" in (out := capsys.readouterr().out) or "csdm" in out
 
 
-@pytest.mark.parametrize("words", ["distill csdm --help", "methods"])
-def test_a_reader_that_goes_away_is_no_traceback(words):
+@pytest.mark.parametrize(  # the pipe breaks at the end, or at once
+    ("words", "unbuffered"), [("methods", ""), ("distill csdm --help", "1")]
+)
+def test_a_reader_that_goes_away_is_no_traceback(words, unbuffered):
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
         [sys.executable, "-m", "potstill.cli", *words.split()],
+        env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
         stdout=write, stderr=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
     os.close(write)
     assert done.stderr == "" and done.returncode == 141
+
+
+def test_other_libraries_do_not_speak_beside_the_sentence(tmp_path):
+    (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
+    words = ["distill", "csdm", "--data", f"{tmp_path}/damaged.parquet", "--out", f"{tmp_path}/run"]
+    done = subprocess.run(
+        [sys.executable, "-m", "potstill.cli", *words], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2 and done.stdout == ""
+    assert done.stderr.startswith("potstill: source") and done.stderr.count("\n") == 1

@@ -27,6 +27,8 @@ TINY = shlex.split(
     " --threads 1 --checkpoint-seconds 0"
 )
 
+SHORT = [*TINY, "--steps", "16", "--networks", "1", "--pool-epochs", "1"]  # the last word counts
+
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
     """Time of change and content of every file, hidden ones aside."""
@@ -46,21 +48,21 @@ def status(folder: Path) -> str:
 
 
 @pytest.fixture(scope="module")
-def whole(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
-    """A run that nothing disturbed, and its cache beside it."""
-    root = tmp_path_factory.mktemp("whole")
+def short(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """A run that nothing disturbed, with its cache beside it."""
+    root = tmp_path_factory.mktemp("short")
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("POTSTILL_CACHE", str(root / "cache"))
         torch.set_num_threads(1)
-        assert main([*TINY, "--out", str(root / "run")]) == 0
+        assert main([*SHORT, "--out", str(root / "run")]) == 0
     yield root / "run"
 
 
 @pytest.fixture
-def finished(whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def finished(short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A copy of that run to do things to; the pool is read from its cache."""
-    monkeypatch.setenv("POTSTILL_CACHE", str(whole.parent / "cache"))
-    shutil.copytree(whole, tmp_path / "run")
+    monkeypatch.setenv("POTSTILL_CACHE", str(short.parent / "cache"))
+    shutil.copytree(short, tmp_path / "run")
     return tmp_path / "run"
 
 
@@ -89,7 +91,7 @@ class Process:
         return said
 
 
-def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(whole, tmp_path):
+def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(tmp_path, monkeypatch):
     folder, cache = tmp_path / "run", Path(os.environ["POTSTILL_CACHE"])
 
     def files(pattern: str) -> list[Path]:
@@ -111,30 +113,32 @@ def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(whole, 
 
     assert main([*TINY, "--out", str(folder)]) == 0
     assert status(folder) == "finished"
-    assert artifact(folder) == artifact(whole)
+    monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "another cache"))
+    assert main([*TINY, "--out", str(tmp_path / "undisturbed")]) == 0
+    assert artifact(folder) == artifact(tmp_path / "undisturbed")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(60))
     assert not list(folder.glob(".*.part"))
 
 
-def test_two_fresh_runs_are_equal_and_another_seed_is_not(whole, tmp_path):
-    assert Path(os.environ["POTSTILL_CACHE"]) != whole.parent / "cache"
-    assert main([*TINY, "--out", str(tmp_path / "again")]) == 0
-    assert artifact(tmp_path / "again") == artifact(whole)
-    assert main([*TINY, "--seed", "1", "--out", str(tmp_path / "other")]) == 0
-    assert artifact(tmp_path / "other") != artifact(whole)
+def test_two_fresh_runs_are_equal_and_another_seed_is_not(short, tmp_path):
+    assert Path(os.environ["POTSTILL_CACHE"]) != short.parent / "cache"
+    assert main([*SHORT, "--out", str(tmp_path / "again")]) == 0
+    assert artifact(tmp_path / "again") == artifact(short)
+    assert main([*SHORT, "--seed", "1", "--out", str(tmp_path / "other")]) == 0
+    assert artifact(tmp_path / "other") != artifact(short)
 
 
 def test_a_finished_run_is_left_alone(finished, caplog):
     before = snapshot(finished)
-    assert main([*TINY, "--out", str(finished)]) == 0
+    assert main([*SHORT, "--out", str(finished)]) == 0
     assert snapshot(finished) == before
     assert "already finished" in caplog.text
 
 
 def test_another_job_is_refused_without_force(finished, capsys):
     before = snapshot(finished)
-    assert main([*TINY, "--ipc", "2", "--out", str(finished)]) == 2
+    assert main([*SHORT, "--ipc", "2", "--out", str(finished)]) == 2
     said = capsys.readouterr().err
     assert said.count("\n") == 1 and "finished run of another job (csdm, ipc 1)" in said
     assert "--force" in said
@@ -143,7 +147,7 @@ def test_another_job_is_refused_without_force(finished, capsys):
 
 def test_force_replaces_another_job_and_its_scores(finished):
     (finished / "scores.json").write_text('{"scores": []}')
-    assert main([*TINY, "--alpha-head", "0.6", "--force", "--out", str(finished)]) == 0
+    assert main([*SHORT, "--alpha-head", "0.6", "--force", "--out", str(finished)]) == 0
     record = json.loads((finished / "run.json").read_text())
     assert record["status"] == "finished" and record["job"]["fields"]["alpha_head"] == 0.6
     provenance = json.loads((finished / "synthetic" / "provenance.json").read_text())
@@ -155,26 +159,26 @@ def test_force_runs_a_finished_job_again_and_resumes_its_own_unfinished_one(
     finished, monkeypatch, caplog
 ):
     def dies(self, step, chunk, detailed, whole_step=loop._Step.run):
-        if step == 30:
+        if step == 9:
             raise KeyboardInterrupt
         whole_step(self, step, chunk, detailed)
 
-    reference, words = artifact(finished), [*TINY, "--force", "--out", str(finished)]
+    reference, words = artifact(finished), [*SHORT, "--force", "--out", str(finished)]
     with monkeypatch.context() as patch:
         patch.setattr(loop._Step, "run", dies)
         assert main(words) == 130
     assert status(finished) == "running"
     assert main(words) == 0
-    assert "resuming at step 30 of 60" in caplog.text
+    assert "resuming at step 9 of 16" in caplog.text
     assert artifact(finished) == reference
 
 
 @pytest.mark.parametrize("damage", ["{", '{"status": "finished"}', "[]"])
 def test_damaged_record_is_refused_and_forced(finished, capsys, damage):
     (finished / "run.json").write_text(damage)
-    assert main([*TINY, "--out", str(finished)]) == 2
+    assert main([*SHORT, "--out", str(finished)]) == 2
     assert "run.json is damaged; distil again with --force" in capsys.readouterr().err
-    assert main([*TINY, "--force", "--out", str(finished)]) == 0
+    assert main([*SHORT, "--force", "--out", str(finished)]) == 0
     assert status(finished) == "finished"
 
 
@@ -184,7 +188,7 @@ def test_folder_with_other_files_is_refused_and_untouched(tmp_path, capsys, name
     (folder / name).parent.mkdir(parents=True)
     (folder / name).write_text("mine")
     for more in ([], ["--force"]):
-        assert main([*TINY, *more, "--out", str(folder)]) == 2
+        assert main([*SHORT, *more, "--out", str(folder)]) == 2
         assert "holds other files" in capsys.readouterr().err
     assert [p for p in folder.rglob("*") if p.is_file()] == [folder / name]
 
@@ -194,7 +198,7 @@ def test_two_processes_do_not_share_a_folder(finished, capsys):
 
     before = snapshot(finished)
     with FileLock(finished / ".lock"):
-        assert main([*TINY, "--force", "--out", str(finished)]) == 2
+        assert main([*SHORT, "--force", "--out", str(finished)]) == 2
     assert "another potstill process is at work" in capsys.readouterr().err
     assert snapshot(finished) == before
 
@@ -210,7 +214,7 @@ def test_two_processes_do_not_share_a_folder(finished, capsys):
 )
 def test_bad_values_with_force_lose_nothing(finished, capsys, bad):
     before = snapshot(finished)
-    assert main([*TINY, "--force", *bad, "--out", str(finished)]) == 2
+    assert main([*SHORT, "--force", *bad, "--out", str(finished)]) == 2
     assert capsys.readouterr().err.count("\n") == 1
     assert snapshot(finished) == before
 
@@ -232,7 +236,7 @@ def full_disk(monkeypatch: pytest.MonkeyPatch, name: str, after: int = 0) -> Non
 @pytest.mark.parametrize("name", ["synthetic.safetensors", "preview.png", "step-000001.png"])
 def test_full_disk_while_saving_keeps_the_earlier_artifact(finished, monkeypatch, capsys, name):
     earlier = snapshot(finished / "synthetic")
-    words = [*TINY, "--alpha-head", "0.6", "--force", "--out", str(finished)]
+    words = [*SHORT, "--alpha-head", "0.6", "--force", "--out", str(finished)]
     with monkeypatch.context() as patch:
         full_disk(patch, name)
         assert main(words) == 4
@@ -246,12 +250,12 @@ def test_full_disk_while_saving_keeps_the_earlier_artifact(finished, monkeypatch
 
 def test_full_disk_at_a_checkpoint_keeps_the_one_before(finished, monkeypatch, caplog):
     shutil.rmtree(finished)
-    words = [*TINY, "--out", str(finished)]
+    words = [*SHORT, "--out", str(finished)]
     with monkeypatch.context() as patch:
-        full_disk(patch, "checkpoint.safetensors", after=20)
+        full_disk(patch, "checkpoint.safetensors", after=10)
         assert main(words) == 4
     assert main(words) == 0
-    assert "resuming at step 20 of 60" in caplog.text
+    assert "resuming at step 10 of 16" in caplog.text
 
 
 def test_full_disk_for_the_metrics_is_one_sentence(finished, monkeypatch, capsys):
@@ -264,15 +268,15 @@ def test_full_disk_for_the_metrics_is_one_sentence(finished, monkeypatch, capsys
         return opened(self, mode, *rest, **options)
 
     monkeypatch.setattr(Path, "open", failing)
-    assert main([*TINY, "--out", str(finished)]) == 4
+    assert main([*SHORT, "--out", str(finished)]) == 4
     assert capsys.readouterr().err.count("\n") == 1
 
 
 def test_divergence_has_its_own_exit_code_and_keeps_the_checkpoint(
-    finished, whole, monkeypatch, capsys
+    finished, short, monkeypatch, capsys
 ):
     shutil.rmtree(finished)
-    words, terms = [*TINY, "--out", str(finished)], CSDM.terms
+    words, terms = [*SHORT, "--out", str(finished)], CSDM.terms
 
     def poisoned(self, step, canvas, chunk):
         for term in terms(self, step, canvas, chunk):
@@ -287,4 +291,4 @@ def test_divergence_has_its_own_exit_code_and_keeps_the_checkpoint(
     assert said.count("\n") == 1
     assert "calibration of class 3 (3) is not finite at step 12" in said
     assert main(words) == 0
-    assert artifact(finished) == artifact(whole)
+    assert artifact(finished) == artifact(short)

@@ -18,6 +18,8 @@ from typing import Annotated, Any
 
 # Spinning OpenMP threads ruin a shared machine; this must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+# What `datasets` would say about a damaged file stands in our own sentence.
+os.environ.setdefault("DATASETS_VERBOSITY", "critical")
 
 import tyro
 
@@ -306,7 +308,9 @@ def _dispatch(words: list[str]) -> None:
     if words[0] not in COMMANDS:
         raise InputError(f"command is {words[0]!r}{nearest(words[0], COMMANDS)}")
     level = logging.WARNING if "--quiet" in words else logging.INFO
-    logging.basicConfig(level=logging.WARNING, format="potstill: %(message)s", stream=sys.stderr)
+    handler = logging.StreamHandler()
+    handler.addFilter(logging.Filter("potstill"))  # other libraries speak for themselves
+    logging.basicConfig(format="potstill: %(message)s", handlers=[handler])
     logging.getLogger("potstill").setLevel(level)
     COMMANDS[words[0]](words[1:])
 

@@ -106,6 +106,8 @@ def evaluate_run(
     from potstill.reports import write_card
 
     find_protocol(protocol), [parse(name) for name in network]  # before data are decoded
+    if not network:
+        raise InputError("network names none; give at least one, such as convnet-w128-in")
     if not folder.exists():
         raise InputError(
             f"folder is {folder}, which does not exist; give the folder of a distillation run"

@@ -179,3 +179,24 @@ def test_entry_plan_depends_only_on_its_number(make_blobs, run):
     a, b = side(make_blobs((8, 4)), run).plan(7), side(make_blobs((8, 4)), run, entries=9).plan(7)
     assert isinstance(a, Entry) and a.share == b.share and a.member == b.member
     assert all(torch.equal(a.augment[k], b.augment[k]) for k in a.augment)
+
+
+def test_feature_banks_stay_within_the_memory_budget(make_blobs, run, caplog):
+    from potstill.methods import M3D
+
+    real = make_blobs((12, 12))
+
+    def side_of(memory_gb):
+        method = M3D.budget(
+            "quick", network="convnet-d2-w8-in", entries=4, steps=9, batch_real=8, factor=1, start="real"
+        )  # fmt: skip
+        method(real, 1, run.with_(memory_gb=memory_gb))
+        return method.real_side_
+
+    side_roomy = side_of(4.0)
+    side_tight = side_of(5e-6)  # 2.5 kB: two banks of 2 x 8 x 32 floats do not fit
+    assert len(side_roomy._kept) == 4 and side_roomy.built == 4
+    assert len(side_tight._kept) == 1 and side_tight.built > 4
+    assert "exceed half of memory_gb" in caplog.text
+    for step in range(4):  # computed again, the same banks
+        assert torch.equal(side_tight.at(step).stack, side_roomy.at(step).stack)

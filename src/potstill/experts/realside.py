@@ -28,7 +28,7 @@ from potstill.experts.pool import Pool
 from potstill.match.mmd import by_class
 from potstill.match.spectral import SegmentMean
 from potstill.nets import create
-from potstill.run import ArtifactError, InputError, Run, nearest
+from potstill.run import ArtifactError, InputError, Run, logger, nearest
 from potstill.run.checkpoint import digest, load_state, save_state
 from potstill.run.machine import CPU_CHUNK
 
@@ -183,6 +183,7 @@ class RealSide:
         self.folder = run.cache / "realside" / digest(key)
         self.built = 0
         self._kept: dict[int, Entry] = {}
+        self._warned = False
         self._order = torch.argsort(real.labels, stable=True)
 
     def number_at(self, step: int) -> int:
@@ -237,11 +238,26 @@ class RealSide:
         entry = self.plan(number)
         if self.policy == "fresh":
             self._kept.clear()
-        self._kept[number] = entry
         if not self._read(entry):
             self._compute(entry)
             self._write(entry)
+        self._make_room(entry)
+        self._kept[number] = entry
         return entry
+
+    def _make_room(self, entry: Entry) -> None:
+        """Let the oldest feature banks go beyond half the memory budget; they are built again."""
+        size = sum(t.nbytes for t in (entry.bank, entry.stack) if t is not None)
+        most = max(1, int(0.5e9 * self.run.memory_gb / size)) if size else len(self._kept) + 1
+        if len(self._kept) >= most and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%d feature banks of %.2f GB exceed half of memory_gb = %g; some are computed again "
+                "and again; lower entries to %d or raise memory_gb",
+                self.entries, size / 1e9, self.run.memory_gb, most,
+            )  # fmt: skip
+        while len(self._kept) >= most:
+            del self._kept[next(iter(self._kept))]
 
     def _positions(self, number: int) -> Tensor:
         """Class-sorted positions of an entry's real images; small classes give all they have."""

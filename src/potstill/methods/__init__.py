@@ -8,6 +8,7 @@ from potstill.methods.csdm import CSDM
 from potstill.methods.distribution import DistributionMatcher
 from potstill.methods.dm import DM
 from potstill.methods.m3d import M3D
+from potstill.methods.mosaic import Mosaic
 from potstill.methods.ncfm import NCFM
 from potstill.methods.random import Random
 from potstill.methods.sdm import SDM
@@ -25,13 +26,14 @@ __all__ = [
     "Matcher",
     "Method",
     "MethodInfo",
+    "Mosaic",
     "Random",
     "Selector",
     "find",
 ]
 
 CATALOGUE: dict[str, type[Method]] = {
-    method.info.name: method for method in (Random, DM, M3D, NCFM, SDM, CSDM)
+    method.info.name: method for method in (Random, Mosaic, DM, M3D, NCFM, SDM, CSDM)
 }
 
 
