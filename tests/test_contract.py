@@ -33,6 +33,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sdm-linear": ("sdm", {"kernel": "linear"}),
     "csdm-reliability": ("csdm", {"alpha_schedule": "reliability", "debias": True}),
     "csdm-fresh": ("csdm", {"real_side": "fresh"}),
+    "sdm-zca": ("sdm", {"preprocess": "zca"}),
     "dm-rolling": ("dm", {"real_side": "rolling", "batch_real": 0}),
 }
 MATCHERS = [v for v, (name, _) in VARIANTS.items() if issubclass(CATALOGUE[name], Matcher)]

@@ -15,8 +15,15 @@ pytestmark = [
     pytest.mark.gpu,
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU on this machine"),
 ]
-TINY = {"network": "convnet-d2-w16-in", "networks": 2, "pool_epochs": 1, "entries": 2, "steps": 5,
-        "frequencies": 64, "batch_real": 0}  # fmt: skip
+TINY = {
+    "network": "convnet-d2-w16-in",
+    "networks": 2,
+    "pool_epochs": 1,
+    "entries": 2,
+    "steps": 5,
+    "frequencies": 64,
+    "batch_real": 0,
+}
 
 
 def gradient(method, real, run):
@@ -69,11 +76,19 @@ def test_stacked_students_agree_with_sequential_ones(make_blobs, run):
     found = []
     for backend in ("sequential", "stacked"):
         nets = [
-            create("convnet-d2-w16-in", channels=1, size=8, classes=3, generator=run.generator("w", k))
+            create(
+                "convnet-d2-w16-in", channels=1, size=8, classes=3, generator=run.generator("w", k)
+            )
             for k in range(3)
-        ]  # fmt: skip
+        ]
         train_many(
-            nets, examples, training, generators=run.generator, device="cuda", backend=backend, quiet=True
-        )  # fmt: skip
+            nets,
+            examples,
+            training,
+            generators=run.generator,
+            device="cuda",
+            backend=backend,
+            quiet=True,
+        )
         found.append(torch.cat([p.detach().flatten() for net in nets for p in net.parameters()]))
     assert (found[0] - found[1]).norm() / found[0].norm() < 1e-3

@@ -121,5 +121,8 @@ def test_public_names_exist():
 
 
 def test_verbs_win_over_rooms_of_the_same_name():
-    code = "import potstill.evaluation.protocol, potstill.reports; import potstill; assert callable(potstill.evaluate) and callable(potstill.report)"
+    code = (
+        "import potstill.evaluation.protocol, potstill.reports; import potstill; "
+        "assert callable(potstill.evaluate) and callable(potstill.report)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)

@@ -195,3 +195,9 @@ def test_cifar10_fingerprint(shared_data):
     assert test.counts == (1000,) * 10
     assert test.shape == (3, 32, 32)
     assert test.classes[3] == "cat"
+
+
+@pytest.mark.parametrize(("source", "words"), [("", "source is empty"), ("/dev/null", "a device")])
+def test_odd_places_are_refused_in_one_sentence(source, words):
+    with pytest.raises(InputError, match=words):
+        load(source)

@@ -188,8 +188,14 @@ def test_feature_banks_stay_within_the_memory_budget(make_blobs, run, caplog):
 
     def side_of(memory_gb):
         method = M3D.budget(
-            "quick", network="convnet-d2-w8-in", entries=4, steps=9, batch_real=8, factor=1, start="real"
-        )  # fmt: skip
+            "quick",
+            network="convnet-d2-w8-in",
+            entries=4,
+            steps=9,
+            batch_real=8,
+            factor=1,
+            start="real",
+        )
         method(real, 1, run.with_(memory_gb=memory_gb))
         return method.real_side_
 

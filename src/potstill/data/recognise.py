@@ -75,6 +75,12 @@ def _named(source: str | Path, labels: str | None) -> Source:
     if name == "digits":
         _no_columns(name, labels)
         return Source(name, digits_splits)
+    if not name:
+        raise InputError(
+            "source is empty; give 'digits', a folder, a file or a hub name owner/name"
+        )
+    if path.exists() and not path.is_file() and not path.is_dir():
+        raise InputError(f"source is {name!r}, a device or socket; give a folder or a file")
     if path.exists():
         return _path(name, path, labels)
     looks_like_path = isinstance(source, Path) or name[:1] in ("/", ".", "~") or "\\" in name

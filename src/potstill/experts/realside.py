@@ -252,7 +252,7 @@ class RealSide:
         if len(self._kept) >= most and not self._warned:
             self._warned = True
             logger.warning(
-                "%d feature banks of %.2f GB exceed half of memory_gb = %g; some are computed again "
+                "%d feature banks of %.2f GB exceed half of memory_gb = %g; some are built again "
                 "and again; lower entries to %d or raise memory_gb",
                 self.entries, size / 1e9, self.run.memory_gb, most,
             )  # fmt: skip

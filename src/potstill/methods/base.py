@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from potstill.canvas import Canvas, canvas_spec, check_start, start_canvas
-from potstill.data import ImageSet, Normalize
+from potstill.data import ZCA, ImageSet, Normalize
 from potstill.data.transform import Transform
 from potstill.run import InputError, Run, nearest
 from potstill.run.checkpoint import digest
@@ -161,12 +161,15 @@ class Matcher(Method):
     factor: int = 1  # tiles per side of a stored image; 0 = 2 from 16 pixels up, else 1
     formation: str = "single"  # the finest tiles only, or "multi" = tiles of every size
     bounded: bool = True  # keep pixels in [0, 1]
+    preprocess: str = "normalize"  # what networks see: "normalize" (mean, std) or "zca" whitening
 
     def check(self, real: ImageSet | None = None) -> None:
         """Check the start and the descent."""
         super().check(real)
         check_start(self.start, self.starved)
         canvas_spec(self.factor or 1, self.formation)
+        if self.preprocess not in ("normalize", "zca"):
+            raise InputError(f"preprocess is {self.preprocess!r}; use 'normalize' or 'zca'")
         self._descent(self.lr_images)
 
     def _descent(self, lr: float) -> Descent:
@@ -207,7 +210,10 @@ class Matcher(Method):
 
     def transform(self, real: ImageSet) -> Transform:
         """Fit what stands between RGB 0-1 and the networks."""
-        return Normalize.fit(real)
+        if getattr(self, "fitted_", ("", None))[0] != real.checksum:  # ZCA takes a while
+            fitted = ZCA.fit(real) if self.preprocess == "zca" else Normalize.fit(real)
+            self.fitted_: tuple[str, Transform] = (real.checksum, fitted)
+        return self.fitted_[1]
 
     def __call__(self, real: ImageSet, ipc: int, run: Run) -> SyntheticSet:
         """Distil ``real`` into ``ipc`` stored images per class; resumes from the run's folder."""

@@ -37,7 +37,7 @@ def tune_allocator() -> bool:
 
 
 def cpu_has_bf16() -> bool:
-    """Whether the processor computes in bf16 (AVX512-BF16 or AMX); without, it is 50 times slower."""
+    """Whether the processor computes in bf16 (AVX512-BF16 or AMX); without, it crawls."""
     try:
         with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
             flags = next(line for line in lines if line.startswith("flags")).split()
