@@ -5,7 +5,7 @@ from potstill.canvas import start_canvas
 from potstill.data import DSA, Normalize
 from potstill.experts.realside import Entry, Eye, RealSide
 from potstill.match.spectral import characteristic, segment_mean, spectral_distance
-from potstill.methods import CSDM, DM
+from potstill.methods import CSDM, DM, NCFM, SDM
 from potstill.run import InputError
 
 
@@ -147,7 +147,7 @@ def test_linear_kernel_is_the_limit_of_a_long_rbf(make_blobs, run):
     }
     found = []
     for fields in ({"kernel": "rbf", "length": 30.0, "frequencies": 4096}, {"kernel": "linear"}):
-        method = CSDM.budget("quick", alpha_balanced=0.5, **shared, **fields)
+        method = SDM.budget("quick", **shared, **fields)
         canvas = start_canvas(real, 2, run.generator)
         method.setup(real, canvas, run)
         (term,) = method.terms(0, canvas, 2)
@@ -206,3 +206,101 @@ def test_feature_banks_stay_within_the_memory_budget(make_blobs, run, caplog):
     assert "exceed half of memory_gb" in caplog.text
     for step in range(4):  # computed again, the same banks
         assert torch.equal(side_tight.at(step).stack, side_roomy.at(step).stack)
+
+
+def test_tables_of_other_threads_or_policies_are_not_mistaken(make_blobs, run):
+    real = make_blobs((20, 8, 4))
+    one = side(real, run)
+    one.at(0)
+    torch.set_num_threads(2)
+    try:
+        assert side(real, run).folder != one.folder
+    finally:
+        torch.set_num_threads(1)
+    banks = side(real, run, policy="features")
+    assert banks.at(0).bank is not None  # although a table of that number lies in the cache
+
+
+def test_a_cache_that_cannot_be_written_only_warns(make_blobs, run, caplog, monkeypatch):
+    from potstill.experts import realside
+    from potstill.run import StorageError
+
+    def full(*_args):
+        raise StorageError("cannot write: disk full")
+
+    monkeypatch.setattr(realside, "save_state", full)
+    assert side(make_blobs((8, 4)), run).at(0).table is not None
+    assert "going on without this cache" in caplog.text
+
+
+def test_cost_does_not_depend_on_who_filled_the_cache(make_blobs, run):
+    real = make_blobs((20, 8, 4))
+    fields = {
+        "network": "convnet-d2-w8-in",
+        "networks": 2,
+        "pool_epochs": 3,
+        "entries": 2,
+        "steps": 4,
+    }
+    seconds = []
+    for _ in range(2):
+        method = CSDM.budget("quick", **fields)
+        made = method(real, 1, run)
+        seconds.append(made.provenance["seconds_from_cache"])
+        pool = method.eye_.pool
+        stored = pool.seconds_saved
+    assert seconds[0] == 0 and seconds[1] >= round(stored, 2) > 0
+
+
+def test_amplitude_correction_uses_the_images_that_were_seen(make_blobs, run):
+    method = CSDM.budget(
+        "quick", network="convnet-d2-w8-in", networks=1, pool_epochs=0, batch_real=6
+    )
+    canvas = start_canvas(make_blobs((20, 8, 4)), 1, run.generator)
+    method.setup(make_blobs((20, 8, 4)), canvas, run)
+    assert method._seen(0, 3).tolist() == [6, 6, 4]
+
+
+def test_weights_that_would_be_ignored_are_refused():
+    for method, fields in (
+        (CSDM, {"kernel": "linear"}),
+        (CSDM, {"estimator": "exact", "power": 2}),
+        (NCFM, {"kernel": "linear"}),
+        (SDM, {"estimator": "exact", "power": 1}),
+    ):
+        with pytest.raises(InputError, match=r"kernel|power"):
+            method.budget("quick", **fields).check()
+
+
+def test_psi_sees_whole_tail_classes(make_blobs, run):
+    real = make_blobs((300, 200, 4))
+    method = NCFM.budget(
+        "quick",
+        network="convnet-d2-w8-in",
+        networks=1,
+        pool_epochs=0,
+        entries=1,
+        frequencies=32,
+        sampling_network=True,
+        real_side="features",
+        batch_real=0,
+        steps=1,
+    )
+    method(real, 1, run)
+    rows = method._real_rows(0)
+    assert torch.bincount(method.entry_.bank_labels[rows]).tolist() == [128, 128, 4]
+
+
+def test_l1_kernels_get_an_l1_length(make_blobs, run):
+    real = make_blobs((12, 12))
+    made = {}
+    for kernel in ("laplace", "laplace-l1"):
+        method = SDM.budget(
+            "quick", network="convnet-d2-w8-in", networks=1, pool_epochs=0, kernel=kernel, entries=1
+        )
+        canvas = start_canvas(real, 2, run.generator)
+        method.setup(real, canvas, run)
+        (term, *_) = method.terms(0, canvas, 2)
+        made[kernel] = method.length_, float(term.facts["amplitude_real"].mean())
+    assert made["laplace-l1"][0] > 2 * made["laplace"][0]
+    assert made["laplace-l1"][1] > 0.3  # not only noise

@@ -8,6 +8,8 @@ their networks, and a killed run loses at most the networks in training.
 
 from __future__ import annotations
 
+import hashlib
+import time
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -17,7 +19,7 @@ from torch import Tensor
 from potstill.data import ImageSet
 from potstill.data.transform import Transform
 from potstill.losses import cross_entropy, logit_adjusted
-from potstill.nets import Network, create
+from potstill.nets import Network, create, parse
 from potstill.nets.many import Examples, Training, train_many
 from potstill.run import ArtifactError, InputError, Run, logger
 from potstill.run.checkpoint import digest, load_state, save_state
@@ -36,6 +38,7 @@ class Pool:
     initial: tuple[State, ...]
     trained: tuple[State, ...]
     key: str  # identifies data, recipe and seed; part of every cache built on the pool
+    seconds_saved: float = 0.0  # what training the networks read from the cache once took
 
     def __len__(self) -> int:
         return len(self.initial)
@@ -67,21 +70,32 @@ def _recipe(
 ) -> str:
     facts = {
         "data": real.checksum,
-        "network": network,
+        "network": str(parse(network).at((real.shape[1], real.shape[2]))),
         "training": asdict(training),
         "prior": prior,
-        "transform": transform.describe(),
+        "transform": fingerprint(transform),
         "seed": run.seed,
-        "kind": "pool-1",
+        "kind": "pool-2",  # raise it when networks, training or augmentation change
+        "device": run.device.split(":")[0],
+        "precision": run.precision,
+        "torch": torch.__version__,
     }
     return digest(facts)
 
 
-def _stored(path: Path) -> tuple[State, State] | None:
+def fingerprint(transform: Transform) -> str:
+    """16 hexadecimal digits over kind and constants of a transform."""
+    total = hashlib.sha256(transform.kind.encode())
+    for name, value in sorted(transform.to_tensors().items()):
+        total.update(name.encode() + value.contiguous().cpu().numpy().tobytes())
+    return total.hexdigest()[:16]
+
+
+def _stored(path: Path) -> tuple[State, State, float] | None:
     if not path.exists():
         return None
     try:
-        tensors, _ = load_state(path)
+        tensors, facts = load_state(path)
     except ArtifactError as error:
         logger.warning("%s; training that network again", error)
         return None
@@ -89,7 +103,7 @@ def _stored(path: Path) -> tuple[State, State] | None:
         {n[len(p) :]: t for n, t in tensors.items() if n.startswith(p)}
         for p in ("initial.", "trained.")
     ]
-    return parts[0], parts[1]
+    return parts[0], parts[1], float(facts["seconds"])
 
 
 def train_pool(
@@ -116,7 +130,8 @@ def train_pool(
     assert run.cache is not None
     folder = run.cache / "pools" / key
     paths = [folder / f"network-{member:03d}.safetensors" for member in range(members)]
-    found = {m: pair for m, path in enumerate(paths) if (pair := _stored(path)) is not None}
+    stored = {m: pair for m, path in enumerate(paths) if (pair := _stored(path)) is not None}
+    found = {m: (first, last) for m, (first, last, _) in stored.items()}
     missing = [m for m in range(members) if m not in found]
     together = len(missing) if run.on_gpu else max(1, torch.get_num_threads())
     loss = logit_adjusted(real.counts) if prior == "logit_adjusted" else cross_entropy
@@ -129,6 +144,7 @@ def train_pool(
 
         nets = [_new(network, real, run, member) for member in group]
         initial = [_snapshot(net) for net in nets]
+        began = time.monotonic()
         train_many(
             nets,
             examples,
@@ -141,13 +157,15 @@ def train_pool(
             generators=draws,
             label=f"train network {begin + 1}-{begin + len(group)} of {len(missing)}",
         )
+        seconds = (time.monotonic() - began) / len(group)
         for member, net, first in zip(group, nets, initial, strict=True):
             found[member] = (first, _snapshot(net))
             tensors = {f"initial.{n}": t for n, t in first.items()}
             tensors |= {f"trained.{n}": t for n, t in found[member][1].items()}
-            save_state(paths[member], tensors, {"network": network, "key": key})
+            save_state(paths[member], tensors, {"key": key, "seconds": seconds})
     pairs = [found[m] for m in range(members)]
-    return Pool(network, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), key)
+    saved = sum(seconds for _, _, seconds in stored.values())
+    return Pool(network, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), key, saved)
 
 
 def _new(network: str, real: ImageSet, run: Run, member: int) -> Network:

@@ -15,8 +15,10 @@ entry's own augmentation, so the two sides stay Siamese. Policies:
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -24,11 +26,11 @@ from torch import Tensor, nn
 
 from potstill.data import DSA, ImageSet
 from potstill.data.transform import Transform
-from potstill.experts.pool import Pool
+from potstill.experts.pool import Pool, fingerprint
 from potstill.match.mmd import by_class
 from potstill.match.spectral import SegmentMean
 from potstill.nets import create
-from potstill.run import ArtifactError, InputError, Run, logger, nearest
+from potstill.run import ArtifactError, InputError, Run, StorageError, logger, nearest
 from potstill.run.checkpoint import digest, load_state, save_state
 from potstill.run.machine import CPU_CHUNK
 
@@ -117,6 +119,19 @@ class Eye:
         found = raw.float() if raw.dtype == torch.bfloat16 else raw
         return nn.functional.normalize(found, dim=1, eps=1e-12) if self.normalize else found
 
+    def image_bytes(self, image: Tensor) -> int:
+        """Measure the bytes that autograd keeps for one RGB 0-1 image (1, c, h, w)."""
+        total = 0
+
+        def count(tensor: Tensor) -> Tensor:
+            nonlocal total
+            total += tensor.nbytes
+            return tensor
+
+        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+            self.see(image.detach().requires_grad_(True), None, {})
+        return max(1, total)
+
     def see(self, images: Tensor, dsa: DSA | None, augment: dict[str, Tensor]) -> Tensor:
         """RGB 0-1 images -> features, through the transform and an entry's augmentation."""
         moved = self.transform.forward(images)
@@ -170,7 +185,11 @@ class RealSide:
             "data": real.checksum,
             "pool": eye.pool.key if eye.pool else eye.network,
             "seed": run.seed,
-            "transform": eye.transform.describe(),
+            "transform": fingerprint(eye.transform),
+            "format": 2,  # raise it when networks, augmentation or embeddings change
+            "torch": torch.__version__,
+            # sums over a chunk depend on how many threads share them
+            "threads": 0 if run.on_gpu else torch.get_num_threads(),
             "normalize": eye.normalize,
             "dsa": str(self.dsa),
             "batch_real": batch_real,
@@ -182,8 +201,10 @@ class RealSide:
         assert run.cache is not None
         self.folder = run.cache / "realside" / digest(key)
         self.built = 0
+        self.seconds_saved = 0.0  # what the tables read from the cache once took
         self._kept: dict[int, Entry] = {}
         self._warned = False
+        self._image_bytes: int | None = None
         self._order = torch.argsort(real.labels, stable=True)
 
     def number_at(self, step: int) -> int:
@@ -207,6 +228,7 @@ class RealSide:
         if self.policy == "rolling":  # entries that have left the window
             for old in [n for n in self._kept if n < step // self.refresh]:
                 del self._kept[old]
+                self._path(old).unlink(missing_ok=True)  # never looked at again
         entry = self._kept.get(number) or self._build(number)
         self.eye.focus(entry)
         if self.policy == "features" and self.embed is not None:
@@ -239,8 +261,9 @@ class RealSide:
         if self.policy == "fresh":
             self._kept.clear()
         if not self._read(entry):
+            began = time.monotonic()
             self._compute(entry)
-            self._write(entry)
+            self._write(entry, time.monotonic() - began)
         self._make_room(entry)
         self._kept[number] = entry
         return entry
@@ -279,7 +302,7 @@ class RealSide:
             entry.frequencies = self.frequencies(entry.number, self.eye.dim)
         positions = self._positions(entry.number)
         labels = self.real.labels[positions].to(self.run.device)
-        chunk = 4096 if self.run.on_gpu else CPU_CHUNK
+        chunk = self._chunk(int(positions[0]))
         mean = SegmentMean(self.real.num_classes)
         bank = []
         for begin in range(0, len(positions), chunk):
@@ -296,6 +319,15 @@ class RealSide:
         else:
             entry.table, entry.frequencies = mean.mean(), None
 
+    def _chunk(self, position: int) -> int:
+        """Real images per pass: what the caches like on a CPU, an eighth of the budget on a GPU."""
+        if not self.run.on_gpu:
+            return CPU_CHUNK
+        if self._image_bytes is None:
+            image = self.real.batch(torch.tensor([position]), self.run.device)
+            self._image_bytes = self.eye.image_bytes(image)
+        return max(CPU_CHUNK, min(4096, int(0.125e9 * self.run.memory_gb / self._image_bytes)))
+
     @torch.no_grad()
     def _embedded(self, entry: Entry, step: int) -> Entry:
         """Return a copy of a feature entry with this step's frequencies and class means."""
@@ -309,19 +341,30 @@ class RealSide:
         return fresh
 
     def _read(self, entry: Entry) -> bool:
-        path = self.folder / f"{entry.number:06d}.safetensors"
-        if self.policy == "fresh" or not path.exists():
+        path = self._path(entry.number)
+        keeps_features = self.embed is None or self.policy == "features"
+        if self.policy == "fresh" or keeps_features or not path.exists():
             return False
         try:
-            tensors, _ = load_state(path)
+            tensors, facts = load_state(path)
         except ArtifactError:
             return False
         if "table" not in tensors:
             return False
         entry.table = tensors["table"].to(self.run.device)
+        self.seconds_saved += float(facts.get("seconds", 0.0))
         return True
 
-    def _write(self, entry: Entry) -> None:
+    def _write(self, entry: Entry, seconds: float) -> None:
         table = entry.table
-        if self.policy != "fresh" and table is not None and table.nbytes <= _DISK_LIMIT:
-            save_state(self.folder / f"{entry.number:06d}.safetensors", {"table": table}, {})
+        if self.policy == "fresh" or table is None or table.nbytes > _DISK_LIMIT:
+            return
+        try:
+            save_state(self._path(entry.number), {"table": table}, {"seconds": seconds})
+        except StorageError as error:  # a cache may fail without harm
+            if not self._warned:
+                logger.warning("%s; going on without this cache", error)
+            self._warned = True
+
+    def _path(self, number: int) -> Path:
+        return self.folder / f"{number:06d}.safetensors"

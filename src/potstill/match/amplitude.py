@@ -124,7 +124,11 @@ def reliability_weights(
 
 
 def median_distance(
-    features: Tensor, labels: Tensor, generator: torch.Generator, per_class: int = 32
+    features: Tensor,
+    labels: Tensor,
+    generator: torch.Generator,
+    per_class: int = 32,
+    norm: float = 2.0,
 ) -> float:
     """Return the median distance of two images of one class: a natural unit of kernel length.
 
@@ -140,7 +144,7 @@ def median_distance(
     places, mask = by_class(order[:, None], labels[order], classes)
     places, mask = places[:, :per_class, 0], mask[:, :per_class]
     drawn = features.detach()[places].float()
-    distances = torch.cdist(drawn, drawn)
+    distances = torch.cdist(drawn, drawn, p=norm)
     pairs = torch.ones_like(distances, dtype=torch.bool).triu(1)
     chosen = distances[pairs & mask[:, :, None] & mask[:, None, :]]
     if len(chosen) == 0:

@@ -64,6 +64,11 @@ class CSDM(SDM):
                 f"alpha_head is {self.alpha_head} and alpha_balanced is {self.alpha_balanced}; "
                 "both must lie strictly between 0 and 1 (at the ends the distance is blind)"
             )
+        if not self.spectral:
+            raise InputError(
+                f"kernel is {self.kernel!r} and estimator is {self.estimator!r}, which cannot tell "
+                "amplitude from phase; use method sdm for them"
+            )
         if self.alpha_schedule not in SCHEDULES:
             raise InputError(
                 f"alpha_schedule is {self.alpha_schedule!r}; use one of {', '.join(SCHEDULES)}"
@@ -77,7 +82,7 @@ class CSDM(SDM):
     def setup(self, real: ImageSet, canvas: Canvas, run: Run) -> None:
         """As SDM; the reliability schedule then looks at the initial images once."""
         super().setup(real, canvas, run)
-        if self.alpha_schedule == "reliability" and self.spectral and real.imbalance_factor > 1:
+        if self.alpha_schedule == "reliability" and real.imbalance_factor > 1:
             self.alpha_ = self._reliability(real, canvas)
 
     @torch.no_grad()
@@ -88,7 +93,7 @@ class CSDM(SDM):
         features = self.eye_.see(images, self.real_side_.dsa, entry.augment)
         b = spectral_mean(features, entry.frequencies, labels, canvas.classes)
         amplitude, phase = split(entry.table, b)
-        noise = noise_laws(entry.table, torch.tensor(real.counts))
+        noise = noise_laws(entry.table, self._seen(0, real.num_classes))
         return reliability_weights(
             real.counts,
             self.alpha_head,
@@ -101,5 +106,9 @@ class CSDM(SDM):
     def target(self, entry: Entry, first: int, last: int) -> Tensor:
         """Real values, with the amplitude's sampling inflation removed if asked for."""
         a = super().target(entry, first, last)
-        counts = torch.tensor(self.counts_[first:last])
-        return unbiased_amplitude(a, counts) if self.debias and self.spectral else a
+        return unbiased_amplitude(a, self._seen(first, last)) if self.debias else a
+
+    def _seen(self, first: int, last: int) -> Tensor:
+        """Real images per class (k,) behind an entry's characteristic values."""
+        most = self.batch_real or max(self.counts_)
+        return torch.tensor(self.counts_[first:last]).clamp_max(most)

@@ -21,7 +21,7 @@ from potstill.experts.pool import PRIORS, train_pool
 from potstill.experts.realside import Entry, Eye, RealSide, check_policy
 from potstill.losses import adjust, cross_entropy
 from potstill.match.spectral import segment_mean
-from potstill.methods.base import Matcher, chunks, saved_bytes
+from potstill.methods.base import Matcher, chunks
 from potstill.nets import create, parse
 from potstill.nets.many import Training
 from potstill.run import InputError, Run
@@ -170,8 +170,12 @@ class DistributionMatcher(Matcher):
 
     def image_bytes(self, canvas: Canvas) -> int:
         """Measured with one image."""
-        image = canvas.images[:1].detach()
-        return saved_bytes(lambda x: self.eye_.see(x, None, {}), image)
+        return self.eye_.image_bytes(canvas.images[:1])
+
+    def seconds_saved(self) -> float:
+        """Training of the pool and tables of the real side that an earlier run had left behind."""
+        pool = self.eye_.pool
+        return (pool.seconds_saved if pool else 0.0) + self.real_side_.seconds_saved
 
     def terms(self, step: int, canvas: Canvas, chunk: int) -> Iterator[Term]:
         """Matching, then calibration (NCFM sec. 4.3; DANCE sec. 3.3)."""

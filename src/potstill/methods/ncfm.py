@@ -69,10 +69,10 @@ class NCFM(SDM):
         super().check(real)
         if not 0 < self.alpha < 1:
             raise InputError(f"alpha is {self.alpha}; use a number strictly between 0 and 1")
-        if self.sampling_network and not self.spectral:
+        if not self.spectral:
             raise InputError(
-                f"estimator is {self.estimator!r} and kernel is {self.kernel!r} with a sampling "
-                "network, which proposes frequencies; use estimator 'frequencies' and kernel 'rbf'"
+                f"estimator is {self.estimator!r} and kernel is {self.kernel!r}, but NCFM compares "
+                "frequencies; use estimator 'frequencies' and kernel 'rbf', or method sdm"
             )
         if self.sampling_network and self.real_side != "features":
             raise InputError(
@@ -132,19 +132,30 @@ class NCFM(SDM):
         assert entry.bank is not None and entry.bank_labels is not None
         frequencies = self._propose(step)
         features, labels = (torch.cat(part) for part in zip(*self.seen_, strict=True))
-        draw = self.run_.generator("psi/real", step)
-        rows = torch.randperm(len(entry.bank), generator=draw)[:1024].to(entry.bank.device)
-        present = torch.bincount(entry.bank_labels[rows], minlength=self.classes_) > 0
+        rows = self._real_rows(step).to(entry.bank.device)
         real = characteristic(entry.bank[rows].float(), frequencies)
         a = segment_mean(real, entry.bank_labels[rows], self.classes_)
         b = segment_mean(characteristic(features, frequencies), labels, self.classes_)
-        gain = spectral_distance(
-            a[present], b[present], self.alpha_[present], power=self.power
-        ).mean()
+        gain = spectral_distance(a, b, self.alpha_, power=self.power).mean()
         self.climb_.zero_grad(set_to_none=True)
         gain.backward()
         nn.utils.clip_grad_norm_(self.psi_.parameters(), 1.0)
         self.climb_.step()
+
+    def _real_rows(self, step: int) -> Tensor:
+        """Rows of the class-sorted bank that psi sees: up to 128 of each class, a small one whole.
+
+        Equal shares of the bank would leave two images of a tail class, whose sampling noise psi
+        would then climb.
+        """
+        draw = self.run_.generator("psi/real", step)
+        most = self.batch_real or max(self.counts_)
+        rows, start = [], 0
+        for count in self.counts_:
+            count = min(count, most)
+            rows.append(start + torch.randperm(count, generator=draw)[:128])
+            start += count
+        return torch.cat(rows)
 
     def state(self) -> dict[str, Tensor]:
         """Weights of psi and of its optimiser."""

@@ -119,6 +119,11 @@ class SDM(DistributionMatcher):
             raise InputError(
                 f"length is {self.length} and scale is {self.scale}; use length >= 0 and scale > 0"
             )
+        if self.keeps_features and self.power != 2:
+            raise InputError(
+                f"power is {self.power} with estimator 'exact', which is the squared distance; "
+                "use power 2"
+            )
         law = kernel(self.kernel, self.length or self.scale)
         if self.keeps_features:
             law.value(torch.zeros(1))  # refuses kernels without a closed form in the distance
@@ -128,6 +133,8 @@ class SDM(DistributionMatcher):
         self.length_ = self.length or self.scale * self._median(real, run)
         self.kernel_ = kernel(self.kernel, self.length_)
         self.sets_: dict[int, Tensor] = {}
+        self.turns_: dict[int, tuple[Tensor, Tensor]] = {}
+        self.constants_: dict[int, Tensor] = {}
         self.alpha_ = self.amplitude_weights(real).to(run.device)
 
     def amplitude_weights(self, real: ImageSet) -> Tensor:
@@ -136,11 +143,16 @@ class SDM(DistributionMatcher):
 
     @torch.no_grad()
     def _median(self, real: ImageSet, run: Run) -> float:
-        """Median within-class feature distance under the first network, half blended."""
+        """Median within-class feature distance under the first network, half blended.
+
+        In the norm of the kernel: product kernels ("-l1") measure sums of absolute differences.
+        """
         self.eye_.focus(Entry(0, 0 if self.networks else -1, 0.5, {}))
         rows = torch.cat([real.of_class(label)[:32] for label in range(real.num_classes)])
         features = self.eye_.see(real.batch(rows, run.device), None, {})
-        return median_distance(features, real.labels[rows].to(run.device), run.generator("median"))
+        labels = real.labels[rows].to(run.device)
+        norm = 1.0 if "-l1" in self.kernel else 2.0
+        return median_distance(features, labels, run.generator("median"), norm=norm)
 
     def frequencies_at(self, number: int, dim: int) -> Tensor | None:
         """Return an entry's frequencies (T, d): one of eight sets, axes permuted and reflected."""
@@ -153,10 +165,24 @@ class SDM(DistributionMatcher):
                 self.frequencies, dim, draw, orthogonal=self.orthogonal
             )
             self.sets_[which] = drawn.to(self.run_.device)
-        draw = self.run_.generator("turn", number)
-        order = torch.randperm(dim, generator=draw).to(self.run_.device)
-        signs = (torch.randint(0, 2, (dim,), generator=draw) * 2.0 - 1).to(self.run_.device)
+        if number not in self.turns_:  # kept on the device: a step should not wait for a copy
+            draw = self.run_.generator("turn", number)
+            order = torch.randperm(dim, generator=draw)
+            signs = torch.randint(0, 2, (dim,), generator=draw) * 2.0 - 1
+            self.turns_[number] = order.to(self.run_.device), signs.to(self.run_.device)
+        order, signs = self.turns_[number]
         return self.sets_[which][:, order] * signs
+
+    @torch.no_grad()
+    def _constant(self, entry: Entry) -> Tensor:
+        """Mean real-real kernel value per class (C,): logged with the exact distance only."""
+        assert entry.stack is not None and entry.mask is not None
+        means = []
+        for stack, mask in zip(entry.stack, entry.mask, strict=True):
+            x = stack[mask]
+            total = sum(self.kernel_.gram(part, x).sum() for part in x.split(512))
+            means.append(total / len(x) ** 2)
+        return torch.stack([torch.as_tensor(mean) for mean in means])
 
     def embedding_facts(self) -> dict[str, Any]:
         """Kernel, length and frequencies determine the real table; weights and power do not."""
@@ -189,8 +215,11 @@ class SDM(DistributionMatcher):
         if self.keeps_features:
             assert entry.stack is not None and entry.mask is not None
             real, mask = entry.stack[first:last], entry.mask[first:last]
-            distance = class_mmd2(real, mask, features, labels, self.kernel_, drop_constant=False)
-            return Term("match", 0.5 * distance, first, {"distance": distance})
+            distance = class_mmd2(real, mask, features, labels, self.kernel_)
+            if entry.number not in self.constants_:
+                self.constants_[entry.number] = self._constant(entry)
+            facts = {"distance": distance.detach() + self.constants_[entry.number][first:last]}
+            return Term("match", 0.5 * distance, first, facts)
         a = self.target(entry, first, last)
         if entry.frequencies is None:
             distance = mean_distance(a, segment_mean(features, labels, count))

@@ -284,8 +284,13 @@ def descend(
                 one.run(step, chunk, detailed=logs)
                 break
             except RuntimeError as error:
-                if not _out_of_memory(error) or chunk == 1:
+                if not _out_of_memory(error):
                     raise
+                if chunk == 1:
+                    raise InputError(
+                        f"the images of one class do not fit into memory at step {step}; use a "
+                        "smaller ipc, a narrower network or a device with more memory"
+                    ) from error
                 chunk = math.ceil(chunk / 2)
                 logger.warning(
                     "out of memory at step %d; going on with %d classes a chunk", step, chunk
