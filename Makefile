@@ -2,6 +2,7 @@ PYTHON ?= python3
 VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
+DEVICE ?= cpu
 
 .PHONY: demo test check lint types bench clean
 
@@ -23,8 +24,9 @@ lint: $(STAMP)
 types: $(STAMP)
 	$(BIN)/mypy
 
-bench: $(STAMP)  ## speed ratios, one line of JSON each
-	cd benchmarks && for name in machine data memory uncached step students; do ../$(BIN)/python $$name.py || exit 1; done
+bench: $(STAMP)  ## speed ratios, one line of JSON each; DEVICE=cuda on a GPU
+	cd benchmarks && for name in machine data memory; do ../$(BIN)/python $$name.py || exit 1; done
+	cd benchmarks && for name in uncached step students; do ../$(BIN)/python $$name.py --device $(DEVICE) || exit 1; done
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "potstill needs Python 3.11 or newer"'

@@ -4,27 +4,69 @@
     python benchmarks/record.py runs/dm10 recipes/dm/cifar10-lt10-ipc10-quick.toml
     python benchmarks/results_table.py
 
-A run that was made with other data, method or hyper-parameters than the recipe names is refused.
+A run that was made with other data, method, hyper-parameters or seed than the recipe names is
+refused, and so is one without a score by the recipe's student, protocol and number of runs.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from potstill.evaluation import find_protocol
+from potstill.job import Data
+from potstill.nets import parse
 from potstill.recipe import method_of, read_recipe
 from potstill.run import InputError
 
 
-def differences(recipe: dict[str, Any], job: dict[str, Any]) -> list[str]:
-    """Names of what the run did otherwise than the recipe says; where the data lie may differ."""
+def differences(recipe: dict[str, Any], job: dict[str, Any], data: dict[str, Any]) -> list[str]:
+    """Names of what the run did otherwise than the recipe says; where the data lie may differ.
+
+    ``data`` is what the artifact's provenance says about them.
+    """
     asked, method = recipe["distill"], method_of(recipe)
     wanted = {"method": asked["method"], "ipc": asked.get("ipc", 10), "fields": method.fields()}
-    data = {key: value for key, value in recipe.get("data", {}).items() if key != "data"}
+    wanted["seed"] = asked.get("seed", 0)
     found = [key for key, value in wanted.items() if job[key] != value]
-    return found + [key for key, value in data.items() if job["data"].get(key) != value]
+    options = asdict(Data(**recipe.get("data", {})))
+    options.pop("data")
+    found += [key for key, value in options.items() if job["data"].get(key, value) != value]
+    fingerprint = recipe.get("about", {}).get("fingerprint")
+    if fingerprint is not None and data.get("fingerprint") != fingerprint:
+        found.append("fingerprint")
+    if data.get("checksum", job.get("train_checksum")) != job.get("train_checksum"):
+        found.append("train_checksum")
+    return found
+
+
+def score_of(
+    recipe: dict[str, Any], run: dict[str, Any], scores: list[dict[str, Any]], shape: list[int]
+) -> dict[str, Any]:
+    """Newest score of the run's artifact on its own data, taken as the recipe's [evaluate] says."""
+    asked = {"network": "convnet-w128-in", "protocol": "default", "runs": 5}
+    asked |= recipe.get("evaluate", {})
+    names = [asked["network"]] if isinstance(asked["network"], str) else asked["network"]
+    networks = {str(parse(name).at((shape[1], shape[2]))) for name in names}
+    protocol = find_protocol(asked["protocol"]).hash
+    own = [score for score in scores if score.get("artifact") == run["artifact"]]
+    if not own:
+        raise InputError(f"scores.json has no score of the run's artifact {run['artifact']}")
+    train = ("", run["job"].get("train_checksum"))  # "" in files of older versions
+    fits = {
+        "network": lambda s: s["network"] in networks,
+        "protocol": lambda s: s["protocol"]["hash"] == protocol,
+        "runs": lambda s: s["runs"] == asked["runs"],
+        "train_checksum": lambda s: s.get("train_checksum", "") in train,
+    }
+    for name, fit in fits.items():
+        own = [score for score in own if fit(score)]
+        if not own:
+            raise InputError(f"no score has the {name} of the recipe; run the recipe on its folder")
+    return own[-1]
 
 
 def measured(run: dict[str, Any], score: dict[str, Any]) -> dict[str, Any]:
@@ -46,12 +88,17 @@ def measured(run: dict[str, Any], score: dict[str, Any]) -> dict[str, Any]:
 def record(folder: Path, path: Path) -> None:
     """Append the table to the recipe at ``path``."""
     run = json.loads((folder / "run.json").read_text("utf-8"))
-    score = json.loads((folder / "scores.json").read_text("utf-8"))["scores"][-1]
-    other = differences(read_recipe(path), run["job"])
+    scores = json.loads((folder / "scores.json").read_text("utf-8"))["scores"]
+    made = json.loads((folder / "synthetic" / "provenance.json").read_text("utf-8"))
+    recipe, artifact = read_recipe(path), made["artifact"]
+    if run.get("status") != "finished" or artifact["checksum"] != run["artifact"]:
+        raise InputError(f"{folder} holds an unfinished run; finish it first")
+    other = differences(recipe, run["job"], made["data"])
     if other:
         raise InputError(f"{folder} differs from {path} in {', '.join(other)}; give its own run")
-    fields = measured(run, score).items()
-    tidy = {key: round(value, 2) if isinstance(value, float) else value for key, value in fields}
+    score = score_of(recipe, run, scores, artifact["shape"])
+    fields = {key: value for key, value in measured(run, score).items() if value is not None}
+    tidy = {k: round(v, 2) if isinstance(v, float) else v for k, v in fields.items()}
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in tidy.items()]
     with path.open("a", encoding="utf-8") as file:
         file.write("\n[[measured]]\n" + "\n".join(lines) + "\n")

@@ -22,7 +22,7 @@ from potstill.run import InputError
 
 ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- results(?: (\w+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
-NEEDED = ("date", "device", "accuracy", "std", "runs", "network", "protocol", "protocol_hash")
+NEEDED = ("date", "device", "accuracy", "runs", "network", "protocol", "protocol_hash")
 COLUMNS = (
     "method", "data", "imbalance", "IPC", "budget", "student", "protocol", "accuracy",
     "head / medium / tail", "random", "paper", "device", "seconds",
@@ -54,13 +54,18 @@ def order(entry: Entry) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+def spread(mean: float, std: float | None) -> str:
+    """Mean and spread; a single student has none."""
+    return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
+
+
 def cells(recipe: dict[str, Any], row: dict[str, Any]) -> list[str]:
     """One table row, as text."""
     about, data, paper = recipe["distill"], recipe.get("data", {}), recipe.get("about", {})
     groups = [f"{row[name]:.1f}" for name in ("head", "medium", "tail") if name in row]
     random = "–"
     if "random_accuracy" in row:
-        random = f"{row['random_accuracy']:.1f} ± {row['random_std']:.1f}"
+        random = spread(row["random_accuracy"], row.get("random_std"))
     published = f"{paper['paper_accuracy']:.1f}" if "paper_accuracy" in paper else "–"
     if "paper_protocol" in paper:
         published += f" ({paper['paper_protocol']})"
@@ -68,7 +73,7 @@ def cells(recipe: dict[str, Any], row: dict[str, Any]) -> list[str]:
         about["method"], data.get("data", "digits"), f"{data.get('imbalance_factor', 1):g}",
         about.get("ipc", 10), about.get("budget", "quick"), row["network"],
         f"{row['protocol']} `{row['protocol_hash']}`",
-        f"{row['accuracy']:.1f} ± {row['std']:.1f} ({row['runs']})", " / ".join(groups) or "–",
+        f"{spread(row['accuracy'], row.get('std'))} ({row['runs']})", " / ".join(groups) or "–",
         random, published, f"{row['device']}, {row['date']}",
         f"{row['seconds']:.0f}" if "seconds" in row else "–",
     ]  # fmt: skip

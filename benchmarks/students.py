@@ -1,8 +1,9 @@
 """Five students of the ``dsa`` protocol at IPC 10 against one: together, and one after the other.
 
-``five_over_one`` is the cost of five trained together relative to one alone (5 = no gain).
+Precision and memory layout are those of ``potstill evaluate`` on the device. The second line's
+ratio is the cost of five trained together relative to one alone (5 = no gain).
 
-    python benchmarks/students.py [--epochs 20] [--width 128] [--device cpu]
+    python benchmarks/students.py [--epochs 100] [--width 128] [--device cpu]
 """
 
 from __future__ import annotations
@@ -15,6 +16,7 @@ from step import fake_cifar
 
 from potstill.data import Normalize
 from potstill.evaluation import PROTOCOLS
+from potstill.evaluation.student import machine_options
 from potstill.nets import Examples, create, train_many
 from potstill.run import Run
 from potstill.run.machine import tune_allocator
@@ -22,7 +24,7 @@ from potstill.run.machine import tune_allocator
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--epochs", type=int, default=20)
+    parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--device", default="cpu")
@@ -51,11 +53,12 @@ def main() -> None:
             generators=run.generator,
             device=run.device,
             backend=backend,
-            precision=run.precision,
             quiet=True,
+            **machine_options(run),
         )
 
     facts = {"epochs": options.epochs, "width": options.width, "device": options.device}
+    facts |= machine_options(run)
     together = measure(
         "five students together against one after the other",
         lambda: train(5, "auto"),

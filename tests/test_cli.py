@@ -140,7 +140,7 @@ VALUES = {
     "--augment color_crup": "did you mean 'crop'?",
     "--augment-rule idk": "did you mean 'idc'?",
     "--kernel rbv": "did you mean 'rbf'?",
-    "--kernel laplace-l1 --estimator exact": "no distance determines",
+    "--kernel laplace-l1 --estimator exact --power 2": "no distance determines",
     "--estimator exakt": "use 'frequencies' or 'exact'",
     "--frequencies 0": "frequencies is 0",
     "--power 3": "power is 3",
@@ -218,7 +218,7 @@ def test_min_max_form_names_what_it_needs(tmp_path, refused):
     words = ["distill", "ncfm", *TINY, "--out", f"{tmp_path}/run", "--sampling-network"]
     assert "use real_side 'features'" in refused(words)
     words += ["--real-side", "features", "--kernel", "linear"]
-    assert "proposes frequencies" in refused(words)
+    assert "compares frequencies" in refused(words)
 
 
 @pytest.mark.parametrize(
@@ -380,3 +380,36 @@ def test_other_libraries_do_not_speak_beside_the_sentence(tmp_path):
     )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("potstill: source") and done.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("gpu", "expected"),
+    [(False, ("convnet-w32-in", "quick")), (True, ("convnet-w128-in", "default"))],
+)
+def test_students_suit_the_machine(gpu, expected, monkeypatch, tmp_path, capsys):
+    seen = {}
+
+    def scored(folder: Path, run: object, **options: object) -> list[object]:
+        seen.update(options)
+        return []
+
+    monkeypatch.setattr("potstill.job.evaluate_run", scored)
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
+    assert main(["evaluate", str(tmp_path), "--device", "cpu"]) == 0
+    assert (seen["network"], seen["protocol"]) == ([expected[0]], expected[1])
+    capsys.readouterr()
+    words = ["--ipc", "1", "--device", "cpu", "--out", f"{tmp_path}/r"]
+    assert main(["distill", "random", *words]) == 0
+    hint = "potstill evaluate {0}/r --network {1} --protocol {2} && potstill report {0}/r"
+    assert hint.format(tmp_path, *expected) in capsys.readouterr().out
+    assert main(["evaluate", "--help"]) == 0
+    assert "default: quick without a GPU" in " ".join(capsys.readouterr().out.split())
+
+
+def test_methods_name_their_years(capsys):
+    assert main(["methods"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    column = slice(lines[0].index("year"), lines[0].index("year") + 4)
+    years = {line.split()[0]: line[column].strip() for line in lines[2:] if line}
+    assert years["dm"] == "2023" and years["csdm"] == "2026"
+    assert years["random"] == years["mosaic"] == ""

@@ -49,7 +49,7 @@ def test_a_method_page_lists_every_hyper_parameter_with_its_value_at_each_budget
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
 def test_links_lead_somewhere(page):
     for target in re.findall(r"\]\(([^)\s]+)\)", page.read_text("utf-8")):
-        if target.startswith("http") or target.endswith(".png"):  # pictures are made by runs
+        if target.startswith("http"):
             continue
         path, _, anchor = target.partition("#")
         place = page.parent / path if path else page

@@ -17,9 +17,10 @@ from pathlib import Path
 import pytest
 import torch
 
+import potstill
 from potstill.cli import main
 from potstill.methods import CSDM
-from potstill.run import loop
+from potstill.run import Run, loop
 
 TINY = shlex.split(
     "distill csdm --data digits --imbalance-factor 20 --ipc 1 --steps 60 --network convnet-d2-w8-in"
@@ -292,3 +293,33 @@ def test_divergence_has_its_own_exit_code_and_keeps_the_checkpoint(
     assert "calibration of class 3 (3) is not finite at step 12" in said
     assert main(words) == 0
     assert artifact(finished) == artifact(short)
+
+
+def test_an_image_set_from_a_named_source_is_scored_from_the_folder(tmp_path, capsys):
+    real = potstill.load_pair("digits")[0]
+    train = real.long_tailed(20, profile="step", draw="seeded", seed=3)
+    words = shlex.split("--network mlp-w8 --protocol quick --runs 1 --device cpu --quiet")
+    words += ["--no-baseline", "--no-quantized"]
+    run = Run(device="cpu", quiet=True)
+    potstill.distill("random", train, ipc=1, out=tmp_path / "run", run=run)
+    assert main(["evaluate", str(tmp_path / "run"), *words]) == 0
+    (score,) = json.loads((tmp_path / "run" / "scores.json").read_text())["scores"]
+    assert score["train_counts"] == list(train.counts)
+    assert score["train_checksum"] == train.checksum
+
+    positions = torch.arange(1, len(train))  # a selection that nothing tells of
+    potstill.distill("random", train.select(positions), ipc=1, out=tmp_path / "cut", run=run)
+    capsys.readouterr()
+    assert main(["evaluate", str(tmp_path / "cut"), *words]) == 2
+    assert "call potstill.evaluate with the same arrays" in capsys.readouterr().err
+    assert main(["evaluate", str(tmp_path / "cut"), "--data", "digits", *words]) == 2
+    said = capsys.readouterr().err
+    assert train.select(positions).checksum in said and train.checksum in said
+
+
+def test_an_artifact_that_the_run_did_not_make_is_not_scored(finished, short, capsys):
+    record = json.loads((finished / "run.json").read_text())
+    (finished / "run.json").write_text(json.dumps(record | {"artifact": "0" * 16}))
+    words = ["evaluate", str(finished), "--network", "mlp-w8", "--runs", "1", "--device", "cpu"]
+    assert main(words) == 2
+    assert "that its run did not make (0000000000000000)" in capsys.readouterr().err

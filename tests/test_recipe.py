@@ -162,3 +162,20 @@ def test_mistakes_are_found_before_anything_begins(change, tiny, monkeypatch):
     assert CHANGES[change] in str(caught.value)
     assert str(caught.value).count("\n") == 0
     assert not (tiny.parent / "run").exists()
+
+
+@pytest.mark.parametrize("key", ["train_checksum", "test_checksum"])
+def test_a_score_on_other_data_is_not_the_recipes(tiny, key):
+    folder, records = start(tiny)
+    content = json.loads((folder / "scores.json").read_text())
+    content["scores"][1][key] = "0" * 16
+    (folder / "scores.json").write_text(json.dumps(content))
+    _, again = start(tiny)
+    networks = [s["network"] for s in json.loads((folder / "scores.json").read_text())["scores"]]
+    assert networks == ["convnet-d2-w8-in", "mlp-w16", "mlp-w16"]
+    assert [r.accuracy for r in again] == [r.accuracy for r in records]
+
+
+def test_recipes_on_cifar10_name_its_fingerprint():
+    for path in FOLDER.rglob("cifar10*.toml"):
+        assert read_recipe(path)["about"]["fingerprint"] == "ea6fd5ec41b1ed32"

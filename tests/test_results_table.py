@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import re
+import subprocess
 import sys
 import tomllib
 from pathlib import Path
@@ -12,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from potstill.evaluation import PROTOCOLS
 from potstill.recipe import method_of, read_recipe
 from potstill.run import InputError
 
@@ -20,6 +23,7 @@ RECIPE = """[about]
 title = "a cell"
 paper_accuracy = 48.9
 paper_protocol = "dsa | balanced"
+fingerprint = "f1"
 
 [data]
 data = "cifar10"
@@ -29,6 +33,11 @@ imbalance_factor = 200
 method = "{method}"
 ipc = 10
 budget = "quick"
+
+[evaluate]
+network = ["convnet-w32-in"]
+protocol = "quick"
+runs = 5
 """
 MEASURED = """
 [[measured]]
@@ -127,18 +136,25 @@ def test_a_measurement_without_its_protocol_is_refused(root):
 def fake_run(folder: Path, recipe: Path, **changes: Any) -> Path:
     """A run folder with the two files that ``record`` reads."""
     wanted = read_recipe(recipe)
-    job = {"method": "dm", "ipc": 10, "seed": 3, "fields": method_of(wanted).fields()}
-    job |= {"data": {"data": "elsewhere", "imbalance_factor": 200}} | changes
+    job = {"method": "dm", "ipc": 10, "seed": 0, "fields": method_of(wanted).fields()}
+    job |= {"data": {"data": "elsewhere", "imbalance_factor": 200}, "train_checksum": "t1"}
+    data = {"fingerprint": changes.pop("fingerprint", "f1"), "checksum": "t1"}
+    changed = changes.pop("score", {})
+    job |= changes
     group = {"mean": 40.123, "std": 1.0}
     score = {
         "date": "2026-11-21", "device": 'a "fast" one', "threads": 2, "runs": 5, "artifact": "ab",
         "accuracy": {"mean": 33.456, "std": 0.5}, "groups": {"head": group, "tail": group},
-        "network": "convnet-d3-w32-in", "protocol": {"name": "quick", "hash": "cccc0000"},
+        "network": "convnet-d3-w32-in", "protocol": PROTOCOLS["quick"].to_json(),
         "random": {"accuracy": {"mean": 25.0, "std": 1.25}},
-    }  # fmt: skip
-    folder.mkdir()
-    (folder / "run.json").write_text(json.dumps({"job": job, "seconds": 12.34}))
-    (folder / "scores.json").write_text(json.dumps({"scores": [{}, score]}))
+    } | changed  # fmt: skip
+    later = score | {"artifact": "another", "accuracy": {"mean": 99.0, "std": 0.5}}
+    (folder / "synthetic").mkdir(parents=True)
+    run = {"job": job, "seconds": 12.34, "status": "finished", "artifact": "ab"}
+    (folder / "run.json").write_text(json.dumps(run))
+    (folder / "scores.json").write_text(json.dumps({"scores": [{}, score, later]}))
+    made = {"artifact": {"checksum": "ab", "shape": [3, 32, 32]}, "data": data}
+    (folder / "synthetic" / "provenance.json").write_text(json.dumps(made))
     return folder
 
 
@@ -146,7 +162,7 @@ def test_record_appends_what_the_table_needs(root):
     recipe = root / "recipes" / "dm" / "cell.toml"
     record.record(fake_run(root / "run", recipe), recipe)
     row = tomllib.loads(recipe.read_text())["measured"][-1]
-    assert row["accuracy"] == 33.46 and row["steps"] == 600 and row["seed"] == 3
+    assert row["accuracy"] == 33.46 and row["steps"] == 600 and row["seed"] == 0
     assert row["device"] == 'a "fast" one' and row["tail"] == 40.12 and row["random_std"] == 1.25
     assert "33.5 ± 0.5 (5)" in results.table(root, "dm")
 
@@ -157,6 +173,10 @@ def test_record_appends_what_the_table_needs(root):
         ({"ipc": 1}, "ipc"),
         ({"fields": {"steps": 7}}, "fields"),
         ({"data": {"data": "cifar10", "imbalance_factor": 10}}, "imbalance_factor"),
+        ({"data": {"imbalance_factor": 200, "image_size": 16}}, "image_size"),
+        ({"seed": 3}, "seed"),
+        ({"fingerprint": "f2"}, "fingerprint"),
+        ({"train_checksum": "t2"}, "train_checksum"),
     ],
 )
 def test_record_refuses_the_run_of_another_job(root, changes, name):
@@ -165,3 +185,88 @@ def test_record_refuses_the_run_of_another_job(root, changes, name):
     with pytest.raises(InputError, match=f"differs from .* in {name}; give its own run"):
         record.record(fake_run(root / "run", recipe, **changes), recipe)
     assert recipe.read_text() == before
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"network": "convnet-d3-w128-in"}, "the network of the recipe"),
+        ({"protocol": {"name": "quick", "hash": "cccc0000"}}, "the protocol of the recipe"),
+        ({"runs": 1}, "the runs of the recipe"),
+        ({"train_checksum": "t2"}, "the train_checksum of the recipe"),
+        ({"artifact": "old"}, "no score of the run's artifact ab"),
+    ],
+)
+def test_record_refuses_a_score_taken_otherwise(root, change, message):
+    recipe = root / "recipes" / "dm" / "cell.toml"
+    with pytest.raises(InputError, match=message):
+        record.record(fake_run(root / "run", recipe, score=change), recipe)
+
+
+def test_a_single_student_has_no_spread(root):
+    recipe = root / "recipes" / "dm" / "cell.toml"
+    text = recipe.read_text()
+    recipe.write_text(text.replace("runs = 5\n", "runs = 1\n", 1))
+    alone = {"runs": 1, "accuracy": {"mean": 33.4, "std": None}}
+    record.record(fake_run(root / "run", recipe, score=alone), recipe)
+    assert "std" not in tomllib.loads(recipe.read_text())["measured"][-1]
+    assert "| 33.4 (1) |" in results.table(root, "dm")
+
+
+def step_script() -> ModuleType:
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    try:
+        return script("step")
+    finally:
+        sys.path.remove(str(ROOT / "benchmarks"))
+
+
+def test_the_whole_job_counts_the_entries_that_its_steps_look_at(run):
+    step = step_script()
+    few = step.entries_looked_at(run, 50)
+    assert 40 <= few <= 50  # of a window of 200: hardly any twice
+    assert 600 < step.entries_looked_at(run) <= 699  # 200 + 499 shifts of the window
+
+
+def test_uncached_reports_pooling_apart(monkeypatch, capsys):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    words = ["uncached.py", "--real", "4", "--width", "4", "--repeats", "1"]
+    monkeypatch.setattr(sys, "argv", words)
+    script("uncached").main()
+    lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+    assert [line["benchmark"].split("loop ")[1] for line in lines] == [
+        "with the same pooling", "with torch's average pooling",
+    ]  # fmt: skip
+
+
+def test_benchmarks_that_know_a_device_are_given_it():
+    said = subprocess.run(
+        ["make", "-n", "bench", "DEVICE=cuda:7"], cwd=ROOT, capture_output=True, text=True,
+        check=True,
+    ).stdout  # fmt: skip
+    given = [line for line in said.splitlines() if "--device cuda:7" in line]
+    named = set(re.findall(r"\b(?:machine|data|memory|uncached|step|students)\b", given[0]))
+    assert len(given) == 1 and named == {"uncached", "step", "students"}
+
+
+def test_the_plain_side_can_be_frozen(run):
+    step = step_script()
+    method = step.CSDM.budget("quick", networks=1, pool_epochs=0, network="convnet-d2-w8-in")
+    real = step.fake_cifar(4)
+    canvas = step.start_canvas(real, 1, run.generator)
+    method.setup(real, canvas, run)
+    for frozen in (False, True):
+        plain = step.PlainNCFM(method, real, canvas.images.detach(), run, 8, frozen)
+        weights = [*plain.net.parameters(), *plain.judge.parameters()]
+        assert all(weight.requires_grad != frozen for weight in weights)
+
+
+def test_students_are_timed_over_a_hundred_epochs(monkeypatch):
+    monkeypatch.syspath_prepend(str(ROOT / "benchmarks"))
+    seen: list[Any] = []
+    students = script("students")
+    monkeypatch.setattr(students, "measure", lambda *_, **facts: seen.append(facts) or facts)
+    monkeypatch.setattr(sys, "argv", ["students.py"])
+    students.main()
+    assert [facts["epochs"] for facts in seen] == [100, 100]
+    assert seen[0]["precision"] == "fp32" and seen[0]["channels_last"] is False

@@ -462,3 +462,10 @@ def test_a_long_tailed_run_stores_its_index_list(make_blobs, run):
     made = Random()(real, 2, run)
     assert torch.equal(made.source_indices, real.indices) and len(real) < 120
     assert made.provenance["data"]["history"][0]["index_checksum"]
+
+
+def test_the_card_shows_a_single_student_without_spread():
+    from potstill.synthetic.card import _percent
+
+    assert _percent({"mean": 61.25, "std": 0.5}) == "61.2 ± 0.5"
+    assert _percent({"mean": 61.25, "std": None}) == "61.2" and _percent(None) == "–"

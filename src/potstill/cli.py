@@ -186,7 +186,19 @@ def _distill(words: list[str]) -> None:
     if not chosen.machine.quiet:
         seconds = syn.provenance.get("seconds", 0.0)
         print(f"{len(syn.images)} images in {seconds:.0f} s -> {job.out}/synthetic")
-        print(f"next: potstill evaluate {job.out} && potstill report {job.out}")
+        network, protocol = _default_student()
+        print(
+            f"next: potstill evaluate {job.out} --network {network} --protocol {protocol} "
+            f"&& potstill report {job.out}"
+        )
+
+
+def _default_student() -> tuple[str, str]:
+    """Network and protocol that suit the machine."""
+    import torch
+
+    gpu = torch.cuda.is_available()
+    return ("convnet-w128-in", "default") if gpu else ("convnet-w32-in", "quick")
 
 
 @dataclass(kw_only=True)
@@ -194,8 +206,10 @@ class Evaluate:
     """Train students on a synthetic set; score them on the test split beside a random subset."""
 
     folder: tyro.conf.Positional[Path]  # run folder
-    network: list[str] = field(default_factory=lambda: ["convnet-w128-in"])  # student networks
-    protocol: str = "default"  # quick, default, dc, dsa, idc, ncfm (and *-published)
+    # student networks; default: convnet-w32-in without a GPU, convnet-w128-in with one
+    network: list[str] = field(default_factory=lambda: [_default_student()[0]])
+    # quick, default, dc, dsa, idc, ncfm (and *-published); default: quick without a GPU
+    protocol: str = field(default_factory=lambda: _default_student()[1])
     runs: int = 5  # students per network
     seed: int = 0  # of the students
     baseline: bool = True  # score the random subset of the same size too
@@ -250,6 +264,7 @@ def _methods(words: list[str]) -> None:
             "name": m.info.name,
             "method": m.info.title,
             "paper": m.info.paper,
+            "year": m.info.year or "",
             "family": m.info.family,
             "labels": m.info.labels,
             "long tail": m.info.long_tail,

@@ -22,7 +22,7 @@ from potstill.data.longtail import Profile
 from potstill.methods import Method, find
 from potstill.run import InputError, Run, logger
 from potstill.run.checkpoint import digest, write_json
-from potstill.run.folder import claimed, read_record
+from potstill.run.folder import claimed, read_record, refuse_unfinished
 from potstill.synthetic import SyntheticSet
 
 __all__ = ["Data", "distill", "evaluate_run", "open_data"]
@@ -67,24 +67,53 @@ def open_data(
     """Open the data of a finished run again, from its ``run.json``; refuse changed data.
 
     ``data`` names another place for them; what was asked for besides (size, imbalance) still holds.
+    An :class:`ImageSet` is loaded again from its source where that gives the same images.
     """
     asked = dict(record["job"]["data"])
-    if asked.pop("in_memory", False) and data is None:
-        raise InputError(
-            "the run was made from arrays in memory; call potstill.evaluate with the same arrays"
-        )
+    in_memory, made_from = asked.pop("in_memory", False), record["job"].get("train_checksum")
     try:
         described = Data(**asked | ({"data": data} if data is not None else {}))
     except TypeError:
         raise InputError("run.json has unknown data options; distil again with --force") from None
-    train, test, note = described.open(run)
-    made_from = record["job"].get("train_checksum")
-    if data is None and train.checksum != made_from:
+    again = InputError(
+        "the run was made from arrays in memory; call potstill.evaluate with the same arrays"
+    )
+    history = record["job"].get("history")  # of an ImageSet; arrays have none
+    if in_memory and history is None and data is None:
+        raise again
+    try:
+        train, test, note = described.open(run)
+        if in_memory and history:
+            train = _replayed(train, history)
+    except InputError as error:
+        if in_memory and data is None:
+            raise again from error
+        raise
+    if train.checksum == made_from:
+        return train, test, note
+    if in_memory and data is None:
+        raise again
+    if data is None:
         raise InputError(
             f"data {described.data!r} has changed since the run was made (checksum "
             f"{train.checksum}, then {made_from}); distil again with --force"
         )
-    return train, test, note
+    raise InputError(
+        f"data {data!r} are not what the run was made from (checksum {train.checksum}, the run's "
+        f"{made_from}); give the same data from another place"
+    )
+
+
+def _replayed(train: ImageSet, history: list[dict[str, Any]]) -> ImageSet:
+    """Repeat the long-tailed cuts that ``history`` has and ``train`` has not.
+
+    Any other selection is left out; the checksum then tells the two sets apart.
+    """
+    for fact in history[len(train.history) :]:
+        if fact.get("op") == "long_tailed" and "imbalance_factor" in fact:
+            how = {key: fact[key] for key in ("profile", "draw", "seed") if key in fact}
+            train = train.long_tailed(fact["imbalance_factor"], **how)
+    return train
 
 
 def evaluate_run(
@@ -117,11 +146,9 @@ def evaluate_run(
         train, test, note = Data(data=data).open(run)
     else:
         record = read_record(folder)
-        if record["status"] != "finished":
-            raise InputError(
-                f"{folder} holds an unfinished run; run the same distill command again to finish it"
-            )
+        refuse_unfinished(record, folder)
         syn = SyntheticSet.load(folder)
+        refuse_unfinished(record, folder, syn.checksum)
         train, test, note = open_data(record, run, data)
     channels, *size = test.shape
     for name in network:  # before the first of them is trained
@@ -187,10 +214,11 @@ def distill(
             f"{twice[0]} is given beside data that are a {type(data).__name__} already; "
             "choose it there"
         )
-    note = ""
+    note, history = "", None
     if isinstance(data, ImageSet):
         train = data if imbalance_factor == 1 else data.long_tailed(imbalance_factor)
         described: dict[str, Any] = {"data": data.source, "in_memory": True}
+        history = list(train.history)
     else:
         named = isinstance(data, (str, Path))
         if not isinstance(data, Data):
@@ -200,7 +228,9 @@ def distill(
             named, source = True, None
         train, _, note = data.open(run, None if named else source)
         described = asdict(data) | ({} if named else {"in_memory": True})
-    return _run(method, train, ipc, run, Path(out) if out else None, described, chosen, note, force)
+    return _run(
+        method, train, ipc, run, Path(out) if out else None, described, chosen, note, force, history
+    )
 
 
 def _run(
@@ -213,12 +243,13 @@ def _run(
     budget: str | None,
     note: str,
     force: bool,
+    history: list[dict[str, Any]] | None = None,
 ) -> SyntheticSet:
     _sensible(train, ipc)
     method.check(train)
     if folder is None:
         return method(train, ipc, run)
-    job = {
+    job: dict[str, Any] = {
         "method": method.info.name,
         "fields": method.fields(),
         "budget": budget,
@@ -228,6 +259,8 @@ def _run(
         "train_checksum": train.checksum,
         "test_note": note,
     }
+    if history is not None:  # how an ImageSet was cut, to repeat it
+        job["history"] = history
     key = digest([method.key(train, ipc, run), described])
     with claimed(folder, key, force) as finished:
         if finished:

@@ -1,6 +1,6 @@
 """Recipes: one TOML file per table cell, with what was published and what was measured here.
 
-    [about]    title, paper's score and protocol, notes
+    [about]    title, paper's score and protocol, notes, fingerprint of the training data
     [data]     fields of potstill.Data
     [distill]  method, ipc, budget, seed
     [method]   hyper-parameters that differ from the budget's
@@ -18,9 +18,10 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from potstill.job import Data, distill, evaluate_run
+from potstill.job import Data, distill, evaluate_run, open_data
 from potstill.methods import find
 from potstill.run import InputError, Run, nearest
+from potstill.run.folder import read_record
 
 __all__ = ["read_recipe", "run_recipe"]
 
@@ -31,6 +32,7 @@ _TABLES: dict[str, dict[str, Any] | None] = {  # keys and their types
         "paper_accuracy": float,
         "paper_protocol": str,
         "note": str,
+        "fingerprint": str,  # of the decoded training split
     },
     "data": get_type_hints(Data),
     "distill": {"method": str, "ipc": int, "budget": str, "seed": int},
@@ -139,15 +141,17 @@ def run_recipe(
         force=force,
         label=about.get("budget", "quick"),
     )
+    train, test, _ = open_data(read_record(folder), run)
     wanted = [str(network.at(syn.shape[1:])) for network in networks]
 
     def scores() -> dict[str, Any]:
-        """Records of this artifact, protocol, number of runs and seed, by network."""
+        """Records of this artifact, data, protocol, number of runs and seed, by network."""
         return {
             score.network: score
             for score in read_scores(folder)
             if (score.artifact, score.protocol.get("hash"), score.runs, score.seed)
             == (syn.checksum, protocol.hash, options["runs"], 0)
+            and (score.train_checksum, score.test_checksum) == (train.checksum, test.checksum)
             and (score.full is not None or not options["full"])
         }
 

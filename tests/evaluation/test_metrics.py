@@ -15,13 +15,13 @@ def test_class_accuracy_counts_hits_per_class():
     assert math.isnan(accuracy[2])
 
 
-def test_mean_std_is_the_sample_deviation_and_zero_for_one_run():
+def test_mean_std_is_the_sample_deviation_and_none_for_one_run():
     values = [61.0, 64.5, 58.25]
     found = mean_std(values)
     assert found["mean"] == pytest.approx(statistics.mean(values))
     assert found["std"] == pytest.approx(statistics.stdev(values))
     assert found["values"] == values
-    assert mean_std([3.0]) == {"mean": 3.0, "std": 0.0, "values": [3.0]}
+    assert mean_std([3.0]) == {"mean": 3.0, "std": None, "values": [3.0]}
 
 
 def test_overall_weighs_by_test_images_and_balanced_does_not():

@@ -292,3 +292,58 @@ def test_another_training_set_than_the_artifacts_is_warned_of(syn, data, run, ca
     assert not caplog.records
     score(made, (data[0].select(torch.arange(1, 47)), data[1]), run, **how)
     assert "not the set the artifact was made from" in caplog.text
+
+
+def test_scores_on_other_data_stand_beside_each_other(syn, data, run, tmp_path):
+    how = {"baseline": False, "quantized": False, "runs": 1, "protocol": TINY.with_(epochs=1)}
+    train, test = data
+    first = score(syn, data, run, **how)
+    assert (first.test_checksum, first.train_checksum) == (test.checksum, train.checksum)
+    other = score(syn, (train, test.select(torch.arange(1, 30))), run, **how)
+    cut = score(syn, (train.select(torch.arange(1, 47)), test), run, **how)
+    for found in (first, other, cut):
+        write_scores(tmp_path, [found])
+    assert read_scores(tmp_path) == [first, other, cut]
+
+
+def test_records_of_older_versions_have_no_checksums(syn, data, run):
+    record = score(syn, data, run, baseline=False, quantized=False, runs=1).to_json()
+    del record["test_checksum"], record["train_checksum"]
+    old = Score.from_json(record)
+    assert old.test_checksum == old.train_checksum == ""
+
+
+def test_what_is_not_measured_again_is_kept(syn, data, run, tmp_path):
+    how = {"runs": 1, "protocol": TINY.with_(epochs=1)}
+    whole = score(syn, data, run, full=True, **how)
+    write_scores(tmp_path, [whole])
+    again = score(syn, data, run, baseline=False, quantized=False, **how)
+    assert again.full is again.random is again.quantized is None
+    write_scores(tmp_path, [again])
+    (kept,) = read_scores(tmp_path)
+    assert (kept.full, kept.random, kept.quantized) == (whole.full, whole.random, whole.quantized)
+    assert kept.seconds == again.seconds
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"status": "running"}, "holds an unfinished run"),
+        ({"status": "finished", "artifact": "0" * 16}, "that its run did not make"),
+    ],
+)
+def test_the_artifact_before_an_unfinished_run_is_not_scored(
+    syn, data, run, tmp_path, record, said, trained, caplog
+):
+    syn.save(tmp_path / "run" / "synthetic")
+    (tmp_path / "run" / "run.json").write_text(json.dumps(record | {"job": {"data": {}}}))
+    with pytest.raises(InputError, match=said):
+        score(tmp_path / "run", data, run)
+    assert not trained
+    assert ("the newer one is not finished" in caplog.text) == (record["status"] == "running")
+
+
+def test_one_student_has_no_spread(syn, data, run):
+    found = score(syn, data, run, baseline=False, quantized=False, runs=1)
+    assert found.accuracy["std"] is None and found.groups["tail"]["std"] is None
+    assert found.per_class["std"] == [None] * 3

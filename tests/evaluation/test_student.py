@@ -206,3 +206,20 @@ def test_global_random_states_are_untouched():
     train(runs=1)
     assert torch.equal(torch.get_rng_state(), before[0])
     assert (numpy.random.get_state()[1] == before[1]).all()
+
+
+@pytest.mark.parametrize("gpu", [False, True])
+def test_students_are_trained_as_the_device_likes_it(gpu, monkeypatch):
+    seen = {}
+
+    def recorded(*_, **how):
+        seen.update(how)
+
+    monkeypatch.setattr(student, "train_many", recorded)
+    monkeypatch.setattr(Run, "on_gpu", property(lambda self: gpu))
+    run = Run(device="cpu", quiet=True)
+    object.__setattr__(run, "precision", "bf16")
+    train_students(examples(), TINY.training, TINY, network=NETWORK, test=TEST, runs=1, run=run)
+    assert (seen["precision"], seen["channels_last"]) == (
+        ("bf16", True) if gpu else ("fp32", False)
+    )

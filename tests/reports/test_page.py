@@ -179,7 +179,9 @@ def test_without_scores_the_page_says_how_to_get_them(folder):
 
 def test_every_stage_of_a_run_has_a_page(folder, tmp_path):
     (folder / "run.json").write_text(json.dumps({"status": "running", "job": {"method": "csdm"}}))
+    (folder / "synthetic").rename(tmp_path / "aside")
     assert "running, step 45" in Page(report(folder)).text
+    (tmp_path / "aside").rename(folder / "synthetic")
     bare = tmp_path / "bare"
     bare.mkdir()
     (bare / "run.json").write_text(json.dumps({"status": "running", "job": {"method": "csdm"}}))
@@ -263,3 +265,29 @@ def test_write_card_puts_scores_into_card_and_provenance(folder):
     assert read_run(folder / "synthetic").scores == [score()]
     after.save(folder / "synthetic")
     assert "71.2 ± 0.5" in card.read_text()
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        ({"status": "running"}, "A newer run in this folder is not finished"),
+        ({"status": "finished", "artifact": "0" * 16}, "made another artifact"),
+    ],
+)
+def test_an_earlier_artifact_is_not_shown_as_the_newer_job(folder, record, said):
+    with_scores(folder, score(), score(12.3, artifact=read_run(folder).artifact["checksum"]))
+    job = {"method": "dm", "ipc": 50, "data": {"data": "digits", "imbalance_factor": 99.0}}
+    (folder / "run.json").write_text(json.dumps(record | {"job": job}))
+    text = Page(report(folder)).text
+    assert said in text and "earlier artifact" in text
+    assert f"{EVIL}, distilled by csdm" in text and "2 per class" in text
+    assert "99" not in text.split("Scores")[0] and "step 45" not in text
+    assert "12.3 ± 0.5" in text and "71.2" not in text
+    write_card(folder)
+    assert "12.3 ± 0.5" in (folder / "synthetic" / "README.md").read_text()
+
+
+def test_a_single_student_has_no_spread_on_the_page(folder):
+    one = {"mean": 71.2, "std": 0.0, "values": [71.2]}  # as older versions wrote it
+    page = Page(report(with_scores(folder, score(accuracy=one, runs=1))))
+    assert "Accuracy 71.2 %" in page.text and "71.2 ±" not in page.text

@@ -92,3 +92,15 @@ def test_any_rows_can_be_printed():
 
 def test_size_in_words():
     assert [tables.size(n) for n in (12, 30408, 5e6, None)] == ["12 B", "30.4 kB", "5.0 MB", ""]
+
+
+def test_a_single_student_has_no_spread():
+    for std in (None, 0.0):  # 0.0: as older versions wrote it
+        alone = {"mean": 61.25, "std": std, "values": [61.25]}
+        groups = {"head": {"mean": 80.0, "std": std}}
+        rows = tables.score_table(
+            [record(accuracy=alone, balanced=alone, groups=groups, random={})]
+        )
+        for write in (tables.plain, tables.markdown, tables.latex):
+            assert "61.2" in write(rows) and "80.0" in write(rows)
+            assert "±" not in write(rows) and "pm" not in write(rows)

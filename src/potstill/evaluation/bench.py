@@ -15,6 +15,7 @@ from potstill.evaluation.metrics import mean_std, overall, summary
 from potstill.evaluation.protocol import Protocol
 from potstill.evaluation.student import (
     full_training,
+    machine_options,
     random_examples,
     real_examples,
     synthetic_examples,
@@ -110,6 +111,8 @@ class Bench:
             "protocol": protocol.hash, "network": network, "runs": runs, "seed": self.run.seed,
             "device": torch.device(self.run.device).type, "threads": "one per student",
         }  # fmt: skip
+        if self.run.on_gpu:  # what trains the students there, see student.machine_options
+            facts |= machine_options(self.run)
         assert self.run.cache is not None
         path = self.run.cache / "scores" / f"{digest(facts)}.json"
         if path.is_file():

@@ -2,8 +2,7 @@
 
 Overall is the mean over test images, balanced the mean over classes; they agree on a balanced test
 set. Groups come from the class counts of the *training* set. A spread is the sample standard
-deviation over runs (n - 1 in the denominator); of a single run nothing is known and 0.0 is written,
-so read it together with the number of values.
+deviation over runs (n - 1 in the denominator), and None for a single run.
 """
 
 from __future__ import annotations
@@ -33,11 +32,11 @@ def overall(matrix: Tensor, counts: Sequence[int]) -> list[float]:
 
 
 def mean_std(values: Sequence[float]) -> dict[str, Any]:
-    """Return ``{"mean", "std", "values"}`` of one number per run."""
+    """Return ``{"mean", "std", "values"}`` of one number per run; std is None for one run."""
     count = len(values)
     mean = math.fsum(values) / count
     spread = math.fsum((v - mean) ** 2 for v in values)
-    std = math.sqrt(spread / (count - 1)) if count > 1 else 0.0
+    std = math.sqrt(spread / (count - 1)) if count > 1 else None
     return {"mean": mean, "std": std, "values": list(values)}
 
 

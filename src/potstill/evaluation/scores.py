@@ -23,6 +23,7 @@ from potstill.evaluation.protocol import Protocol, find_protocol
 from potstill.nets import create, parse
 from potstill.run import ArtifactError, InputError, Run, logger
 from potstill.run.checkpoint import write_json
+from potstill.run.folder import read_record, refuse_unfinished
 from potstill.run.machine import describe
 from potstill.synthetic import SyntheticSet
 
@@ -56,6 +57,8 @@ class Score:
     quantized: Result | None = None  # the 8-bit view
     random: Result | None = None  # random real images, as many
     full: dict[str, Any] | None = None  # all real images, with their own "protocol"
+    test_checksum: str = ""  # of the test set; "" in files of older versions
+    train_checksum: str = ""  # of the real set that groups and references come from
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as it stands in ``scores.json``."""
@@ -120,7 +123,10 @@ def evaluate(
         >>> (score,) = potstill.evaluate("runs/demo", train, test, protocol="quick", test_note=note)
     """
     run = run or Run()
-    syn = syn if isinstance(syn, SyntheticSet) else SyntheticSet.load(syn)
+    if not isinstance(syn, SyntheticSet):
+        folder, syn = Path(syn), SyntheticSet.load(syn)
+        if (folder / "run.json").is_file():
+            refuse_unfinished(read_record(folder), folder, syn.checksum)
     protocol = find_protocol(protocol)
     _check(syn, train, test, runs)
     names = [_name(n, test) for n in ([network] if isinstance(network, str) else network)]
@@ -204,6 +210,8 @@ def _score(
         threads=machine["threads"],
         date=date.today().isoformat(),
         test={"source": test.source, "images": len(test), "sentence": note},
+        test_checksum=test.checksum,
+        train_checksum=bench.train.checksum,
     )
 
 
@@ -219,22 +227,32 @@ def read_scores(folder: str | Path) -> list[Score]:
 def write_scores(folder: str | Path, records: Iterable[Score]) -> Path:
     """Merge records into ``folder/scores.json``, newest last, in one step; return its path.
 
-    A record replaces an older one of the same artifact, network, protocol, runs and seed.
+    A record replaces an older one of the same artifact, network, protocol, runs, seed, training
+    and test set; what it did not measure (8-bit view, references) it takes over from that one.
 
     Raises:
         ArtifactError: the file that is there is damaged. StorageError: writing failed.
     """
     path = Path(folder) / "scores.json"
     new = [score.to_json() for score in records]
-    fresh = {_identity(record) for record in new}
-    old = [record for record in _records(path) if _identity(record) not in fresh]
+    fresh = {_identity(record): record for record in new}
+    old = []
+    for record in _records(path):
+        newer = fresh.get(_identity(record))
+        if newer is None:
+            old.append(record)
+            continue
+        for name in ("quantized", "random", "full"):
+            if newer[name] is None:
+                newer[name] = record.get(name)
     write_json(path, {"scores": [*old, *new]})
     return path
 
 
 def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
     keys = ("artifact", "network", "runs", "seed")
-    return (*(record.get(key) for key in keys), record.get("protocol", {}).get("hash"))
+    data = (record.get(key, "") for key in ("train_checksum", "test_checksum"))
+    return (*(record.get(key) for key in keys), *data, record.get("protocol", {}).get("hash"))
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -23,6 +24,7 @@ from potstill.synthetic import SyntheticSet
 __all__ = [
     "Outcome",
     "full_training",
+    "machine_options",
     "random_examples",
     "real_examples",
     "synthetic_examples",
@@ -88,6 +90,14 @@ def full_training(training: Training, images: int, classes: int) -> Training:
     return replace(training, epochs=min(training.epochs, max(30, shown)))
 
 
+def machine_options(run: Run) -> dict[str, Any]:
+    """Return how students are trained on the device of ``run``; bf16 needs a GPU."""
+    return {
+        "precision": run.precision if run.on_gpu else "fp32",
+        "channels_last": run.on_gpu,
+    }
+
+
 def train_students(
     examples: Examples,
     training: Training,
@@ -135,6 +145,7 @@ def train_students(
         on_epoch=looks,
         quiet=run.quiet,
         label=label,
+        **machine_options(run),
     )
     if looks is not None and watched is test:
         return Outcome(looks.rows("best"), looks.rows("last"), looks.epochs)

@@ -203,7 +203,7 @@ def _picture(path: Path | None, width: int, cut: bool = False) -> str | None:
 def _score(value: Any) -> str:
     if not isinstance(value, Mapping) or not isinstance(value.get("mean"), (int, float)):
         return "–"
-    std = value.get("std")
+    std = None if len(value.get("values") or ()) == 1 else value.get("std")
     return f"{value['mean']:.1f}" + (
         f" ±\N{NO-BREAK SPACE}{std:.1f}" if isinstance(std, (int, float)) else ""
     )

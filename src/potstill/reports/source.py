@@ -27,6 +27,7 @@ class RunFolder:
     preview: Path | None = None  # stored images
     real: Path | None = None  # real images laid out alike
     pictures: tuple[Path, ...] = ()  # on the way, in order of steps
+    newer: str = ""  # why run.json does not tell of this artifact, if it does not
 
     @property
     def artifact(self) -> dict[str, Any]:
@@ -98,6 +99,17 @@ def read_run(folder: str | Path) -> RunFolder:
     scores = _object(folder / "scores.json").get("scores", provenance.get("scores"))
     metrics = folder / "metrics.jsonl"
     pictures = folder / "pictures"
+    preview, checksum = _file(inside / "preview.png"), part(provenance, "artifact").get("checksum")
+    newer = _newer(run, checksum)
+    if newer:  # everything is about the artifact that is there; the newer job has none yet
+        known = scores if isinstance(scores, list) else []
+        return RunFolder(
+            folder=folder,
+            scores=[r for r in known if is_score(r) and r.get("artifact") in (None, checksum)],
+            provenance=provenance,
+            preview=preview,
+            newer=newer,
+        )
     return RunFolder(
         folder=folder,
         status=str(run.get("status", "")),
@@ -105,10 +117,21 @@ def read_run(folder: str | Path) -> RunFolder:
         metrics=read_lines(metrics) if metrics.is_file() else [],
         scores=[r for r in scores if is_score(r)] if isinstance(scores, list) else [],
         provenance=provenance,
-        preview=_file(inside / "preview.png"),
+        preview=preview,
         real=_file(pictures / "real.png"),
         pictures=tuple(sorted(pictures.glob("step-*.png"))),
     )
+
+
+def _newer(run: Mapping[str, Any], checksum: Any) -> str:
+    """A sentence where ``run.json`` tells of another job than the artifact there came from."""
+    if not run or checksum is None:
+        return ""
+    if run.get("status") != "finished":
+        return "A newer run in this folder is not finished; this page is about the artifact before."
+    if run.get("artifact") not in (None, checksum):
+        return "The last run in this folder made another artifact than the one this page is about."
+    return ""
 
 
 def is_score(record: Any) -> bool:

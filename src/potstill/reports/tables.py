@@ -72,12 +72,18 @@ def score_table(records: Iterable[Any]) -> list[Row]:
 def _scores(facts: Mapping[str, Any], labels: Any, record: Mapping[str, Any]) -> Row:
     distilled = "receiver_bytes" in facts
     accuracy = facts["accuracy"]
+    runs = len(accuracy.get("values") or ()) or record.get("runs")
+    # older files have a spread of 0.0 for one student
+    single = {"std": None} if runs == 1 else {}
+    groups = {group: part(part(facts, "groups"), group) for group in GROUPS}
     return {
         "labels": labels,
-        "runs": len(accuracy.get("values") or ()) or record.get("runs"),
-        "accuracy": accuracy,
-        "balanced": part(facts, "balanced") or None,
-        **{group: part(part(facts, "groups"), group) or None for group in GROUPS},
+        "runs": runs,
+        "accuracy": accuracy | single,
+        **{
+            key: value | single if value else None
+            for key, value in {"balanced": part(facts, "balanced"), **groups}.items()
+        },
         "bytes": record.get("receiver_bytes") if distilled else None,
         "seconds": record.get("seconds") if distilled else None,
     }

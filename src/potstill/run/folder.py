@@ -11,7 +11,7 @@ from typing import Any
 
 from potstill.run.errors import InputError, StorageError
 
-__all__ = ["claimed", "read_record"]
+__all__ = ["claimed", "read_record", "refuse_unfinished"]
 
 # What --force clears away first. The artifact stays until the new one takes its place, and
 # run.json until the new job is written over it, so a failure in between loses neither.
@@ -37,6 +37,28 @@ def read_record(folder: Path) -> dict[str, Any]:
     if not sound:
         raise InputError(f"{path} is damaged; distil again with --force")
     return record
+
+
+def refuse_unfinished(record: dict[str, Any], folder: Path, artifact: str = "") -> None:
+    """Refuse to take what lies in a run folder for the result of the run that it tells of.
+
+    Args:
+        record: ``run.json``. folder: for the sentence.
+        artifact: checksum of the artifact there; "" looks at the record alone.
+
+    Raises:
+        InputError: the run is not finished, or made another artifact.
+    """
+    if record["status"] != "finished":
+        raise InputError(
+            f"{folder} holds an unfinished run; run the same distill command again to finish it"
+        )
+    made = record.get("artifact")
+    if artifact and made not in (None, artifact):
+        raise InputError(
+            f"{folder} holds an artifact (checksum {artifact}) that its run did not make ({made}); "
+            "distil again with --force, or evaluate a copy of the artifact's own folder"
+        )
 
 
 @contextmanager

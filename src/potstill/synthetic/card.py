@@ -129,8 +129,10 @@ def _plain(text: Any) -> str:
 
 
 def _percent(score: Any) -> str:
-    """``{"mean", "std"}`` as "61.2 ± 0.4", or a dash."""
+    """``{"mean", "std"}`` as "61.2 ± 0.4", "61.2" for a single student, or a dash."""
     try:
+        if score["std"] is None:
+            return f"{score['mean']:.1f}"
         return f"{score['mean']:.1f} ± {score['std']:.1f}"
     except (KeyError, TypeError, ValueError):
         return "–"

@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
-from potstill.run import ArtifactError, InputError, StorageError
+from potstill.run import ArtifactError, InputError, StorageError, logger
 from potstill.synthetic import pictures
 from potstill.synthetic.card import card
 from potstill.synthetic.tensors import to_file
@@ -221,11 +221,22 @@ def find(folder: Path) -> Path:
         )
     for place in (folder, folder / "synthetic"):
         if (place / TENSORS).is_file():
+            if place != folder and _unfinished(folder / "run.json"):
+                logger.warning("%s is of an earlier run; the newer one is not finished", place)
             return place
     what = f"holds no {TENSORS}" if folder.is_dir() else "does not exist"
     raise ArtifactError(
         f"{folder} {what}; give the folder of a finished run or of a saved synthetic set"
     )
+
+
+def _unfinished(path: Path) -> bool:
+    """Whether ``run.json`` is there and tells of a run that has not finished."""
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False  # whoever reads it complains
+    return isinstance(record, dict) and record.get("status") not in (None, "finished")
 
 
 def read_provenance(place: Path, checksum: str) -> dict[str, Any]:
