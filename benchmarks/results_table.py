@@ -50,7 +50,7 @@ def order(entry: Entry) -> tuple[Any, ...]:
     return (
         data.get("data", "digits"), data.get("imbalance_factor", 1), about.get("ipc", 10),
         about.get("budget", "quick"), row["network"], row["protocol_hash"], row["device"],
-        list(CATALOGUE).index(about["method"]),
+        list(CATALOGUE).index(about["method"]), len(recipe.get("method", {})),
     )  # fmt: skip
 
 
@@ -69,8 +69,9 @@ def cells(recipe: dict[str, Any], row: dict[str, Any]) -> list[str]:
     published = f"{paper['paper_accuracy']:.1f}" if "paper_accuracy" in paper else "–"
     if "paper_protocol" in paper:
         published += f" ({paper['paper_protocol']})"
+    changed = ", ".join(f"{k} {v}" for k, v in recipe.get("method", {}).items())
     values = [
-        about["method"], data.get("data", "digits"), f"{data.get('imbalance_factor', 1):g}",
+        about["method"] + (f" ({changed})" if changed else ""), data.get("data", "digits"), f"{data.get('imbalance_factor', 1):g}",
         about.get("ipc", 10), about.get("budget", "quick"), row["network"],
         f"{row['protocol']} `{row['protocol_hash']}`",
         f"{spread(row['accuracy'], row.get('std'))} ({row['runs']})", " / ".join(groups) or "–",

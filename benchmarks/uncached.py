@@ -4,7 +4,7 @@ Same images, same network, same frozen-network trick on both sides; real feature
 Two lines: the loop with this library's pooling (what batching and chunking alone give), and with
 torch's average pooling, as in the published network.
 
-    python benchmarks/uncached.py [--real 256] [--width 128] [--repeats 5] [--device cpu]
+    python benchmarks/uncached.py [--real 256] [--width 128] [--repeats 5] [--compile]
 """
 
 from __future__ import annotations
@@ -32,10 +32,11 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--compile", action="store_true", help="compile our feature network")
     options = parser.parse_args()
     tune_allocator()
     with tempfile.TemporaryDirectory() as cache:
-        run = Run(device=options.device, cache=Path(cache), quiet=True)
+        run = Run(device=options.device, cache=Path(cache), quiet=True, compile=options.compile)
         real = fake_cifar(options.real)
         method = DM(network=f"convnet-d3-w{options.width}-in", batch_real=options.real)
         canvas = start_canvas(real, 10, run.generator).to(run.device)
@@ -92,6 +93,7 @@ def main() -> None:
                 device=options.device,
                 real_per_class=options.real,
                 width=options.width,
+                compiled=options.compile,
             )
 
 
