@@ -71,7 +71,8 @@ def cells(recipe: dict[str, Any], row: dict[str, Any]) -> list[str]:
         published += f" ({paper['paper_protocol']})"
     changed = ", ".join(f"{k} {v}" for k, v in recipe.get("method", {}).items())
     values = [
-        about["method"] + (f" ({changed})" if changed else ""), data.get("data", "digits"), f"{data.get('imbalance_factor', 1):g}",
+        about["method"] + (f" ({changed})" if changed else ""),
+        data.get("data", "digits"), f"{data.get('imbalance_factor', 1):g}",
         about.get("ipc", 10), about.get("budget", "quick"), row["network"],
         f"{row['protocol']} `{row['protocol_hash']}`",
         f"{spread(row['accuracy'], row.get('std'))} ({row['runs']})", " / ".join(groups) or "–",
