@@ -174,3 +174,20 @@ def test_an_image_set_is_a_source_and_options_beside_it_are_refused(make_blobs, 
         potstill.distill(method, real, image_size=4, run=run)
     with pytest.raises(InputError, match="imbalance_factor is given beside data that are a Data"):
         potstill.distill(method, potstill.Data(), imbalance_factor=4, run=run)
+
+
+def test_an_artifact_does_not_tell_where_the_images_lie(tmp_path, run):
+    import numpy as np
+
+    from potstill import distill
+
+    draw = np.random.RandomState(0)
+    place = tmp_path / "secret-place" / "beasts.npz"
+    place.parent.mkdir()
+    labels = np.repeat(np.arange(3), 12)
+    np.savez(place, images=draw.randint(0, 255, (36, 8, 8), dtype=np.uint8), labels=labels)
+    distill("random", str(place), ipc=1, out=tmp_path / "run", run=run)
+    for path in (tmp_path / "run" / "synthetic").rglob("*"):
+        if path.is_file():
+            assert b"secret-place" not in path.read_bytes(), path.name
+    assert "beasts.npz" in (tmp_path / "run" / "synthetic" / "README.md").read_text()

@@ -280,7 +280,9 @@ def _run(
         syn = method(
             train, ipc, run.with_(folder=folder, watch=_Gallery(folder, train, run, method))
         )
-        syn.provenance.update({"budget": budget, "test_note": note, "data_options": described})
+        syn.provenance.update(
+            {"budget": budget, "test_note": note, "data_options": _travelling(described, train)}
+        )
         syn.save(folder / "synthetic")
         write_json(
             folder / "run.json",
@@ -293,6 +295,13 @@ def _run(
             },
         )
     return syn
+
+
+def _travelling(described: dict[str, Any], train: ImageSet) -> dict[str, Any]:
+    """Options as they stand in an artifact, which others get: without this machine's paths."""
+    test = described.get("test")
+    shown = Path(test).name if test and Path(test).exists() else test
+    return described | {"data": train.source} | ({"test": shown} if test else {})
 
 
 def _sensible(train: ImageSet, ipc: int) -> None:

@@ -38,7 +38,7 @@ def test_class_folders(birds):
     assert real.classes == ("crow", "kite", "wren")
     assert real.counts == (3, 2, 5)
     assert real.shape == (3, 6, 6)
-    assert real.source == str(birds)
+    assert real.source == birds.name
     assert real.images[-5:, 0, 0, 0].tolist() == [0, 10, 20, 30, 40]
     assert load(str(birds), image_size=4, channels=1).shape == (1, 4, 4)
 

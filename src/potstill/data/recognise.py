@@ -29,6 +29,12 @@ class Source:
     splits: Callable[[], Splits]
     stamp: Any = None  # JSON-like identity of its files; None: not worth caching
 
+    @property
+    def title(self) -> str:
+        """Name for results that travel: a file or folder goes by its own name, not its place."""
+        path = Path(self.name).expanduser()
+        return path.resolve().name if path.exists() else self.name
+
 
 def recognise(source: Any, labels: str | None = None) -> Source:
     """Recognise any source that :mod:`potstill.data.sources` lists.

@@ -60,7 +60,7 @@ class _Reader:
             images=bank.images,
             labels=bank.labels,
             classes=names,
-            source=source.name,
+            source=source.title,
             indices=torch.arange(len(bank.labels)),
             fingerprint=bank.fingerprint,
             mapped=bank.mapped,
@@ -151,7 +151,7 @@ def load_pair(
             held = _read_like(train, reader, other, "test")
         except _NoSplitError:
             held = _read_like(train, reader, other, "train")
-        return train, held, f"Test images: {other.name} ({len(held)} images)."
+        return train, held, f"Test images: {other.title} ({len(held)} images)."
     for name in (name for name in SPLIT_NAMES["test"] if name in splits):
         try:
             held = _read_like(train, reader, opened, name)
@@ -160,11 +160,11 @@ def load_pair(
         return (
             train,
             held,
-            f"Test images: the {name!r} split of {opened.name} ({len(held)} images).",
+            f"Test images: the {name!r} split of {opened.title} ({len(held)} images).",
         )
     train, held = train.hold_out(seed=seed)
     sentence = (
-        f"Test images: {held.counts[0]} of each class, held out of {opened.name} before anything "
+        f"Test images: {held.counts[0]} of each class, held out of {opened.title} before anything "
         f"else (seed {seed}), because it has no test split."
     )
     return train, held, sentence
