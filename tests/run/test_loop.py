@@ -6,7 +6,8 @@ import torch
 
 from potstill.canvas import Canvas, canvas_spec
 from potstill.run import DivergedError, InputError
-from potstill.run.loop import Descent, Term, _Schedule, descend
+from potstill.run.descent import Rate, Schedule
+from potstill.run.loop import Descent, Term, descend
 
 
 class Parabola:
@@ -17,6 +18,9 @@ class Parabola:
             images, labels = canvas.decode(first, min(canvas.classes, first + chunk))
             gap = (images - labels[:, None, None, None]).square().flatten(1).mean(1)
             yield Term("pull", gap, first, {"gap": gap})
+
+    def after(self, step, canvas):
+        pass
 
     def state(self):
         return {}
@@ -52,18 +56,18 @@ def test_sgd_step_is_the_textbook_step(run):
 
 
 def test_schedules():
-    cosine = _Schedule(Descent(steps=100, lr=1.0, schedule="cosine"))
+    cosine = Schedule(Descent(steps=100, lr=1.0, schedule="cosine"))
     assert (
-        cosine.rate(0) == 1
-        and cosine.rate(50) == pytest.approx(0.5)
-        and cosine.rate(100) == pytest.approx(0)
+        cosine.share(0) == 1
+        and cosine.share(50) == pytest.approx(0.5)
+        and cosine.share(100) == pytest.approx(0)
     )
-    plateau = _Schedule(Descent(steps=100, lr=1.0, schedule="plateau", patience=3))
+    plateau = Schedule(Descent(steps=100, lr=1.0, schedule="plateau", patience=3))
     for step in range(5):
         plateau.observe(step, 1.0)
-    assert plateau.rate(5) == 0.5
+    assert plateau.share(5) == 0.5
     plateau.observe(5, 0.1)
-    assert plateau.best == 0.1 and plateau.rate(6) == 0.5
+    assert plateau.best == 0.1 and plateau.share(6) == 0.5
 
 
 def test_metrics_name_every_term_and_class(run, tmp_path):
@@ -139,3 +143,62 @@ def test_infinite_gradient_is_caught_before_the_step(run):
 def test_bad_fields_are_named(field, value):
     with pytest.raises(InputError, match="lr_images" if field == "lr" else field):
         Descent(**{"steps": 1, "lr": 0.1, field: value})
+
+
+class Whole(Parabola):
+    """One value for all classes, a second leaf, and a step that moves nothing."""
+
+    def __init__(self):
+        self.heard = []
+
+    def terms(self, step, canvas, chunk):
+        value = canvas.images.square().mean() + (canvas.height - 1).square()
+        yield Term("whole", value.detach() if step == 1 else value)
+
+    def after(self, step, canvas):
+        self.heard.append((step, canvas.height.item()))
+
+
+def with_height():
+    surface = canvas()
+    surface.height = torch.zeros((), requires_grad=True)
+    surface.parameters = lambda: {"images": surface.images, "height": surface.height}
+    return surface
+
+
+def test_leaves_have_their_own_step_sizes_and_a_value_without_graph_moves_nothing(run):
+    problem, surface = Whole(), with_height()
+    rates = {"height": Rate("lr_height", 0.25, 0.0)}
+    go(surface, run, problem, optimizer="sgd", lr=0.1, momentum=0.0, steps=3, rates=rates)
+    assert problem.heard == [(0, 0.5), (1, 0.5), (2, 0.75)]  # 0 + .25 * 2, no move, + .25 * 1
+    assert torch.allclose(surface.images.detach(), torch.full((2, 1, 2, 2), 0.5 * 0.975**2))
+
+
+def test_momentum_is_each_leafs_own(run):
+    surface = with_height()
+    rates = {"height": Rate("lr_height", 0.1, 0.5)}
+    go(surface, run, Heights(), optimizer="sgd", lr=0.1, momentum=0.0, steps=2, rates=rates)
+    assert surface.height.item() == pytest.approx(-0.1 - 0.15)
+    assert surface.images[0, 0, 0, 0].item() == pytest.approx(0.5 - 0.1 / 8 - 0.1 / 8)
+
+
+class Heights(Parabola):
+    """Constant slopes."""
+
+    def terms(self, step, canvas, chunk):
+        yield Term("slope", canvas.images.mean() + canvas.height)
+
+
+def test_a_rate_that_is_no_step_size_names_its_field(run):
+    with pytest.raises(InputError, match="lr_height is -1"):
+        Rate("lr_height", -1)
+    with pytest.raises(InputError, match="momentum of lr_height is 1"):
+        Rate("lr_height", 0.1, 1.0)
+
+
+def test_nan_of_a_whole_term_names_no_class(run):
+    surface = with_height()
+    with torch.no_grad():
+        surface.height.fill_(math.nan)
+    with pytest.raises(DivergedError, match=r"^whole is not finite at step 0; lower lr_images"):
+        go(surface, run, Whole(), steps=2)

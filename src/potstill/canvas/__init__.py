@@ -1,17 +1,21 @@
 """How a synthetic image is parametrised: what is stored, what is optimised, what a network sees."""
 
+from potstill.canvas.learned import SPACES, LearnedCanvas
 from potstill.canvas.pixels import Canvas, canvas_spec, check_spec, decode_images, views_per_image
-from potstill.canvas.start import STARTS, STARVED, check_start, start_canvas
+from potstill.canvas.start import STARTS, STARVED, check_start, images_per_class, start_canvas
 from potstill.canvas.tiled import mosaic, tiles, views
 
 __all__ = [
+    "SPACES",
     "STARTS",
     "STARVED",
     "Canvas",
+    "LearnedCanvas",
     "canvas_spec",
     "check_spec",
     "check_start",
     "decode_images",
+    "images_per_class",
     "mosaic",
     "start_canvas",
     "tiles",

@@ -111,7 +111,7 @@ class Canvas:
 
     def to(self, device: str) -> Canvas:
         """Return the same canvas on another device."""
-        moved = Canvas.__new__(Canvas)
+        moved = type(self).__new__(type(self))
         moved.__dict__.update(self.__dict__)
         moved.images = self.images.detach().to(device).requires_grad_(True)
         moved.labels = self.labels.to(device)
@@ -120,6 +120,10 @@ class Canvas:
     def parameters(self) -> dict[str, Tensor]:
         """Return the leaves that are optimised, by name."""
         return {"images": self.images}
+
+    def pictures(self) -> Tensor:
+        """Return the stored images as RGB, (n, c, h, w)."""
+        return self.images.detach()
 
     def decode(self, first: int = 0, last: int | None = None) -> tuple[Tensor, Tensor]:
         """Return training images and labels of the classes ``first <= c < last``."""

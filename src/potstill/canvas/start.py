@@ -6,7 +6,7 @@ ten 2x2 mosaics). What happens then is a policy with a name and a warning, never
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,7 +17,7 @@ from potstill.canvas.tiled import mosaic
 from potstill.data import ImageSet
 from potstill.run import InputError, logger
 
-__all__ = ["STARTS", "STARVED", "check_start", "start_canvas"]
+__all__ = ["STARTS", "STARVED", "check_start", "images_per_class", "start_canvas"]
 
 STARTS = ("real", "tiled", "noise")
 STARVED = ("repeat", "noise", "keep")
@@ -42,12 +42,12 @@ def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _class_images(
-    real: ImageSet, label: int, needed: int, starved: str, generator: torch.Generator
+    real: ImageSet, positions: Tensor, needed: int, starved: str, generator: torch.Generator
 ) -> Tensor:
-    """Draw ``needed`` images of a class without replacement; fill up by the starved policy."""
-    positions = real.of_class(label)
-    order = torch.randperm(len(positions), generator=generator)
-    images = real.batch(positions[order[:needed]])
+    """Take the first ``needed`` of these images of a class; fill up by the starved policy."""
+    if not len(positions):  # nothing of the class qualifies, see ``candidates``
+        return _noise(needed, real.shape, generator)
+    images = real.batch(positions[:needed])
     missing = needed - len(images)
     if missing <= 0 or starved == "keep":
         return images
@@ -57,18 +57,64 @@ def _class_images(
     return torch.cat([images, _shifted(images[again], generator)])
 
 
-def check_start(start: str, starved: str) -> None:
+def check_start(start: str, starved: str, starts: Sequence[str] = STARTS) -> None:
     """Raise InputError unless both are known and go together."""
-    for name, value, options in (("start", start, STARTS), ("starved", starved, STARVED)):
+    for name, value, options in (("start", start, starts), ("starved", starved, STARVED)):
         if value not in options:
             raise InputError(f"{name} is {value!r}; use one of {', '.join(options)}")
     if start == "tiled" and starved == "keep":
         raise InputError("starved is 'keep' with start 'tiled'; use 'repeat' or 'noise'")
 
 
+def _warn_of_shortage(
+    real: ImageSet,
+    wanted: Sequence[int],
+    per_image: int,
+    starved: str,
+    candidates: Sequence[Tensor] | None,
+) -> None:
+    """Say which classes cannot fill their images; "right" images are those of ``candidates``."""
+    have = real.counts if candidates is None else [len(own) for own in candidates]
+    short = [c for c, n in enumerate(have) if n < wanted[c] * per_image]
+    if short:
+        logger.warning(
+            "%d of %d classes have fewer than the %d %s that %d stored images start from "
+            "(smallest: %d); starved=%r fills up",
+            len(short),
+            real.num_classes,
+            max(wanted[c] for c in short) * per_image,
+            "images" if candidates is None else "rightly classified images",
+            max(wanted[c] for c in short),
+            min(have),
+            starved,
+        )
+
+
+def images_per_class(real: ImageSet, ipc: int, profile: str = "balanced") -> list[int]:
+    """Return the stored images of each class: ``ipc`` each, or as uneven as the real set.
+
+    "long_tailed" shares out ``ipc`` times C images in proportion to the real counts, by largest
+    remainders, at least one and never more than the class has (LAD, figure 7d).
+
+    Raises:
+        InputError: an unknown profile.
+    """
+    if profile == "balanced":
+        return [ipc] * real.num_classes
+    if profile != "long_tailed":
+        raise InputError(f"ipc_profile is {profile!r}; use 'balanced' or 'long_tailed'")
+    total, sizes = ipc * real.num_classes, torch.tensor(real.counts, dtype=torch.float64)
+    shares = sizes / sizes.sum() * total
+    counts = shares.floor().clamp_min(1)
+    order = (shares - shares.floor()).argsort(descending=True, stable=True).tolist()
+    for label in order[: max(0, total - int(counts.sum()))]:
+        counts[label] += 1
+    return torch.minimum(counts, sizes).int().tolist()
+
+
 def start_canvas(
     real: ImageSet,
-    ipc: int,
+    ipc: int | Sequence[int],
     generator: Callable[..., torch.Generator],
     *,
     start: str = "real",
@@ -76,40 +122,40 @@ def start_canvas(
     formation: str = "single",
     starved: str = "repeat",
     bounded: bool = True,
+    candidates: Sequence[Tensor] | None = None,
 ) -> Canvas:
     """Return the canvas on which a method begins.
 
     Args:
-        real: the real training set. ipc: stored images per class, at least 1.
+        real: the real training set. ipc: stored images per class, at least 1; one number for all
+            classes, or one for each.
         generator: ``run.generator``; draws per class from ``generator("start", label)``.
         start: "real" (random images of the class), "tiled" (each stored image is a mosaic of
             factor**2 of them) or "noise".
         starved: for classes with fewer images than needed: "repeat" (shifted copies), "noise", or
             "keep" (fewer stored images; not with mosaics).
+        candidates: positions in ``real`` per class, in the order in which they are taken; default:
+            all of the class, shuffled. A class without any starts from noise.
     """
     check_start(start, starved)
-    if ipc < 1:
+    wanted = [ipc] * real.num_classes if isinstance(ipc, int) else list(ipc)
+    if len(wanted) != real.num_classes or min(wanted) < 1:
         raise InputError(f"ipc is {ipc}; use at least 1 image per class")
     per_image = factor**2 if start == "tiled" else 1
-    short = [c for c, n in enumerate(real.counts) if n < ipc * per_image]
-    if short and start != "noise":
-        logger.warning(
-            "%d of %d classes have fewer than the %d images that %d stored images start from "
-            "(smallest: %d); starved=%r fills up",
-            len(short),
-            real.num_classes,
-            ipc * per_image,
-            ipc,
-            min(real.counts),
-            starved,
-        )
+    if start != "noise":
+        _warn_of_shortage(real, wanted, per_image, starved, candidates)
     stacks = []
-    for label in range(real.num_classes):
+    for label, count in enumerate(wanted):
         draw = generator("start", label)
         if start == "noise":
-            stacks.append(_noise(ipc, real.shape, draw))
+            stacks.append(_noise(count, real.shape, draw))
             continue
-        images = _class_images(real, label, ipc * per_image, starved, draw)
+        if candidates is None:
+            own = real.of_class(label)
+            positions = own[torch.randperm(len(own), generator=draw)]
+        else:
+            positions = candidates[label]
+        images = _class_images(real, positions, count * per_image, starved, draw)
         stacks.append(
             mosaic(images.unflatten(0, (-1, per_image)), factor) if per_image > 1 else images
         )

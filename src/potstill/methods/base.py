@@ -14,12 +14,12 @@ from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from potstill.canvas import Canvas, canvas_spec, check_start, start_canvas
+from potstill.canvas import STARTS, Canvas, canvas_spec, check_start, start_canvas
 from potstill.data import ZCA, ImageSet, Normalize
 from potstill.data.transform import Transform
 from potstill.run import InputError, Run, nearest
 from potstill.run.checkpoint import digest
-from potstill.run.loop import Descent, Term, descend
+from potstill.run.loop import Descent, Rate, Term, descend
 from potstill.run.machine import describe, peak_memory_gb
 from potstill.synthetic import SyntheticSet
 
@@ -150,6 +150,8 @@ class Selector(Method):
 class Matcher(Method):
     """Methods that descend on a canvas. Fields are hyper-parameters; state ends in ``_``."""
 
+    starts: ClassVar[tuple[str, ...]] = STARTS  # what ``start`` may be
+
     steps: int = 20_000  # optimisation steps, all classes together in each
     lr_images: float = 1e-3  # step size of the images
     optimizer: str = "adam"  # "adam" or "sgd"
@@ -165,11 +167,15 @@ class Matcher(Method):
     def check(self, real: ImageSet | None = None) -> None:
         """Check the start and the descent."""
         super().check(real)
-        check_start(self.start, self.starved)
+        check_start(self.start, self.starved, self.starts)
         canvas_spec(self.factor or 1, self.formation)
         if self.preprocess not in ("normalize", "zca"):
             raise InputError(f"preprocess is {self.preprocess!r}; use 'normalize' or 'zca'")
         self._descent(self.lr_images)
+
+    def rates(self) -> dict[str, Rate]:
+        """Step sizes of leaves besides the images."""
+        return {}
 
     def _descent(self, lr: float) -> Descent:
         return Descent(
@@ -178,6 +184,20 @@ class Matcher(Method):
             optimizer=self.optimizer,
             momentum=self.momentum,
             schedule=self.schedule,
+            rates=self.rates(),
+        )
+
+    def make_canvas(self, real: ImageSet, ipc: int, run: Run) -> Canvas:
+        """Return the canvas before step 0, on the CPU."""
+        return start_canvas(
+            real,
+            ipc,
+            run.generator,
+            start=self.start,
+            factor=self.tile_factor(real),
+            formation=self.formation,
+            starved=self.starved,
+            bounded=self.bounded,
         )
 
     def setup(self, real: ImageSet, canvas: Canvas, run: Run) -> None:
@@ -187,6 +207,9 @@ class Matcher(Method):
     def terms(self, step: int, canvas: Canvas, chunk: int) -> Iterator[Term]:
         """Yield the losses of one step, at most ``chunk`` classes each."""
         raise NotImplementedError
+
+    def after(self, step: int, canvas: Canvas) -> None:
+        """Hear that ``step`` is done and the canvas has moved."""
 
     def state(self) -> dict[str, Tensor]:
         """Return what changes from step to step besides the canvas; most methods: nothing."""
@@ -222,17 +245,7 @@ class Matcher(Method):
         """Distil ``real`` into ``ipc`` stored images per class; resumes from the run's folder."""
         began = time.monotonic()
         self.check(real)
-        canvas = start_canvas(
-            real,
-            ipc,
-            run.generator,
-            start=self.start,
-            factor=self.tile_factor(real),
-            formation=self.formation,
-            starved=self.starved,
-            bounded=self.bounded,
-        )
-        canvas = canvas.to(run.device)
+        canvas = self.make_canvas(real, ipc, run).to(run.device)
         self.setup(real, canvas, run)
         prepared = time.monotonic() - began
         outcome = descend(
@@ -249,14 +262,22 @@ class Matcher(Method):
         provenance = self.provenance(real, ipc, run, prepared + outcome["seconds"] + saved)
         provenance["seconds_from_cache"] = round(saved, 2)
         return SyntheticSet(
-            images=canvas.images.detach().float().cpu(),
             labels=canvas.labels.cpu(),
             classes=real.classes,
             transform=self.transform(real),
             decode=canvas.spec,
             source_indices=real.indices if real.history else None,
-            provenance=provenance,
+            provenance=provenance | self.facts(),
+            **self.outcome(canvas),
         )
+
+    def outcome(self, canvas: Canvas) -> dict[str, Any]:
+        """Return what was learned, as arguments of :class:`SyntheticSet`: images at least."""
+        return {"images": canvas.pictures().float().cpu()}
+
+    def facts(self) -> dict[str, Any]:
+        """JSON-like facts about the run that belong into its provenance."""
+        return {}
 
     def _chunk(self, canvas: Canvas, run: Run) -> int:
         """Classes per term that fit half the memory budget; weights and buffers get the rest."""

@@ -13,6 +13,7 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -20,20 +21,19 @@ from torch import Tensor
 
 from potstill.run.checkpoint import load_state, save_state
 from potstill.run.context import Run
+from potstill.run.descent import Descent, Rate, Schedule, pack, unpack
 from potstill.run.errors import DivergedError, InputError
 from potstill.run.log import Metrics, logger, progress
 
-__all__ = ["Descent", "Problem", "Surface", "Term", "descend"]
-
-SCHEDULES = ("constant", "cosine", "plateau")
-OPTIMIZERS = ("adam", "sgd")
+__all__ = ["Descent", "Problem", "Rate", "Surface", "Term", "descend"]
 
 
 @dataclass
 class Term:
-    """One part of the loss, for the classes ``first .. first + k - 1``.
+    """One part of the loss, for the classes ``first .. first + k - 1`` or for all of them at once.
 
-    ``values`` (k,) is each class's contribution; their sum is back-propagated and freed at once.
+    ``values`` (k,) is each class's contribution, or () one value for the whole set; their sum is
+    back-propagated and freed at once. Values without a graph are logged and move nothing.
     ``facts`` are per-class diagnostics (k,), logged and never differentiated.
     """
 
@@ -49,7 +49,7 @@ class Surface(Protocol):
     labels: Tensor
 
     def parameters(self) -> dict[str, Tensor]:
-        """Return the leaves by name."""
+        """Return the leaves by name; "images" (n, ...) is one of them."""
 
     def project_(self) -> None:
         """Put the leaves back into their domain after a step."""
@@ -61,6 +61,9 @@ class Problem(Protocol):
     def terms(self, step: int, surface: Any, chunk: int) -> Iterator[Term]:
         """Yield the loss of one step, at most ``chunk`` classes a term."""
 
+    def after(self, step: int, surface: Any) -> None:
+        """Hear that ``step`` is done and the surface has moved."""
+
     def state(self) -> dict[str, Tensor]:
         """Return whatever changes from step to step besides the surface."""
 
@@ -68,96 +71,8 @@ class Problem(Protocol):
         """Put back what :meth:`state` returned."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Descent:
-    """How to descend. ``lr`` is per step of all classes together."""
-
-    steps: int
-    lr: float
-    optimizer: str = "adam"
-    momentum: float = 0.5  # SGD only; Adam keeps (0.9, 0.999)
-    schedule: str = "constant"
-    patience: int = 500  # plateau: steps without improvement before the rate is halved
-
-    def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise InputError(f"steps is {self.steps}; use 0 or more")
-        if not 0 < self.lr < math.inf:
-            raise InputError(f"lr_images is {self.lr}; use a positive number")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"momentum is {self.momentum}; use a number from 0 to below 1")
-        for name, options in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in options:
-                raise InputError(
-                    f"{name} is {getattr(self, name)!r}; use one of {', '.join(options)}"
-                )
-
-    def build(self, leaves: list[Tensor]) -> torch.optim.Optimizer:
-        """Return the optimiser; fused where the device has it."""
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(leaves, lr=self.lr, momentum=self.momentum)
-        return torch.optim.Adam(leaves, lr=self.lr)
-
-
-class _Schedule:
-    """Learning rate of each step; only the plateau rule has state."""
-
-    def __init__(self, descent: Descent) -> None:
-        self.descent, self.factor, self.best, self.since = descent, 1.0, math.inf, 0
-
-    def rate(self, step: int) -> float:
-        if self.descent.schedule == "cosine":
-            return (
-                self.descent.lr * 0.5 * (1 + math.cos(math.pi * step / max(1, self.descent.steps)))
-            )
-        return self.descent.lr * self.factor
-
-    def observe(self, step: int, loss: float) -> None:
-        """Halve the rate after ``patience`` steps without a relative improvement of 1e-4."""
-        if loss < self.best * (1 - 1e-4):
-            self.best, self.since = loss, step
-        elif step - self.since > self.descent.patience and self.descent.schedule == "plateau":
-            self.factor, self.since = self.factor * 0.5, step
-
-    def state(self) -> dict[str, Any]:
-        return {"factor": self.factor, "best": min(self.best, 1e300), "since": self.since}
-
-
-def _pack(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    packed = {}
-    for index, slots in optimizer.state_dict()["state"].items():
-        for name, value in slots.items():
-            if isinstance(value, Tensor):
-                packed[f"optimizer.{index}.{name}"] = value
-    return packed
-
-
-def _unpack(optimizer: torch.optim.Optimizer, tensors: dict[str, Tensor]) -> None:
-    slots: dict[int, dict[str, Tensor]] = {}
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, index, name = key.split(".", 2)
-            slots.setdefault(int(index), {})[name] = value
-    if slots:
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
-
-
 def _out_of_memory(error: RuntimeError) -> bool:
     return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
-
-
-def _refuse_nonfinite(
-    step: int, records: list[tuple[str, int, Tensor]], names: tuple[str, ...]
-) -> None:
-    for name, first, values in records:
-        bad = (~torch.isfinite(values)).nonzero().flatten().tolist()
-        if bad:
-            label = first + bad[0]
-            who = names[label] if label < len(names) else str(label)
-            raise DivergedError(
-                f"{name} of class {label} ({who}) is not finite at step {step}; lower lr_images or "
-                "check the images of that class (the last good checkpoint is kept)"
-            )
 
 
 class _Step:
@@ -211,6 +126,108 @@ class _Step:
                 totals[name] = totals.get(name, 0.0) + float(values.sum())
         return totals
 
+    def refuse_nonfinite(self, step: int, names: tuple[str, ...]) -> None:
+        """Stop at a loss or gradient that is not finite, naming the step, the term and the class.
+
+        Raises:
+            DivergedError: as said.
+        """
+        for name, first, values in self.records:
+            bad = (~torch.isfinite(values)).flatten().nonzero().flatten().tolist()
+            if not bad:
+                continue
+            label = first + bad[0]
+            who = names[label] if label < len(names) else str(label)
+            where = f" of class {label} ({who})" if values.ndim else ""
+            raise DivergedError(
+                f"{name}{where} is not finite at step {step}; lower lr_images or check the images "
+                f"{'of that class ' if values.ndim else ''}(the last good checkpoint is kept)"
+            )
+
+
+class _Checkpoint:
+    """The file from which a killed descent goes on; without a folder nothing is kept."""
+
+    def __init__(self, folder: Path | None, key: str) -> None:
+        self.path = folder / "checkpoint.safetensors" if folder else None
+        self.key, self.step, self.spent = key, 0, 0.0
+        self.last: dict[str, Any] = {}
+        self.began = self.saved = time.monotonic()
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent, those of earlier, killed parts included."""
+        return self.spent + time.monotonic() - self.began
+
+    def load(
+        self,
+        problem: Problem,
+        leaves: dict[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+    ) -> None:
+        """Put everything back as the file has it, if there is one.
+
+        Raises:
+            InputError: it belongs to another job.
+        """
+        if self.path is None or not self.path.exists():
+            return
+        tensors, facts = load_state(self.path)
+        if facts["key"] != self.key:
+            raise InputError(
+                f"{self.path.parent} holds a checkpoint of another job; choose another --out or "
+                "--force"
+            )
+        with torch.no_grad():
+            for name, leaf in leaves.items():
+                leaf.copy_(tensors[f"surface.{name}"])
+        unpack(optimizer, tensors)
+        problem.load_state({n[8:]: t for n, t in tensors.items() if n.startswith("problem.")})
+        schedule.load_state(facts["schedule"])
+        self.step, self.spent, self.last = facts["step"], facts["seconds"], facts["last"]
+
+    def save(
+        self,
+        step: int,
+        problem: Problem,
+        leaves: dict[str, Tensor],
+        optimizer: torch.optim.Optimizer,
+        schedule: Schedule,
+    ) -> None:
+        """Write the state before ``step``."""
+        self.saved = time.monotonic()
+        if self.path is None:
+            return
+        tensors = {f"surface.{n}": leaf for n, leaf in leaves.items()} | pack(optimizer)
+        tensors |= {f"problem.{n}": t for n, t in problem.state().items()}
+        facts = {"key": self.key, "step": step, "seconds": self.seconds, "last": self.last}
+        save_state(self.path, tensors, facts | {"schedule": schedule.state()})
+
+
+def _with_memory(one: _Step, step: int, chunk: int, detailed: bool) -> int:
+    """Run one step, with smaller chunks if memory does not suffice; return the chunk that did.
+
+    Raises:
+        InputError: one class alone is too much.
+    """
+    while True:
+        try:
+            one.run(step, chunk, detailed)
+            return chunk
+        except RuntimeError as error:
+            if not _out_of_memory(error):
+                raise
+            if chunk == 1:
+                raise InputError(
+                    f"the images of one class do not fit into memory at step {step}; use a "
+                    "smaller ipc, a narrower network or a device with more memory"
+                ) from error
+            chunk = math.ceil(chunk / 2)
+            logger.warning(
+                "out of memory at step %d; going on with %d classes a chunk", step, chunk
+            )
+
 
 def descend(
     problem: Problem,
@@ -235,94 +252,56 @@ def descend(
     Raises:
         DivergedError: a loss or gradient is NaN or infinite. InputError: foreign checkpoint.
     """
-    leaves = surface.parameters()
-    optimizer = descent.build(list(leaves.values()))
-    schedule = _Schedule(descent)
-    path = run.folder / "checkpoint.safetensors" if run.folder else None
-    start, spent, last = 0, 0.0, {}
-
-    if path is not None and path.exists():
-        tensors, facts = load_state(path)
-        if facts["key"] != key:
-            raise InputError(
-                f"{path.parent} holds a checkpoint of another job; choose another --out or --force"
-            )
-        with torch.no_grad():
-            for name, leaf in leaves.items():
-                leaf.copy_(tensors[f"surface.{name}"])
-        _unpack(optimizer, tensors)
-        problem.load_state({n[8:]: t for n, t in tensors.items() if n.startswith("problem.")})
-        schedule.__dict__.update(facts["schedule"])
-        start, spent, last = facts["step"], facts["seconds"], facts["last"]
-        if start < descent.steps:
-            logger.info("resuming at step %d of %d", start, descent.steps)
-
+    leaves, total = surface.parameters(), descent.steps
+    optimizer, schedule = descent.build(leaves), Schedule(descent)
+    kept = _Checkpoint(run.folder, key)
+    kept.load(problem, leaves, optimizer, schedule)
+    start = kept.step
+    if 0 < start < total:
+        logger.info("resuming at step %d of %d", start, total)
     metrics = Metrics(run.folder / "metrics.jsonl" if run.folder else None, resume_at=start)
-    began = saved = time.monotonic()
-    every = max(1, descent.steps // 200)
+    every = max(1, total // 200)
     check_every = every if run.on_gpu else 1  # a check reads values back: free on a CPU only
     one = _Step(problem, surface, len(classes))
-
-    def save(step: int) -> None:
-        if path is not None:
-            tensors = {f"surface.{n}": leaf for n, leaf in leaves.items()} | _pack(optimizer)
-            tensors |= {f"problem.{n}": t for n, t in problem.state().items()}
-            facts = {
-                "key": key,
-                "step": step,
-                "seconds": spent + time.monotonic() - began,
-                "schedule": schedule.state(),
-                "last": last,
-            }
-            save_state(path, tensors, facts)
-
-    steps = range(start, descent.steps)
-    for step in progress(steps, label=label, quiet=run.quiet, total=descent.steps, done=start):
-        logs = step % every == 0 or step == descent.steps - 1
-        while True:
-            try:
-                one.run(step, chunk, detailed=logs)
-                break
-            except RuntimeError as error:
-                if not _out_of_memory(error):
-                    raise
-                if chunk == 1:
-                    raise InputError(
-                        f"the images of one class do not fit into memory at step {step}; use a "
-                        "smaller ipc, a narrower network or a device with more memory"
-                    ) from error
-                chunk = math.ceil(chunk / 2)
-                logger.warning(
-                    "out of memory at step %d; going on with %d classes a chunk", step, chunk
-                )
+    for step in progress(
+        range(start, total), label=label, quiet=run.quiet, total=total, done=start
+    ):
+        logs = step % every == 0 or step == total - 1
+        chunk = _with_memory(one, step, chunk, detailed=logs)
         checked = step % check_every == 0 or logs
         if checked:
-            _refuse_nonfinite(step, one.records, classes)
+            one.refuse_nonfinite(step, classes)
         for group in optimizer.param_groups:
-            group["lr"] = schedule.rate(step)
+            group["lr"] = group["base"] * schedule.share(step)
         optimizer.step()
         surface.project_()
+        problem.after(step, surface)
         if checked:
-            losses = one.losses()
-            schedule.observe(step, sum(losses.values()))
+            schedule.observe(step, sum(one.losses().values()))
         if logs:
-            last = {
-                "step": step,
-                "seconds": round(spent + time.monotonic() - began, 3),
-                "lr": optimizer.param_groups[0]["lr"],
-                "loss": losses,
-                "classes": {n: _rounded(t) for n, t in one.facts.items()}
-                | {f"pull_{n}": _rounded(t) for n, t in one.pull.items()},
-            }
-            metrics.write(**last)
+            kept.last = _record(step, kept.seconds, optimizer, one)
+            metrics.write(**kept.last)
             if run.watch is not None:
-                run.watch(step, last, surface)
-        if checked and time.monotonic() - saved >= run.checkpoint_seconds:
-            save(step + 1)
-            saved = time.monotonic()
-    if start < descent.steps:
-        save(descent.steps)
-    return {"steps": descent.steps, "seconds": spent + time.monotonic() - began, "last": last}
+                run.watch(step, kept.last, surface)
+        if checked and time.monotonic() - kept.saved >= run.checkpoint_seconds:
+            kept.save(step + 1, problem, leaves, optimizer, schedule)
+    if start < total:
+        kept.save(total, problem, leaves, optimizer, schedule)
+    return {"steps": total, "seconds": kept.seconds, "last": kept.last}
+
+
+def _record(
+    step: int, seconds: float, optimizer: torch.optim.Optimizer, one: _Step
+) -> dict[str, Any]:
+    """One line of metrics.jsonl."""
+    return {
+        "step": step,
+        "seconds": round(seconds, 3),
+        "lr": optimizer.param_groups[0]["lr"],
+        "loss": one.losses(),
+        "classes": {n: _rounded(t) for n, t in one.facts.items()}
+        | {f"pull_{n}": _rounded(t) for n, t in one.pull.items()},
+    }
 
 
 def _rounded(values: Tensor) -> list[float]:

@@ -1,0 +1,97 @@
+"""A canvas on which labels and the student's step size are learned together with the images.
+
+Trajectory matching descends on images in the space that networks see (after ZCA or normalisation),
+because its published step sizes act there, and on the logits of soft labels and a positive student
+step size. What is stored are RGB images again: the transform is inverted, and a receiver applies it.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.nn.functional import one_hot
+
+from potstill.canvas.pixels import Canvas, canvas_spec
+from potstill.data.transform import Transform
+from potstill.run import InputError
+
+__all__ = ["SPACES", "LearnedCanvas"]
+
+SPACES = ("network", "rgb")
+
+
+class LearnedCanvas(Canvas):
+    """Images, soft labels and a student step size; all leaves that are learned require gradients.
+
+    Args:
+        start: images RGB 0-1 with their hard labels; pixels only, no tiles.
+        transform: from RGB to network space.
+        space: "network" (descend behind the transform) or "rgb" (in front of it, clamped to [0, 1]
+            if ``start`` is bounded).
+        logits: (n, K) of the soft labels, or None for hard labels.
+        learn_labels: descend on them; otherwise they are stored and may be set by the method.
+        syn_lr: student step size, positive. It is stored as its logarithm and can never change sign.
+    """
+
+    def __init__(
+        self,
+        start: Canvas,
+        transform: Transform,
+        *,
+        space: str = "network",
+        logits: Tensor | None = None,
+        learn_labels: bool = True,
+        syn_lr: float = 0.01,
+    ) -> None:
+        if space not in SPACES:
+            raise InputError(f"space is {space!r}; use one of {', '.join(SPACES)}")
+        if start.views != 1:
+            raise InputError(
+                "factor is above 1; trajectory matching has one image per stored image"
+            )
+        if not 0 < syn_lr < math.inf:
+            raise InputError(f"syn_lr is {syn_lr}; use a positive number")
+        images = start.images.detach()
+        images = transform.forward(images) if space == "network" else images
+        bounded = start.bounded and space == "rgb"
+        super().__init__(images, start.labels, start.classes, canvas_spec(), bounded=bounded)
+        self.transform, self.space = transform, space
+        self.logits = None if logits is None else logits.clone().requires_grad_(learn_labels)
+        self.log_lr = torch.tensor(math.log(syn_lr), dtype=images.dtype).requires_grad_(True)
+
+    def to(self, device: str) -> LearnedCanvas:
+        """Return the same canvas on another device."""
+        moved = super().to(device)
+        assert isinstance(moved, LearnedCanvas)
+        for name in ("logits", "log_lr"):
+            leaf = getattr(self, name)
+            if leaf is not None:
+                setattr(moved, name, leaf.detach().to(device).requires_grad_(leaf.requires_grad))
+        return moved
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the leaves: images, log_lr and, with soft labels, logits."""
+        labels = {} if self.logits is None else {"logits": self.logits}
+        return {"images": self.images, "log_lr": self.log_lr} | labels
+
+    def seen(self) -> Tensor:
+        """Return what networks see, (n, c, h, w) in network space."""
+        return self.images if self.space == "network" else self.transform.forward(self.images)
+
+    def targets(self) -> Tensor:
+        """Return soft labels (n, K), rows sum to 1; one-hot rows for hard labels."""
+        if self.logits is None:
+            return one_hot(self.labels, self.classes).to(self.images.dtype)
+        return self.logits.softmax(1)
+
+    def syn_lr(self) -> Tensor:
+        """Return the student's step size, a positive scalar."""
+        return self.log_lr.exp()
+
+    @torch.no_grad()
+    def pictures(self, images: Tensor | None = None) -> Tensor:
+        """Return RGB images (n, c, h, w) of the canvas (or of others in its space)."""
+        images = self.images if images is None else images
+        return self.transform.inverse(images) if self.space == "network" else images.detach()

@@ -1,0 +1,120 @@
+"""How the loop descends: optimiser, step sizes per leaf, and their schedule."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potstill.run.errors import InputError
+
+__all__ = ["Descent", "Rate", "Schedule", "pack", "unpack"]
+
+SCHEDULES = ("constant", "cosine", "plateau")
+OPTIMIZERS = ("adam", "sgd")
+
+
+@dataclass(frozen=True)
+class Rate:
+    """Step size of one leaf. ``name`` is the hyper-parameter it comes from, for messages."""
+
+    name: str
+    lr: float
+    momentum: float = 0.5  # SGD only
+
+    def __post_init__(self) -> None:
+        if not 0 < self.lr < math.inf:
+            raise InputError(f"{self.name} is {self.lr}; use a positive number")
+        if not 0 <= self.momentum < 1:
+            raise InputError(
+                f"momentum of {self.name} is {self.momentum}; use a number from 0 to below 1"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Descent:
+    """How to descend. ``lr`` is per step of all classes together."""
+
+    steps: int
+    lr: float
+    optimizer: str = "adam"
+    momentum: float = 0.5  # SGD only; Adam keeps (0.9, 0.999)
+    schedule: str = "constant"
+    patience: int = 500  # plateau: steps without improvement before the rate is halved
+    rates: Mapping[str, Rate] = field(default_factory=dict)  # of leaves that differ from lr
+
+    def __post_init__(self) -> None:
+        if self.steps < 0:
+            raise InputError(f"steps is {self.steps}; use 0 or more")
+        if not 0 <= self.momentum < 1:
+            raise InputError(f"momentum is {self.momentum}; use a number from 0 to below 1")
+        Rate("lr_images", self.lr)
+        for name, options in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+            if getattr(self, name) not in options:
+                raise InputError(
+                    f"{name} is {getattr(self, name)!r}; use one of {', '.join(options)}"
+                )
+
+    def build(self, leaves: Mapping[str, Tensor]) -> torch.optim.Optimizer:
+        """Return the optimiser, one group per leaf with its own ``base`` step size."""
+        groups: list[dict[str, Any]] = []
+        for name, leaf in leaves.items():
+            rate = self.rates.get(name, Rate("lr_images", self.lr, self.momentum))
+            group = {"params": [leaf], "lr": rate.lr, "base": rate.lr}
+            groups.append(group | ({"momentum": rate.momentum} if self.optimizer == "sgd" else {}))
+        if self.optimizer == "sgd":
+            return torch.optim.SGD(groups, lr=self.lr)
+        return torch.optim.Adam(groups, lr=self.lr)
+
+
+class Schedule:
+    """Share of the base step size at each step; only the plateau rule has state."""
+
+    def __init__(self, descent: Descent) -> None:
+        self.descent, self.factor, self.best, self.since = descent, 1.0, math.inf, 0
+
+    def share(self, step: int) -> float:
+        """Return what every leaf's step size is multiplied by at ``step``."""
+        if self.descent.schedule == "cosine":
+            return 0.5 * (1 + math.cos(math.pi * step / max(1, self.descent.steps)))
+        return self.factor
+
+    def observe(self, step: int, loss: float) -> None:
+        """Halve the rate after ``patience`` steps without a relative improvement of 1e-4."""
+        if loss < self.best * (1 - 1e-4):
+            self.best, self.since = loss, step
+        elif step - self.since > self.descent.patience and self.descent.schedule == "plateau":
+            self.factor, self.since = self.factor * 0.5, step
+
+    def state(self) -> dict[str, Any]:
+        """Return the state as JSON-like values."""
+        return {"factor": self.factor, "best": min(self.best, 1e300), "since": self.since}
+
+    def load_state(self, facts: Mapping[str, Any]) -> None:
+        """Put back what :meth:`state` returned."""
+        self.factor, self.best, self.since = facts["factor"], facts["best"], facts["since"]
+
+
+def pack(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the tensors of the optimiser's state, by "optimizer.LEAF.NAME"."""
+    packed = {}
+    for index, slots in optimizer.state_dict()["state"].items():
+        for name, value in slots.items():
+            if isinstance(value, Tensor):
+                packed[f"optimizer.{index}.{name}"] = value
+    return packed
+
+
+def unpack(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Put back what :func:`pack` returned; other names are left alone."""
+    slots: dict[int, dict[str, Tensor]] = {}
+    for key, value in tensors.items():
+        if key.startswith("optimizer."):
+            _, index, name = key.split(".", 2)
+            slots.setdefault(int(index), {})[name] = value
+    if slots:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})

@@ -1,0 +1,89 @@
+import pytest
+import torch
+
+from potstill.canvas import Canvas, LearnedCanvas, canvas_spec, images_per_class, start_canvas
+from potstill.data import ZCA, Normalize
+from potstill.run import InputError
+
+
+def start(bounded=False):
+    images = torch.rand(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    return Canvas(images, torch.tensor([0, 0, 1, 1]), 2, canvas_spec(), bounded=bounded)
+
+
+@pytest.mark.parametrize("kind", [Normalize, ZCA])
+def test_images_move_in_network_space_and_are_stored_as_rgb(make_blobs, kind):
+    transform = kind.fit(make_blobs((30, 20), channels=3))
+    canvas = LearnedCanvas(start(), transform)
+    assert torch.allclose(canvas.images.detach(), transform.forward(start().images.detach()))
+    assert canvas.seen() is canvas.images
+    assert torch.allclose(canvas.pictures(), start().images, atol=1e-4)
+    moved = canvas.images.detach() + 1
+    assert torch.allclose(transform.forward(canvas.pictures(moved)), moved, atol=1e-3)
+
+
+def test_rgb_space_applies_the_transform_with_a_graph_and_clamps(make_blobs):
+    transform = Normalize.fit(make_blobs((30, 20), channels=3))
+    canvas = LearnedCanvas(start(bounded=True), transform, space="rgb")
+    canvas.seen().sum().backward()
+    assert torch.allclose(canvas.images.grad[:, 0], 1 / transform.std[0])
+    with torch.no_grad():
+        canvas.images.add_(5)
+    canvas.project_()
+    assert canvas.images.max() == 1
+    free = LearnedCanvas(start(bounded=True), transform, space="network")
+    with torch.no_grad():
+        free.images.add_(5)
+    free.project_()
+    assert free.images.max() > 5  # 0-1 means nothing behind the transform
+
+
+def test_labels_are_probabilities_and_the_step_size_stays_positive(make_blobs):
+    transform = Normalize.fit(make_blobs((30, 20), channels=3))
+    hard = LearnedCanvas(start(), transform, syn_lr=0.02)
+    assert torch.equal(hard.targets(), torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]]))
+    assert set(hard.parameters()) == {"images", "log_lr"}
+    assert hard.syn_lr().item() == pytest.approx(0.02)
+    soft = LearnedCanvas(start(), transform, logits=torch.zeros(4, 2))
+    assert torch.equal(soft.targets(), torch.full((4, 2), 0.5))
+    with torch.no_grad():
+        soft.log_lr.sub_(30)
+    assert soft.syn_lr() > 0
+    kept = LearnedCanvas(start(), transform, logits=torch.zeros(4, 2), learn_labels=False)
+    assert not kept.logits.requires_grad and "logits" in kept.parameters()
+    assert isinstance(kept.to("cpu"), LearnedCanvas) and not kept.to("cpu").logits.requires_grad
+
+
+def test_what_does_not_fit_is_refused(make_blobs):
+    real = make_blobs((30, 20), channels=3)
+    transform = Normalize.fit(real)
+    tiled = start_canvas(real, 1, lambda *_: torch.Generator().manual_seed(0), factor=2)
+    with pytest.raises(InputError, match="factor is above 1"):
+        LearnedCanvas(tiled, transform)
+    with pytest.raises(InputError, match="space is 'pixel'"):
+        LearnedCanvas(start(), transform, space="pixel")
+    with pytest.raises(InputError, match="syn_lr is 0"):
+        LearnedCanvas(start(), transform, syn_lr=0)
+
+
+def test_images_per_class_by_profile(make_blobs):
+    real = make_blobs((60, 30, 9, 1))
+    assert images_per_class(real, 5) == [5, 5, 5, 5]
+    uneven = images_per_class(real, 5, "long_tailed")
+    assert sum(uneven) == 20 and uneven == [12, 6, 1, 1]
+    assert images_per_class(make_blobs((4, 4)), 9, "long_tailed") == [4, 4]  # no more than it has
+    with pytest.raises(InputError, match="ipc_profile is 'tail'"):
+        images_per_class(real, 5, "tail")
+
+
+def test_candidates_are_taken_in_their_order_and_filled_up(make_blobs, run, caplog):
+    real = make_blobs((6, 4))
+    chosen = [real.of_class(0)[[3, 1, 2]], real.of_class(1)[:0]]
+    canvas = start_canvas(real, [2, 3], run.generator, candidates=chosen)
+    assert canvas.labels.tolist() == [0, 0, 1, 1, 1]
+    assert torch.equal(canvas.images[:2], real.batch(chosen[0][:2]))
+    assert "1 of 2 classes have fewer than the 3 rightly classified images" in caplog.text
+    noise = canvas.images[2:].detach()  # nothing of class 1 qualifies
+    assert all(not torch.equal(n, r) for n in noise for r in real.batch(real.of_class(1)))
+    with pytest.raises(InputError, match="at least 1 image per class"):
+        start_canvas(real, [2, 0], run.generator)
