@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -20,6 +21,8 @@ from PIL import Image
 
 from potstill.cli import main
 from potstill.evaluation import scores as scores_module
+from potstill.job import Data
+from potstill.methods import CATALOGUE
 
 TINY = shlex.split(
     "--steps 4 --network convnet-d2-w8-in --networks 1 --pool-epochs 1 --entries 2"
@@ -198,6 +201,7 @@ FITS = {
     "--image-size 0": "image_size is 0",
     "--test digit": "did you mean 'digits'?",
     "--labels digit": "has no columns",
+    "--label-column digit": "has no columns",
 }
 
 
@@ -232,6 +236,8 @@ def test_min_max_form_names_what_it_needs(tmp_path, refused):
         ("report nowhere", "nowhere does not exist"),
         ("recipe nowhere.toml", "nowhere.toml, which does not exist"),
         ("methods --all", "takes no flags"),
+        ("compare", "no run to compare"),
+        ("compare nowhere", "nowhere does not exist"),
     ],
 )
 def test_bad_commands(words, expected, refused):
@@ -297,6 +303,23 @@ def test_damaged_artifacts_are_refused(case, run_folder, refused, monkeypatch):
     if case in ("provenance", "record", "scores"):  # what a page is made from
         refused(["report", str(run_folder)])
     assert snapshot(run_folder) == before
+
+
+def test_runs_without_scores_are_not_compared(run_folder, refused):
+    said = refused(["compare", str(run_folder), "--out", str(run_folder / "page.html")])
+    assert f"{run_folder} has no scores; evaluate it first: potstill evaluate {run_folder}" in said
+    assert not (run_folder / "page.html").exists()
+
+
+def test_two_runs_are_compared(run_folder, tmp_path, capsys):
+    assert main(["evaluate", str(run_folder), *STUDENT]) == 0
+    shutil.copytree(run_folder, tmp_path / "again")
+    capsys.readouterr()
+    page = tmp_path / "page.html"
+    words = ["compare", str(run_folder), str(tmp_path / "again"), "--out", str(page)]
+    assert main(words) == 0
+    assert capsys.readouterr().out.strip() == str(page)
+    assert "csdm (run)" in page.read_text() and "csdm (again)" in page.read_text()
 
 
 def test_unfinished_run_is_not_evaluated(run_folder, refused):
@@ -413,3 +436,34 @@ def test_methods_name_their_years(capsys):
     years = {line.split()[0]: line[column].strip() for line in lines[2:] if line}
     assert years["dm"] == "2023" and years["csdm"] == "2026"
     assert years["random"] == years["mosaic"] == ""
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_method_has_a_flag_for_each_field_and_for_the_data(name, capsys, monkeypatch):
+    """Also where a method and the data have fields of one name."""
+    seen = {}
+    monkeypatch.setattr(
+        "potstill.job.distill", lambda method, data, **_: seen.update(m=method, d=data)
+    )
+    monkeypatch.setenv("COLUMNS", "200")
+    assert main(["distill", name, "--help"]) == 0
+    text = capsys.readouterr().out
+    for field in dataclasses.fields(CATALOGUE[name]):
+        assert f"--{field.name.replace('_', '-')}" in text, field.name
+    assert "resize to this many pixels" in text
+    words = [
+        "--out",
+        "x",
+        "--label-column",
+        "fine",
+        "--image-size",
+        "9",
+        "--device",
+        "cpu",
+        "--quiet",
+    ]
+    own = "labels" in CATALOGUE[name].__dataclass_fields__
+    assert main(["distill", name, *words, *(["--labels", "hard"] if own else [])]) == 0
+    assert dataclasses.asdict(seen["d"]) == dataclasses.asdict(Data(labels="fine", image_size=9))
+    assert isinstance(seen["d"], Data) and type(seen["m"]) is CATALOGUE[name]
+    assert getattr(seen["m"], "labels", "hard") == "hard"

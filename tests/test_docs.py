@@ -61,15 +61,29 @@ def test_links_lead_somewhere(page):
 def test_a_recipe_can_be_run_as_it_stands(path):
     recipe = read_recipe(path)
     assert recipe["distill"]["method"] == path.parent.name
-    method_of(recipe)
-    assert recipe["evaluate"]["protocol"] in PROTOCOLS
+    method = method_of(recipe)
+    protocol = PROTOCOLS[recipe["evaluate"]["protocol"]]
+    assert protocol.labels != "soft" or getattr(method, "label_kind", "soft") != "hard"
     for network in recipe["evaluate"]["network"]:
         parse(network)
     data = recipe["data"]
     assert not re.search(r"^[./~]|\\", data["data"]), "a recipe names no place on a disk"
     tail = f"-lt{data['imbalance_factor']}" if "imbalance_factor" in data else ""
-    assert f"{tail}-ipc{recipe['distill']['ipc']}" in path.stem
+    name = rf"[a-z\d]+(-[a-z]+)*{tail}-ipc{recipe['distill']['ipc']}(-quick)?(-[a-z]+)?"
+    assert re.fullmatch(name, path.stem)
     assert ("quick" in path.stem) <= (recipe["distill"]["budget"] == "quick")
+    changed = recipe.get("method", {})
+    budget = type(method).budget(recipe["distill"]["budget"])
+    assert not [key for key in changed if changed[key] == getattr(budget, key)], "as the budget"
+
+
+def test_no_two_recipes_are_the_same():
+    seen = {}
+    for path in RECIPES:
+        recipe = read_recipe(path)
+        parts = [recipe.get(name, {}) for name in ("data", "distill", "method", "evaluate")]
+        assert repr(parts) not in seen, f"{path} repeats {seen.get(repr(parts))}"
+        seen[repr(parts)] = path
 
 
 def test_every_method_stands_in_the_readme():

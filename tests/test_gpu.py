@@ -9,7 +9,7 @@ import torch
 
 from potstill.canvas import start_canvas
 from potstill.data import Normalize
-from potstill.methods import CSDM, DM
+from potstill.methods import CSDM, DM, LAD, MTT
 from potstill.nets import Examples, Training, create, train_many
 from potstill.run import Run
 
@@ -25,6 +25,14 @@ TINY = {
     "steps": 5,
     "frequencies": 64,
     "batch_real": 0,
+    "experts": 2,
+    "expert_epochs": 4,
+    "expert_batch": 16,
+    "classifier_epochs": 2,
+    "student_steps": 4,
+    "classifier_steps": 4,
+    "span": 1,
+    "start_max": 3,
 }
 
 
@@ -100,3 +108,47 @@ def test_stacked_students_agree_with_sequential_ones(make_blobs, run):
         )
         found.append(torch.cat([p.detach().flatten() for net in nets for p in net.parameters()]))
     assert (found[0] - found[1]).norm() / found[0].norm() < 1e-3
+
+
+@pytest.mark.parametrize("way", ["exact", "tesla"])
+def test_trajectory_gradient_agrees_with_the_cpu(make_blobs, run, way):
+    real = make_blobs((40, 20, 8), channels=3, size=16)
+    gradients = []
+    for device in ("cpu", "cuda"):
+        here = Run(device=device, cache=run.cache, quiet=True)
+        method = tiny(LAD, gradient=way, preprocess="normalize")
+        canvas = method.make_canvas(real, 3, run).to(here.device)  # one set of experts for both
+        method.setup(real, canvas, here)
+        for term in method.terms(0, canvas, canvas.classes):
+            term.values.sum().backward()
+        gradients.append([leaf.grad.cpu() for leaf in canvas.parameters().values()])
+    for on_cpu, on_gpu in zip(*gradients, strict=True):
+        cosine = torch.nn.functional.cosine_similarity(on_cpu.flatten(), on_gpu.flatten(), dim=0)
+        assert cosine > 0.999
+
+
+def test_whole_trajectory_runs_with_experts_of_their_own(make_blobs, run):
+    real = make_blobs((40, 20, 8), channels=3, size=16)
+    device = Run(device="cuda", cache=run.cache, quiet=True)
+    for method in (tiny(LAD, steps=3), tiny(MTT, steps=3)):
+        assert torch.isfinite(method(real, 2, device).images).all()
+
+
+def test_experts_stacked_agree_with_one_after_another(make_blobs, run):
+    from potstill.nets import Sharpness
+
+    real = make_blobs((40, 20, 8), channels=3, size=16)
+    examples = Examples(real.images, real.labels, Normalize.fit(real))
+    training = Training(epochs=2, batch=16, momentum=0.0, sharpness=Sharpness())
+    weights = []
+    for backend in ("sequential", "stacked"):
+        networks = [
+            create("convnet-d2-w16-in", channels=3, size=16, classes=3,
+                   generator=run.generator("w", member))
+            for member in range(3)
+        ]  # fmt: skip
+        train_many(networks, examples, training, generators=run.generator, device="cuda",
+                   backend=backend, quiet=True)  # fmt: skip
+        weights.append([p.detach().cpu() for net in networks for p in net.parameters()])
+    for one, other in zip(*weights, strict=True):
+        assert torch.allclose(one, other, atol=1e-4)

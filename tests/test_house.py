@@ -25,6 +25,7 @@ ORDER = (
     "reports",
     "job",
     "recipe",
+    "flags",
     "cli",
 )
 

@@ -177,5 +177,5 @@ def test_a_score_on_other_data_is_not_the_recipes(tiny, key):
 
 
 def test_recipes_on_cifar10_name_its_fingerprint():
-    for path in FOLDER.rglob("cifar10*.toml"):
+    for path in FOLDER.rglob("cifar10-*.toml"):
         assert read_recipe(path)["about"]["fingerprint"] == "ea6fd5ec41b1ed32"

@@ -15,19 +15,16 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from potstill.data import ImageSet, load_pair
 from potstill.data.longtail import Profile
 from potstill.methods import Method, find
+from potstill.reports.gallery import Gallery, picture_real
 from potstill.run import InputError, Run, logger
 from potstill.run.checkpoint import digest, write_json
 from potstill.run.folder import claimed, read_record, refuse_unfinished
 from potstill.synthetic import SyntheticSet
 
 __all__ = ["Data", "distill", "evaluate_run", "open_data"]
-
-_PICTURES = 8  # besides the first and the last
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -130,9 +127,10 @@ def evaluate_run(
     Each network's scores are written as soon as they are known. ``options`` go to
     :func:`potstill.evaluate`.
     """
-    from potstill.evaluation import evaluate, find_protocol, write_scores
-    from potstill.nets import create, parse
+    from potstill.evaluation import evaluate, find_protocol, full_name, write_scores
+    from potstill.nets import parse
     from potstill.reports import write_card
+    from potstill.synthetic.iterates import list_iterates
 
     find_protocol(protocol), [parse(name) for name in network]  # before data are decoded
     if not network:
@@ -150,17 +148,10 @@ def evaluate_run(
         syn = SyntheticSet.load(folder)
         refuse_unfinished(record, folder, syn.checksum)
         train, test, note = open_data(record, run, data)
-    channels, *size = test.shape
     for name in network:  # before the first of them is trained
-        draw = torch.Generator().manual_seed(0)
-        create(
-            name,
-            channels=channels,
-            size=(size[0], size[1]),
-            classes=test.num_classes,
-            generator=draw,
-        )
+        full_name(name, test)
     records = []
+    options.setdefault("iterates", list_iterates(folder))
     for name in network:
         records += evaluate(
             syn, train, test, network=name, protocol=protocol, run=run, test_note=note, **options
@@ -269,32 +260,23 @@ def _run(
                 folder,
             )
             return SyntheticSet.load(folder / "synthetic")
-        record = {
-            "status": "running",
-            "job": job,
-            "key": key,
-            "started": time.strftime("%Y-%m-%d %H:%M:%S"),
-        }
+        record = {"status": "running", "job": job, "key": key, "started": _now()}
         write_json(folder / "run.json", record)
-        _picture_real(folder, train, ipc)
-        syn = method(
-            train, ipc, run.with_(folder=folder, watch=_Gallery(folder, train, run, method))
-        )
+        picture_real(folder, train, ipc)
+        steps = int(getattr(method, "steps", 0))
+        gallery = Gallery(folder, train.classes, steps, run.watch)
+        syn = method(train, ipc, run.with_(folder=folder, watch=gallery))
         syn.provenance.update(
             {"budget": budget, "test_note": note, "data_options": _travelling(described, train)}
         )
         syn.save(folder / "synthetic")
-        write_json(
-            folder / "run.json",
-            record
-            | {
-                "status": "finished",
-                "finished": time.strftime("%Y-%m-%d %H:%M:%S"),
-                "seconds": syn.provenance["seconds"],
-                "artifact": syn.checksum,
-            },
-        )
+        done = {"status": "finished", "finished": _now(), "seconds": syn.provenance["seconds"]}
+        write_json(folder / "run.json", record | done | {"artifact": syn.checksum})
     return syn
+
+
+def _now() -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S")
 
 
 def _travelling(described: dict[str, Any], train: ImageSet) -> dict[str, Any]:
@@ -311,46 +293,3 @@ def _sensible(train: ImageSet, ipc: int) -> None:
             f"ipc is {ipc} for {len(train)} real images in {train.num_classes} classes; use 1 to "
             f"{most}, so that the synthetic set is smaller than the real one"
         )
-
-
-def _columns(ipc: int) -> int:
-    return min(ipc, 10)
-
-
-def _picture_real(folder: Path, train: ImageSet, ipc: int) -> None:
-    """A row of real images per class, first in file order, for the report."""
-    from potstill.reports.figures import grid
-
-    count = _columns(ipc)
-    rows = torch.cat([train.of_class(label)[:count] for label in range(train.num_classes)])
-    grid(
-        train.batch(rows),
-        train.labels[rows],
-        train.classes,
-        folder / "pictures" / "real.png",
-        columns=count,
-    )
-
-
-class _Gallery:
-    """Keeps a picture of the canvas at a few steps."""
-
-    def __init__(self, folder: Path, train: ImageSet, run: Run, method: Method) -> None:
-        self.folder, self.classes, self.inner = folder / "pictures", train.classes, run.watch
-        steps = int(getattr(method, "steps", 0))
-        self.every = max(1, steps // _PICTURES)
-        self.last = steps - 1
-        self.due = 0
-
-    def __call__(self, step: int, record: dict[str, Any], canvas: Any) -> None:
-        """Write a picture when one is due; pass the record on to the user's own watcher."""
-        from potstill.reports.figures import grid
-
-        if step >= self.due or step == self.last:
-            images, labels = canvas.images.detach().float().cpu(), canvas.labels.cpu()
-            most = int(torch.bincount(labels).max())
-            path = self.folder / f"step-{step + 1:06d}.png"
-            grid(images, labels, self.classes, path, columns=_columns(most))
-            self.due = step + self.every
-        if self.inner is not None:
-            self.inner(step, record, canvas)

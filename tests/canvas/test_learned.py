@@ -42,12 +42,16 @@ def test_labels_are_probabilities_and_the_step_size_stays_positive(make_blobs):
     transform = Normalize.fit(make_blobs((30, 20), channels=3))
     hard = LearnedCanvas(start(), transform, syn_lr=0.02)
     assert torch.equal(hard.targets(), torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]]))
-    assert set(hard.parameters()) == {"images", "log_lr"}
+    assert set(hard.parameters()) == {"images", "raw_lr"}
     assert hard.syn_lr().item() == pytest.approx(0.02)
     soft = LearnedCanvas(start(), transform, logits=torch.zeros(4, 2))
     assert torch.equal(soft.targets(), torch.full((4, 2), 0.5))
+    before = soft.syn_lr().item()
     with torch.no_grad():
-        soft.log_lr.sub_(30)
+        soft.raw_lr.add_(0.05)
+    assert soft.syn_lr().item() == pytest.approx(before + 0.05, rel=1e-4)  # additive, as published
+    with torch.no_grad():
+        soft.raw_lr.sub_(30)
     assert soft.syn_lr() > 0
     kept = LearnedCanvas(start(), transform, logits=torch.zeros(4, 2), learn_labels=False)
     assert not kept.logits.requires_grad and "logits" in kept.parameters()

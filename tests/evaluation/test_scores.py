@@ -6,11 +6,11 @@ import torch
 
 from potstill.data import ImageSet, Normalize
 from potstill.evaluation import bench
-from potstill.evaluation.protocol import Protocol
+from potstill.evaluation.protocol import PROTOCOLS, Protocol
 from potstill.evaluation.scores import Score, evaluate, read_scores, write_scores
 from potstill.nets import Training
 from potstill.run import ArtifactError, InputError, StorageError
-from potstill.synthetic import SyntheticSet
+from potstill.synthetic import SyntheticSet, list_iterates, load_iterate, save_iterate
 
 NETWORK = "convnet-w8"
 TINY = Protocol(name="tiny", training=Training(epochs=6, batch=8, optimizer="adamw", lr=1e-2))
@@ -347,3 +347,94 @@ def test_one_student_has_no_spread(syn, data, run):
     found = score(syn, data, run, baseline=False, quantized=False, runs=1)
     assert found.accuracy["std"] is None and found.groups["tail"]["std"] is None
     assert found.per_class["std"] == [None] * 3
+
+
+LOOKED = replace(TINY, name="tiny-published", selection="test_max_iterates")
+
+
+def noise(syn, seed):
+    draw = torch.Generator().manual_seed(seed)
+    return replace(syn, images=torch.rand(syn.images.shape, generator=draw))
+
+
+def test_best_iterate_is_found_and_told_apart(syn, data, run, tmp_path, trained):
+    save_iterate(tmp_path, 20, syn.images)
+    save_iterate(tmp_path, 5, noise(syn, 0).images)
+    files = list_iterates(tmp_path)
+    assert [path.stem for path in files] == ["step-000005", "step-000020"]
+    assert torch.equal(load_iterate(files[1], syn).images, syn.images)
+    found = score(noise(syn, 1), data, run, protocol=LOOKED, iterates=files)
+    assert found.iterates["looks"] == 3 and set(found.iterates["accuracies"]) == {"5", "20", "last"}
+    assert found.iterates["best"] == 20
+    assert found.accuracy["mean"] == max(found.iterates["accuracies"].values())
+    assert found.runs == 1 and found.quantized is None and found.last is None
+    assert trained.count("the synthetic set") == 3
+    assert LOOKED.hash != TINY.hash and "BEST TEST ACCURACY" in LOOKED.describe()
+    again = Score.from_json(json.loads(json.dumps(found.to_json())))
+    assert again == found
+
+
+def test_an_iterate_that_is_the_artifact_is_looked_at_once(syn, data, run, tmp_path, trained):
+    save_iterate(tmp_path, 0, noise(syn, 0).images)
+    save_iterate(tmp_path, 20, syn.images)
+    found = score(syn, data, run, protocol=LOOKED, iterates=list_iterates(tmp_path))
+    assert found.iterates["looks"] == 2 and set(found.iterates["accuracies"]) == {"0", "last"}
+    assert trained.count("the synthetic set") == 2 and found.iterates["best"] is None
+
+
+def test_a_look_does_not_depend_on_the_others(syn, data, run, tmp_path):
+    for step in (5, 10):
+        save_iterate(tmp_path, step, noise(syn, step).images)
+    files = list_iterates(tmp_path)
+    two = score(syn, data, run, protocol=LOOKED, iterates=files, baseline=False).iterates
+    one = score(syn, data, run, protocol=LOOKED, iterates=files[1:], baseline=False).iterates
+    assert one["accuracies"] == {k: two["accuracies"][k] for k in ("10", "last")}
+
+
+def test_real_images_have_one_look_under_best_iterates(syn, data, run, tmp_path, trained):
+    """And are scored, and cached, as by the protocol without them."""
+    save_iterate(tmp_path, 5, noise(syn, 0).images)
+    files = list_iterates(tmp_path)
+    looked = score(syn, data, run, protocol=LOOKED, iterates=files, full=True)
+    plain = score(syn, data, run, full=True, quantized=False)
+    assert looked.random["protocol"] == TINY.to_json() and "protocol" not in plain.random
+    assert looked.random == {**plain.random, "protocol": TINY.to_json()}
+    assert looked.full == plain.full and looked.full["protocol"]["name"] == "tiny-full"
+    assert trained.count("random real images") == trained.count("all real images") == 1
+    published = PROTOCOLS["lad-published"].reference
+    assert (published.name, published.hash) == ("lad", PROTOCOLS["lad"].hash)
+    assert all(p.reference is p for n, p in PROTOCOLS.items() if n != "lad-published")
+
+
+def test_iterates_that_are_missing_or_foreign_are_refused(syn, data, run, tmp_path, trained):
+    with pytest.raises(InputError, match="no iterates were kept; distil with --iterate-every"):
+        score(syn, data, run, protocol=LOOKED)
+    save_iterate(tmp_path, 3, noise(syn, 0).images)
+    soft = torch.full((6, 3), 1 / 3)
+    wrong = {
+        r"its images are \(4, 1, 8, 8\)": (syn.images[:4], None, None),
+        "only one of the two has soft_labels": (syn.images, soft, None),
+        "only one of the two has syn_lr": (syn.images, None, 0.01),
+        "NaN": (syn.images * float("nan"), None, None),
+    }
+    for said, parts in wrong.items():
+        save_iterate(tmp_path, 5, *parts)
+        with pytest.raises(ArtifactError, match=f"does not belong to the artifact .*{said}"):
+            score(syn, data, run, protocol=LOOKED, iterates=list_iterates(tmp_path))
+    list_iterates(tmp_path)[1].write_bytes(b"half")
+    with pytest.raises(ArtifactError, match="damaged"):
+        score(syn, data, run, protocol=LOOKED, iterates=list_iterates(tmp_path))
+    assert not trained  # all are read before the first is scored
+
+
+def test_soft_labels_and_step_size_of_an_iterate_come_back(syn, tmp_path):
+    soft = torch.rand(6, 3, generator=torch.Generator().manual_seed(0)).softmax(1)
+    last = replace(syn, soft_labels=soft.flip(0), syn_lr=0.02)
+    path = save_iterate(tmp_path, 500, syn.images, soft, 0.125)
+    (tmp_path / "iterates" / "notes.txt").write_text("not ours")
+    (tmp_path / "iterates" / "step-one.safetensors").write_bytes(b"")
+    assert list_iterates(tmp_path) == [path] and path.name == "step-000500.safetensors"
+    found = load_iterate(path, last)
+    assert torch.equal(found.soft_labels, soft) and found.syn_lr == 0.125
+    assert found.classes == last.classes and found.label_tier == "static"
+    assert list_iterates(tmp_path / "nowhere") == []

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -291,3 +292,64 @@ def test_a_single_student_has_no_spread_on_the_page(folder):
     one = {"mean": 71.2, "std": 0.0, "values": [71.2]}  # as older versions wrote it
     page = Page(report(with_scores(folder, score(accuracy=one, runs=1))))
     assert "Accuracy 71.2 %" in page.text and "71.2 ±" not in page.text
+
+
+def test_terms_without_classes_and_unknown_quantities_have_their_curves(folder):
+    lines = [
+        {"step": s, "loss": {"trajectory": 1.0 - s / 50}, "classes": {"pull_trajectory": [1.0] * 4}}
+        for s in range(0, 50, 5)
+    ]
+    lines += [{"step": 50, "loss": {"trajectory": 0.5}}, {"step": 51, "loss": {}, "classes": []}]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    text = Page(report(folder)).text
+    assert "Loss by term" in text and "Pull of the trajectory loss on the images" in text
+    assert "Distance to the real class" not in text
+
+
+def learned(folder: Path, norms: Any) -> Path:
+    """The run again, as a method with experts, soft labels and a learned step size leaves it."""
+    made = replace(
+        synthetic(experts={"key": "k", "members": 2, "classifier_norms": norms}),
+        soft_labels=torch.full((8, 4), 0.1) + 0.6 * torch.eye(4)[torch.arange(8) // 2],
+        syn_lr=0.01234567,
+    )
+    made.save(folder / "synthetic")
+    return folder
+
+
+def test_experts_soft_labels_and_step_size_are_shown_where_they_are_known(folder):
+    before = Page(report(folder)).text
+    assert "What the tail does" not in before and "Student step size" not in before
+    norms = {"representation": [4.0, 3.0, 2.0, 1.0], "classifier": [2.0] * 4}
+    text = Page(report(learned(folder, norms))).text
+    assert "Student step size 0.01235 learned with the images" in text
+    assert "Classifier norms" in text and "representation" in text
+    assert "Soft labels" in text and "own class" in text
+
+
+@pytest.mark.parametrize("norms", [None, 3, {}, {"classifier": [1.0]}, {"x": ["a"] * 4}])
+def test_norms_that_cannot_be_drawn_are_left_out(norms, folder):
+    text = Page(report(learned(folder, norms))).text
+    assert "Classifier norms" not in text and "Soft labels" in text
+
+
+def test_damaged_tensors_are_named(folder):
+    path = folder / "synthetic" / "synthetic.safetensors"
+    path.write_bytes(path.read_bytes()[:100])
+    with pytest.raises(ArtifactError, match=r"synthetic\.safetensors is damaged"):
+        report(folder)
+
+
+def test_the_best_of_iterates_is_marked_and_not_the_headline(folder):
+    protocol = {"name": "lad-published", "hash": "beef0001", "selection": "test_max_iterates"}
+    looks = {"best": 500, "looks": 21, "accuracies": {"500": 81.5, "last": 79.0}}
+    random = {"accuracy": {"mean": 54.0, "std": 2.0}, "protocol": {"name": "lad", "hash": "cafe"}}
+    best = score(81.5, protocol=protocol, iterates=looks, random=random, runs=1)
+    text = Page(report(with_scores(folder, score(), best))).text
+    assert "Accuracy 71.2 ± 0.5 % convnet-d1-w8-in · quick [1f3c9a20]" in text
+    assert "The best of 21 iterates of the distillation: step 500, one student each." in text
+    assert "best of several looks" in text and "One student, seed 0" in text
+    assert "lad [cafe]" in text and "TEST-MAX" in text
+    text = Page(report(with_scores(folder, best))).text  # no other to show
+    assert "Accuracy 81.5" in text and "lad-published [beef0001] TEST-MAX" in text
+    assert "Random real images 54.0 ± 2.0 % same number, protocol lad" in text

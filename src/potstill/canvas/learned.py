@@ -2,7 +2,7 @@
 
 Trajectory matching descends on images in the space that networks see (after ZCA or normalisation),
 because its published step sizes act there, and on the logits of soft labels and a positive student
-step size. What is stored are RGB images again: the transform is inverted, and a receiver applies it.
+step size. What is stored are RGB images: the transform is inverted, and a receiver applies it.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from potstill.run import InputError
 __all__ = ["SPACES", "LearnedCanvas"]
 
 SPACES = ("network", "rgb")
+_BEND, _FLOOR = 0.1, 1e-3  # shares of the first student step size, see LearnedCanvas.syn_lr
 
 
 class LearnedCanvas(Canvas):
@@ -32,7 +33,7 @@ class LearnedCanvas(Canvas):
             if ``start`` is bounded).
         logits: (n, K) of the soft labels, or None for hard labels.
         learn_labels: descend on them; otherwise they are stored and may be set by the method.
-        syn_lr: student step size, positive. It is stored as its logarithm and can never change sign.
+        syn_lr: student step size, positive; see :meth:`syn_lr` for why it stays so.
     """
 
     def __init__(
@@ -59,22 +60,24 @@ class LearnedCanvas(Canvas):
         super().__init__(images, start.labels, start.classes, canvas_spec(), bounded=bounded)
         self.transform, self.space = transform, space
         self.logits = None if logits is None else logits.clone().requires_grad_(learn_labels)
-        self.log_lr = torch.tensor(math.log(syn_lr), dtype=images.dtype).requires_grad_(True)
+        self.lr_start = float(syn_lr)
+        inverse = math.log(math.expm1((1 - _FLOOR) / _BEND)) * _BEND * syn_lr
+        self.raw_lr = torch.tensor(inverse, dtype=images.dtype).requires_grad_(True)
 
     def to(self, device: str) -> LearnedCanvas:
         """Return the same canvas on another device."""
         moved = super().to(device)
         assert isinstance(moved, LearnedCanvas)
-        for name in ("logits", "log_lr"):
+        for name in ("logits", "raw_lr"):
             leaf = getattr(self, name)
             if leaf is not None:
                 setattr(moved, name, leaf.detach().to(device).requires_grad_(leaf.requires_grad))
         return moved
 
     def parameters(self) -> dict[str, Tensor]:
-        """Return the leaves: images, log_lr and, with soft labels, logits."""
+        """Return the leaves: images, raw_lr and, with soft labels, logits."""
         labels = {} if self.logits is None else {"logits": self.logits}
-        return {"images": self.images, "log_lr": self.log_lr} | labels
+        return {"images": self.images, "raw_lr": self.raw_lr} | labels
 
     def seen(self) -> Tensor:
         """Return what networks see, (n, c, h, w) in network space."""
@@ -87,8 +90,13 @@ class LearnedCanvas(Canvas):
         return self.logits.softmax(1)
 
     def syn_lr(self) -> Tensor:
-        """Return the student's step size, a positive scalar."""
-        return self.log_lr.exp()
+        """Return the student's step size eta, a scalar that cannot become zero or negative.
+
+        A leaf r with eta = f + b softplus(r / b), b a tenth and f a thousandth of the first eta:
+        steps on r are steps on eta, as published, as long as eta is not far below where it began.
+        """
+        bend = _BEND * self.lr_start
+        return _FLOOR * self.lr_start + bend * torch.nn.functional.softplus(self.raw_lr / bend)
 
     @torch.no_grad()
     def pictures(self, images: Tensor | None = None) -> Tensor:

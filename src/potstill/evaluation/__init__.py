@@ -3,7 +3,7 @@
 from potstill.evaluation.labels import TIERS, receiver_bytes, soft_labels, with_soft_labels
 from potstill.evaluation.metrics import class_accuracy, mean_std, summary
 from potstill.evaluation.protocol import PROTOCOLS, Protocol, find_protocol
-from potstill.evaluation.scores import Score, evaluate, read_scores, write_scores
+from potstill.evaluation.scores import Score, evaluate, full_name, read_scores, write_scores
 from potstill.evaluation.student import train_students
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "class_accuracy",
     "evaluate",
     "find_protocol",
+    "full_name",
     "mean_std",
     "read_scores",
     "receiver_bytes",

@@ -24,6 +24,8 @@ _SELECTIONS = {
     "last": "accuracy after the last epoch",
     "val": "epoch chosen on images held out of the real training set",
     "test_max": "BEST TEST ACCURACY of all looks (test_max, only to compare with papers)",
+    "test_max_iterates": "BEST TEST ACCURACY of all saved iterates of the distillation, one "
+    "student each (test_max, only to compare with papers)",
 }
 _LABELS = {
     "auto": "the artifact's soft labels if it has some, else hard labels",
@@ -46,7 +48,7 @@ class Protocol:
     epochs_by_ipc: tuple[tuple[int, int], ...] = ()  # (from this ipc, epochs), ascending
     labels: str = "auto"  # "auto", "hard" or "soft", see the table above
     learned_lr: bool = False  # start from the artifact's learned step size where it has one
-    selection: str = "last"  # "last", "val" or "test_max"
+    selection: str = "last"  # "last", "val", "test_max" or "test_max_iterates"
     test_every: int = 0  # epochs between looks under "val" and "test_max"; the last always counts
     held_out: int | None = None  # images per class under "val"; None: a tenth of the smallest class
 
@@ -55,18 +57,30 @@ class Protocol:
             value = getattr(self, field)
             if value not in options:
                 raise InputError(f"{field} is {value!r}{nearest(str(value), options)}")
-        if (self.selection == "last") != (self.test_every == 0):
+        if self.looks_between == (self.test_every == 0):
             raise InputError(
                 f"test_every is {self.test_every} with selection {self.selection!r}; "
-                "use 0 with 'last' and at least 1 epoch otherwise"
+                "use at least 1 epoch with 'val' and 'test_max' and 0 otherwise"
             )
         if min(self.training.epochs, *(epochs for _, epochs in self.epochs_by_ipc), 1) < 1:
             raise InputError(f"epochs of protocol {self.name!r} is 0; use at least 1")
 
     @property
+    def looks_between(self) -> bool:
+        """Whether a student is looked at before its last epoch."""
+        return self.selection in ("val", "test_max")
+
+    @property
+    def reference(self) -> Protocol:
+        """Under which real images are scored: there is one set of them, so no iterate to choose."""
+        if self.selection != "test_max_iterates":
+            return self
+        return replace(self, name=self.name.removesuffix("-published"), selection="last")
+
+    @property
     def facts(self) -> dict[str, Any]:
         """Every field but the name, JSON-like."""
-        facts = asdict(self)
+        facts = asdict(self) | {"training": self.training.facts}
         del facts["name"]
         return json.loads(json.dumps(facts))
 
@@ -99,11 +113,12 @@ class Protocol:
             schedule += " with momentum reset" if t.reset_momentum else ""
         rate = f"lr {t.lr:g}" + (" (or the artifact's learned one)" if self.learned_lr else "")
         augment = f"{'_'.join(t.augment.ops)} ({t.augment.rule} rule)" if t.augment else "none"
-        cutmix = f", CutMix {t.cutmix:g}" if t.cutmix else ""
+        augment += f", CutMix {t.cutmix:g}" if t.cutmix else ""
+        sharp = f", GSAM rho {t.sharpness.rho:g} alpha {t.sharpness.alpha:g}" if t.sharpness else ""
         looks = f", {self.test_every} epochs apart" if self.test_every else ""
         return (
             f"{self.name} [{self.hash}]: {epochs}, {t.optimizer} {rate},{momentum} weight decay "
-            f"{t.weight_decay:g}, {schedule}, batch {t.batch}; augmentation {augment}{cutmix}; "
+            f"{t.weight_decay:g}{sharp}, {schedule}, batch {t.batch}; augmentation {augment}; "
             f"{_LABELS[self.labels]}; {_SELECTIONS[self.selection]}{looks}"
         )
 
@@ -165,6 +180,8 @@ _DC = Training(  # DC, Zhao et al., ICLR 2021: released evaluation code
 _DSA = replace(_DC, epochs=1000, augment=DSA.parse(_ALL, rule="dc"))
 # MTT, Cazenavette et al., CVPR 2022: DSA's with the learned step size and its own sampling grid
 _MTT = replace(_DSA, augment=DSA.parse(_ALL, rule="dc", align_corners=True))
+# LAD, Zhao et al., CVPR 2025: released evaluation code; lr falls after epoch 501, counted from 0
+_LAD = replace(_MTT, epochs=1001, batch=128, milestones=(502 / 1001,))
 _IDC = Training(  # IDC, Kim et al., ICML 2022: released evaluation code
     epochs=1000, batch=64, optimizer="sgd", lr=0.01, momentum=0.9, weight_decay=5e-4,
     schedule="step", milestones=(2 / 3, 5 / 6), gamma=0.2,
@@ -200,6 +217,11 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(name="ncfm", training=_NCFM),
         Protocol(name="ncfm-published", training=_NCFM, selection="test_max", test_every=100),
         Protocol(name="ncfm-tiny", training=_NCFM, epochs_by_ipc=_TINY),
-        Protocol(name="mtt", training=_MTT, learned_lr=True),  # also TESLA, DATM
+        Protocol(name="mtt", training=_MTT, learned_lr=True),  # also FTD, TESLA, DATM
+        Protocol(name="lad", training=_LAD, learned_lr=True),
+        Protocol(
+            name="lad-published", training=_LAD, learned_lr=True, selection="test_max_iterates"
+        ),
+        Protocol(name="lad-quick", training=replace(_LAD, epochs=300), learned_lr=True),
     )
 }

@@ -26,8 +26,9 @@ from potstill.run.checkpoint import write_json
 from potstill.run.folder import read_record, refuse_unfinished
 from potstill.run.machine import describe
 from potstill.synthetic import SyntheticSet
+from potstill.synthetic.iterates import list_iterates
 
-__all__ = ["Score", "evaluate", "read_scores", "write_scores"]
+__all__ = ["Score", "evaluate", "full_name", "read_scores", "write_scores"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,7 @@ class Score:
     full: dict[str, Any] | None = None  # all real images, with their own "protocol"
     test_checksum: str = ""  # of the test set; "" in files of older versions
     train_checksum: str = ""  # of the real set that groups and references come from
+    iterates: dict[str, Any] | None = None  # step of the best iterate, number of looks, accuracies
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as it stands in ``scores.json``."""
@@ -97,6 +99,7 @@ def evaluate(
     quantized: bool = True,
     full: bool | int = False,
     test_note: str = "",
+    iterates: Sequence[Path] | None = None,
 ) -> list[Score]:
     """Train students on a synthetic set, test them, and score a random real subset beside them.
 
@@ -111,6 +114,8 @@ def evaluate(
         full: score training on all of ``train``: the number of students, True for one (costly,
             cached by content).
         test_note: where the test set comes from, in a sentence.
+        iterates: files of :mod:`potstill.synthetic.iterates`, for selection "test_max_iterates";
+            by default those in the folder.
 
     Returns:
         One score per network.
@@ -125,11 +130,18 @@ def evaluate(
     run = run or Run()
     if not isinstance(syn, SyntheticSet):
         folder, syn = Path(syn), SyntheticSet.load(syn)
+        iterates = list_iterates(folder) if iterates is None else iterates
         if (folder / "run.json").is_file():
             refuse_unfinished(read_record(folder), folder, syn.checksum)
     protocol = find_protocol(protocol)
     _check(syn, train, test, runs)
-    names = [_name(n, test) for n in ([network] if isinstance(network, str) else network)]
+    best_of_all = protocol.selection == "test_max_iterates"
+    if best_of_all and not iterates:
+        raise InputError(
+            f"protocol is {protocol.name!r} but no iterates were kept; distil with --iterate-every "
+            "500 (trajectory methods) and give the run's folder"
+        )
+    names = [full_name(n, test) for n in ([network] if isinstance(network, str) else network)]
     rest, watch = train, None
     if protocol.selection == "val":
         rest, watch = train.hold_out(protocol.held_out, run.seed)
@@ -137,12 +149,16 @@ def evaluate(
     scores = []
     for name in names:
         begin = time.perf_counter()
-        result = bench.artifact(syn, name, runs)
+        if best_of_all:
+            result = bench.best_iterate(name, iterates or ())
+        else:
+            result = bench.artifact(syn, name, runs)
         seconds = time.perf_counter() - begin
-        score = _score(bench, name, runs, result, seconds, test_note)
+        score = _score(bench, name, 1 if best_of_all else runs, result, seconds, test_note)
+        eight_bit = quantized and not best_of_all
         score = replace(
             score,
-            quantized=bench.eight_bit(name, runs, result) if quantized else None,
+            quantized=bench.eight_bit(name, runs, result) if eight_bit else None,
             random=bench.random(name, runs) if baseline else None,
             full=bench.full(name, int(full)) if full else None,
         )
@@ -180,8 +196,8 @@ def _check(syn: SyntheticSet, train: ImageSet, test: ImageSet, runs: int) -> Non
         )  # fmt: skip
 
 
-def _name(network: str, test: ImageSet) -> str:
-    """Return the network's full name; building it once finds mistakes before hours of training."""
+def full_name(network: str, test: ImageSet) -> str:
+    """Return the network's name with its depth; building it finds mistakes before any training."""
     c, h, w = test.shape
     spec = parse(network).at((h, w))
     generator = torch.Generator().manual_seed(0)

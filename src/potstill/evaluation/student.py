@@ -132,7 +132,7 @@ def train_students(
         )
         for k in range(runs)
     ]
-    watched = {"last": None, "val": watch, "test_max": test}[protocol.selection]
+    watched = {"val": watch, "test_max": test}.get(protocol.selection)
     looks = None
     if watched is not None:
         looks = _Looks(watched, examples.transform, protocol.test_every, training.epochs, run)

@@ -1,6 +1,22 @@
 """Everything learned or measured on the real data before matching begins."""
 
+from potstill.experts.classifiers import ClassifierTrajectories, train_classifiers
+from potstill.experts.opinions import mean_right_logits, right_candidates
 from potstill.experts.pool import Pool, train_pool
 from potstill.experts.realside import Entry, Eye, RealSide
+from potstill.experts.trajectories import Params, Trajectories, train_experts
 
-__all__ = ["Entry", "Eye", "Pool", "RealSide", "train_pool"]
+__all__ = [
+    "ClassifierTrajectories",
+    "Entry",
+    "Eye",
+    "Params",
+    "Pool",
+    "RealSide",
+    "Trajectories",
+    "mean_right_logits",
+    "right_candidates",
+    "train_classifiers",
+    "train_experts",
+    "train_pool",
+]

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import time
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -71,7 +71,7 @@ def _recipe(
     facts = {
         "data": real.checksum,
         "network": str(parse(network).at((real.shape[1], real.shape[2]))),
-        "training": asdict(training),
+        "training": training.facts,
         "prior": prior,
         "transform": fingerprint(transform),
         "seed": run.seed,

@@ -126,7 +126,7 @@ class Eye:
         def count(tensor: Tensor) -> Tensor:
             nonlocal total
             total += tensor.nbytes
-            return tensor
+            return tensor.detach()
 
         with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
             self.see(image.detach().requires_grad_(True), None, {})

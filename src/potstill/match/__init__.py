@@ -1,4 +1,4 @@
-"""Distances between a real and a synthetic set: spectral, kernel and mean."""
+"""Distances of a synthetic set: spectral, kernel and mean to a real one, or along a trajectory."""
 
 from potstill.match.amplitude import (
     amplitude_weights,
@@ -7,9 +7,11 @@ from potstill.match.amplitude import (
     noise_laws,
     reliability_weights,
 )
+from potstill.match.classifier_path import classifier_distance
 from potstill.match.kernels import Kernel, kernel, mixture
 from potstill.match.mmd import by_class, class_mmd2, mmd2, multi_bandwidth
 from potstill.match.moments import mean_distance
+from potstill.match.rollout import Forward, Params, StudentStep
 from potstill.match.spectral import (
     SegmentMean,
     amplitude_share,
@@ -21,15 +23,21 @@ from potstill.match.spectral import (
     split,
     unbiased_amplitude,
 )
+from potstill.match.trajectories import GRADIENTS, trajectory_distance
 
 __all__ = [
+    "GRADIENTS",
+    "Forward",
     "Kernel",
+    "Params",
     "SegmentMean",
+    "StudentStep",
     "amplitude_share",
     "amplitude_weights",
     "by_class",
     "characteristic",
     "class_mmd2",
+    "classifier_distance",
     "coupled_alpha_head",
     "kernel",
     "mean_distance",
@@ -44,5 +52,6 @@ __all__ = [
     "spectral_distance",
     "spectral_mean",
     "split",
+    "trajectory_distance",
     "unbiased_amplitude",
 ]

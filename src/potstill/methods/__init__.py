@@ -5,23 +5,34 @@ A new method is one import and one entry here (see CONTRIBUTING.md).
 
 from potstill.methods.base import BUDGETS, Matcher, Method, MethodInfo, Selector
 from potstill.methods.csdm import CSDM
+from potstill.methods.datm import DATM
 from potstill.methods.distribution import DistributionMatcher
 from potstill.methods.dm import DM
+from potstill.methods.ftd import FTD
+from potstill.methods.lad import LAD
 from potstill.methods.m3d import M3D
 from potstill.methods.mosaic import Mosaic
+from potstill.methods.mtt import MTT
 from potstill.methods.ncfm import NCFM
 from potstill.methods.random import Random
 from potstill.methods.sdm import SDM
+from potstill.methods.tesla import TESLA
+from potstill.methods.trajectory import TrajectoryMatcher
 from potstill.run import InputError, nearest
 
 __all__ = [
     "BUDGETS",
     "CATALOGUE",
     "CSDM",
+    "DATM",
     "DM",
+    "FTD",
+    "LAD",
     "M3D",
+    "MTT",
     "NCFM",
     "SDM",
+    "TESLA",
     "DistributionMatcher",
     "Matcher",
     "Method",
@@ -29,11 +40,13 @@ __all__ = [
     "Mosaic",
     "Random",
     "Selector",
+    "TrajectoryMatcher",
     "find",
 ]
 
 CATALOGUE: dict[str, type[Method]] = {
-    method.info.name: method for method in (Random, Mosaic, DM, M3D, NCFM, SDM, CSDM)
+    method.info.name: method
+    for method in (Random, Mosaic, DM, M3D, NCFM, SDM, CSDM, MTT, FTD, TESLA, DATM, LAD)
 }
 
 

@@ -2,6 +2,7 @@
 
 from potstill.nets.layers import Network, initialise, predict
 from potstill.nets.many import train_many
+from potstill.nets.sharpness import Sharpness
 from potstill.nets.spec import NAMES, NetSpec, create, parse
 from potstill.nets.training import Examples, Training
 
@@ -10,6 +11,7 @@ __all__ = [
     "Examples",
     "NetSpec",
     "Network",
+    "Sharpness",
     "Training",
     "create",
     "initialise",

@@ -5,6 +5,9 @@ and always computes with one intra-op thread on a CPU, so its bytes depend neith
 members nor on whether they run in turn ("sequential") or one per core ("threads"). "stacked" runs
 all members in lockstep as one vectorised network, which agrees to rounding; it is meant for GPUs,
 where small networks wait for launches, and is slower than "threads" on a CPU.
+
+A network whose body is frozen passes it once per step and without a graph; only the classifier is
+differentiated, however many gradients a step takes.
 """
 
 from __future__ import annotations
@@ -15,7 +18,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from copy import deepcopy
-from dataclasses import dataclass
 from itertools import islice
 from queue import SimpleQueue
 
@@ -23,9 +25,10 @@ import torch
 from torch import Tensor, nn
 
 from potstill.losses import Loss, cross_entropy
+from potstill.nets.descent import Job, Lockstep, head_only
 from potstill.nets.layers import Network
 from potstill.nets.training import Examples, Feed, Generators, Training
-from potstill.run import DivergedError, InputError, nearest, progress
+from potstill.run import InputError, nearest, progress
 
 __all__ = ["BACKENDS", "Examples", "OnEpoch", "Training", "train_many"]
 
@@ -47,6 +50,8 @@ def train_many(
     channels_last: bool = False,
     quiet: bool = False,
     label: str = "training",
+    start_epoch: int | Sequence[int] = 0,
+    stop_epoch: int | None = None,
 ) -> None:
     """Train all ``networks`` in place on ``device``, each as if it were alone.
 
@@ -66,6 +71,9 @@ def train_many(
         channels_last: memory layout on a GPU, except when stacked.
         quiet: no progress bar.
         label: what the bar says.
+        start_epoch: epochs that the given weights have already been trained (one number, or one
+            per member); draws and schedule go on from there, as if nothing had come between.
+        stop_epoch: epochs after which to stop before the schedule's end; ``None`` = none.
 
     Raises:
         DivergedError: a loss was not finite; names the member and the epoch.
@@ -76,25 +84,59 @@ def train_many(
         raise InputError(f"backend is {backend!r}{nearest(backend, BACKENDS)}")
     if precision not in ("fp32", "bf16") or (precision == "bf16" and device.type != "cuda"):
         raise InputError(f"precision is {precision!r} on {device.type!r}; use 'fp32' there")
-    if not networks or not training.epochs:
+    spans = _spans(training, len(networks), start_epoch, stop_epoch)
+    if not any(spans):
         return
+    _check_sharpness(training, networks)
     for network in networks:
         network.to(device)
         if channels_last and device.type == "cuda":
             network.to(memory_format=torch.channels_last)
     with _one_thread(device) as threads:
         feed = Feed(examples, training, generators, networks[0])
-        job = _Job(feed, loss, device, precision, channels_last and device.type == "cuda")
+        job = Job(feed, loss, device, precision, channels_last and device.type == "cuda", spans)
         if backend == "auto":
             backend = "threads" if device.type == "cpu" else _faster(job, networks)
-        if backend == "stacked" and _stackable(networks):
+        if backend == "stacked" and _stackable(job, networks):
             steps = _stacked(job, networks, on_epoch)
         elif backend == "threads" and min(threads, len(networks)) > 1:
             steps = _threads(job, networks, on_epoch, min(threads, len(networks)))
         else:
             steps = _sequential(job, networks, on_epoch)
-        for _ in progress(steps, label=label, quiet=quiet, total=len(networks) * job.steps):
+        for _ in progress(steps, label=label, quiet=quiet, total=job.total):
             pass
+
+
+def _spans(
+    training: Training, members: int, start: int | Sequence[int], stop: int | None
+) -> list[range]:
+    """Return the epochs of each member."""
+    starts = [start] * members if isinstance(start, int) else list(start)
+    last = training.epochs if stop is None else stop
+    if len(starts) != members or not 0 <= min(starts, default=0) <= max(starts, default=0) <= last:
+        raise InputError(
+            f"start_epoch is {start}; use one number, or one for each of {members} networks, "
+            f"from 0 to {last}"
+        )
+    if last > training.epochs:
+        raise InputError(
+            f"stop_epoch is {stop}; use at most the {training.epochs} epochs there are"
+        )
+    if any(starts) and not training.memoryless:
+        raise InputError(
+            f"start_epoch is {start}, but {training.optimizer} with momentum {training.momentum} "
+            "remembers earlier epochs; start at 0, or use sgd with momentum 0"
+        )
+    return [range(first, last) for first in starts]
+
+
+def _check_sharpness(training: Training, networks: Sequence[Network]) -> None:
+    for member, network in enumerate(networks):
+        if training.sharpness is not None and any(True for _ in network.buffers()):
+            raise InputError(
+                f"sharpness is set, but network {member} keeps running statistics (batch norm), "
+                "which its second pass would count twice; use instance norm ('-in')"
+            )
 
 
 @contextmanager
@@ -109,76 +151,19 @@ def _one_thread(device: torch.device) -> Iterator[int]:
         torch.set_num_threads(threads)
 
 
-@dataclass(frozen=True, eq=False)
-class _Job:
-    """One call of :func:`train_many`."""
+def _alone(job: Job, member: int, network: Network, on_epoch: OnEpoch | None) -> Iterator[None]:
+    head = head_only(network)
 
-    feed: Feed
-    loss: Loss
-    device: torch.device
-    precision: str
-    channels_last: bool
-
-    @property
-    def steps(self) -> int:
-        """Steps of one member."""
-        how = self.feed.training
-        return how.epochs * -(-len(self.feed.images) // how.batch)
-
-    def descend(
-        self,
-        members: Sequence[int],
-        parameters: Sequence[Tensor],
-        forward: Callable[[Tensor], Tensor],
-        after: Callable[[int], None],
-    ) -> Iterator[None]:
-        """Train some members in lockstep, yielding after each step.
-
-        ``forward`` takes their images (k, b, c, h, w) to logits (k, b, K); ``after`` hears of
-        every finished epoch.
-        """
-        how, step, passed = self.feed.training, 0, 0
-        optimizer = how.optimizer_for(parameters)
-        for epoch in range(how.epochs):
-            if how.reset_momentum and how.milestones_before(epoch) > passed:
-                passed, optimizer = how.milestones_before(epoch), how.optimizer_for(parameters)
-            for group in optimizer.param_groups:
-                group["lr"] = how.lr_at(epoch)
-            orders = torch.stack([self.feed.order(member, epoch) for member in members])
-            seen = torch.zeros(len(members), device=self.device)
-            batches = orders.split(how.batch, dim=1)
-            for left, positions in zip(range(len(batches) - 1, -1, -1), batches, strict=True):
-                drawn = map(self.feed.batch, members, [step] * len(members), positions)
-                x, targets = (torch.stack(parts) for parts in zip(*drawn, strict=True))
-                with torch.enable_grad():
-                    with torch.autocast("cuda", torch.bfloat16, enabled=self.precision == "bf16"):
-                        logits = forward(x)
-                    values = self.loss(logits.flatten(0, 1).to(x.dtype), targets.flatten(0, 1))
-                    losses = values.view(len(members), -1).mean(1)
-                    optimizer.zero_grad()
-                    losses.sum().backward()
-                optimizer.step()
-                seen += losses.detach()
-                step += 1
-                if not left:
-                    self.check(members, seen, epoch)
-                    after(epoch)
-                yield
-
-    def check(self, members: Sequence[int], seen: Tensor, epoch: int) -> None:
-        """Stop at a loss that is not finite; once per epoch, for a look waits for the GPU."""
-        for member, finite in zip(members, seen.isfinite().tolist(), strict=True):
-            if not finite:
-                raise DivergedError(
-                    f"the loss of network {member} became NaN or infinite in epoch {epoch + 1} of "
-                    f"{self.feed.training.epochs}; use a smaller lr than {self.feed.training.lr}"
-                )
-
-
-def _alone(job: _Job, member: int, network: Network, on_epoch: OnEpoch | None) -> Iterator[None]:
-    def forward(x: Tensor) -> Tensor:
+    def see(x: Tensor) -> Tensor:
         layout = torch.channels_last if job.channels_last else torch.contiguous_format
-        return network(x[0].contiguous(memory_format=layout))[None]
+        x = x[0].contiguous(memory_format=layout)
+        if head:
+            with torch.no_grad():
+                x = network.features(x)
+        return x[None]
+
+    def forward(x: Tensor) -> Tensor:
+        return (network.classifier if head else network)(x[0])[None]
 
     def after(epoch: int) -> None:
         if on_epoch is not None:
@@ -186,17 +171,17 @@ def _alone(job: _Job, member: int, network: Network, on_epoch: OnEpoch | None) -
             network.train()
 
     network.train()
-    yield from job.descend([member], list(network.parameters()), forward, after)
+    yield from job.descend(Lockstep([member], list(network.parameters()), see, forward, after))
     network.zero_grad()
 
 
-def _sequential(job: _Job, networks: Sequence[Network], on_epoch: OnEpoch | None) -> Iterator[None]:
+def _sequential(job: Job, networks: Sequence[Network], on_epoch: OnEpoch | None) -> Iterator[None]:
     for member, network in enumerate(networks):
         yield from _alone(job, member, network, on_epoch)
 
 
 def _threads(
-    job: _Job, networks: Sequence[Network], on_epoch: OnEpoch | None, workers: int
+    job: Job, networks: Sequence[Network], on_epoch: OnEpoch | None, workers: int
 ) -> Iterator[None]:
     ticks: SimpleQueue[BaseException | None] = SimpleQueue()
     stop, lock = threading.Event(), threading.Lock()
@@ -220,7 +205,7 @@ def _threads(
     try:
         for member in range(len(networks)):
             pool.submit(work, member)
-        for _ in range(len(networks) * job.steps):
+        for _ in range(job.total):
             if (error := ticks.get()) is not None:
                 raise error
             yield
@@ -229,19 +214,30 @@ def _threads(
         pool.shutdown(cancel_futures=True)
 
 
-def _stackable(networks: Sequence[Network]) -> bool:
-    """Whether members have one structure and no running statistics."""
-    return len({repr(n) for n in networks}) == 1 and not any(True for _ in networks[0].buffers())
+def _stackable(job: Job, networks: Sequence[Network]) -> bool:
+    """Whether members have one structure, no running statistics and one span."""
+    alike = {(repr(n), *(p.requires_grad for p in n.parameters())) for n in networks}
+    no_buffers = not any(True for _ in networks[0].buffers())
+    return len(alike) == 1 and no_buffers and len(set(job.spans)) == 1
 
 
-def _stacked(job: _Job, networks: Sequence[Network], on_epoch: OnEpoch | None) -> Iterator[None]:
+def _stacked(job: Job, networks: Sequence[Network], on_epoch: OnEpoch | None) -> Iterator[None]:
     for network in networks:
         network.train()
     parameters, _ = torch.func.stack_module_state(list[nn.Module](networks))
-    skeleton = deepcopy(networks[0]).to("meta")
+    skeleton, head = deepcopy(networks[0]).to("meta"), head_only(networks[0])
 
-    def one(values: dict[str, Tensor], x: Tensor) -> Tensor:
-        return torch.func.functional_call(skeleton, values, (x,))
+    def part(module: nn.Module, prefix: str) -> Callable[[Tensor], Tensor]:
+        """All members' ``module`` on their own inputs (k, b, ...)."""
+        own = {n[len(prefix) :]: v for n, v in parameters.items() if n.startswith(prefix)}
+        call = torch.vmap(lambda values, x: torch.func.functional_call(module, values, (x,)))
+        return lambda x: call(own, x)
+
+    whole, body = part(skeleton, ""), part(skeleton.body, "body.")
+
+    @torch.no_grad()
+    def features(x: Tensor) -> Tensor:
+        return body(x).flatten(2)
 
     @torch.no_grad()
     def unstack() -> None:
@@ -255,16 +251,18 @@ def _stacked(job: _Job, networks: Sequence[Network], on_epoch: OnEpoch | None) -
             for member, network in enumerate(networks):
                 on_epoch(member, epoch, network)
 
-    forward = torch.vmap(one)
-    leaves = list(parameters.values())
-    for _ in job.descend(range(len(networks)), leaves, lambda x: forward(parameters, x), after):
+    forward = part(skeleton.classifier, "classifier.") if head else whole
+    see = features if head else (lambda x: x)
+    members = range(len(networks))
+    group = Lockstep(members, list(parameters.values()), see, forward, after)
+    for _ in job.descend(group):
         yield from [None] * len(networks)
     unstack()
 
 
-def _faster(job: _Job, networks: Sequence[Network]) -> str:
+def _faster(job: Job, networks: Sequence[Network]) -> str:
     """Time three steps of copies each way, after three to warm up."""
-    if len(networks) < 2 or job.steps < 50 or not _stackable(networks):
+    if len(networks) < 2 or job.steps(0) < 50 or not _stackable(job, networks):
         return "sequential"
 
     def seconds(steps: Iterator[None], count: int) -> float:

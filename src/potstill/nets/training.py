@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
 from potstill.data.augment import DSA, cutmix
+from potstill.nets.sharpness import Sharpness
 from potstill.run import InputError
 from potstill.run.machine import CPU_CHUNK
 
@@ -25,8 +26,9 @@ Generators = Callable[[str, int, int], torch.Generator]  # (purpose, member, epo
 _CHOICES = {
     "optimizer": ("sgd", "adamw"),
     "schedule": ("constant", "step", "cosine"),
-    "sampling": ("shuffled", "balanced"),
+    "sampling": ("shuffled", "balanced", "cyclic"),
 }
+_RUN = 4  # "cyclic": images of one class in a row
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,8 @@ class Training:
     augment: DSA | None = None  # one draw per step, parameters per image
     cutmix: float = 0.0  # probability per step
     sampling: str = "shuffled"  # "balanced": every class equally often, in an epoch of equal length
+    # "cyclic": four at a time of each class in turn, as often as the largest class has images
+    sharpness: Sharpness | None = None  # sharpness-aware steps; two gradients each
 
     def __post_init__(self) -> None:
         for name, options in _CHOICES.items():
@@ -62,6 +66,19 @@ class Training:
             raise InputError(f"milestones is {self.milestones}; use shares of the epochs in (0, 1]")
         if not 0 <= self.cutmix <= 1:
             raise InputError(f"cutmix is {self.cutmix}; use a probability from 0 to 1")
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Every field, for keys and hashes; later additions are left out at their default."""
+        facts = asdict(self)
+        if self.sharpness is None:  # keys made before there was such a field stay what they were
+            del facts["sharpness"]
+        return facts
+
+    @property
+    def memoryless(self) -> bool:
+        """Whether a step depends on nothing but the weights, the batch and the epoch."""
+        return self.optimizer == "sgd" and self.momentum == 0
 
     def milestones_before(self, epoch: int) -> int:
         """Return how many milestones have passed when ``epoch`` (from 0) begins."""
@@ -138,9 +155,17 @@ class Feed:
         if weights is not None:
             targets = targets * (weights / weights.mean()).unsqueeze(1)
         self.targets = targets.to(device)
+        self.length = len(self.images)  # images seen in an epoch
+        if training.sampling == "cyclic":
+            self.length = max(map(len, self.groups)) * len(self.groups)
+
+    @property
+    def steps(self) -> int:
+        """Steps of an epoch."""
+        return -(-self.length // self.training.batch)
 
     def order(self, member: int, epoch: int) -> Tensor:
-        """Return the positions of an epoch, (n,)."""
+        """Return the positions of an epoch, (length,)."""
         generator, n = self.generators("order", member, epoch), len(self.images)
 
         def shuffled(positions: Tensor) -> Tensor:
@@ -148,6 +173,8 @@ class Feed:
 
         if self.training.sampling == "shuffled":
             return torch.randperm(n, generator=generator).to(self.images.device)
+        if self.training.sampling == "cyclic":
+            return _cycled(self.groups, self.length, generator).to(self.images.device)
         # Each class in whole rounds and a part of one; which classes get the odd image is drawn.
         picks, share = [], n // len(self.groups)
         for rank, place in enumerate(torch.randperm(len(self.groups), generator=generator)):
@@ -170,3 +197,25 @@ class Feed:
             generator = self.generators("cutmix", member, step)
             x, targets = cutmix(x, targets, generator, self.training.cutmix)
         return x, targets
+
+
+def _cycled(groups: Sequence[Tensor], length: int, generator: torch.Generator) -> Tensor:
+    """Visit classes in shuffled rounds, each for the next images of its own shuffled rounds.
+
+    The class-aware sampler of OLTR (Liu et al., CVPR 2019, released code) as LAD uses it; returns
+    ``length`` positions in which the classes' shares differ by four at most.
+    """
+
+    def rounds(count: int, size: int) -> Tensor:
+        """``count`` permutations of ``size`` things, (count, size)."""
+        draw = torch.rand(count, size, generator=generator, dtype=torch.float64)
+        return draw.argsort(dim=1, stable=True)
+
+    visits = -(-length // (_RUN * len(groups)))  # of each class
+    turns = rounds(visits, len(groups))
+    lines = [
+        group[rounds(-(-visits * _RUN // len(group)), len(group)).flatten()[: visits * _RUN]]
+        for group in groups
+    ]
+    table = torch.stack(lines).view(len(groups), visits, _RUN)
+    return table[turns, torch.arange(visits)[:, None]].flatten()[:length]

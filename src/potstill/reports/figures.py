@@ -12,7 +12,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
 from potstill.reports.source import part
-from potstill.reports.style import COLOURS, log_scale, plot, short
+from potstill.reports.style import (
+    COLOURS,
+    NAMED,
+    NARROW,
+    class_width,
+    log_scale,
+    name_classes,
+    name_ends,
+    plot,
+)
 from potstill.synthetic.pictures import grid
 
 if TYPE_CHECKING:
@@ -34,9 +43,7 @@ _TITLES = {
     "amplitude_syn": "Amplitude |φ| (dashed: real)",
     "calibration": "Calibration loss",
 }
-_NARROW = 5.2  # inches; half of the page, and readable on a phone
 _THIN = 30  # classes that get a thin line of their own
-_NAMED = 40  # classes whose names still fit under their bars
 
 
 def groups(counts: Sequence[int]) -> dict[str, list[int]]:
@@ -67,7 +74,7 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]], path: Path | None = None) 
             log_scale(axes, values)
         _finish_curves(axes, ends)
 
-    return plot("loss", (_NARROW, 3.0), draw, path)
+    return plot("loss", (NARROW, 3.0), draw, path)
 
 
 def class_curves(
@@ -109,11 +116,13 @@ def class_curves(
             axes.set_ylim(0, 1)
         _finish_curves(axes, ends)
 
-    return plot(quantity, (_NARROW, 3.0), draw, path)
+    return plot(quantity, (NARROW, 3.0), draw, path)
 
 
 def curve_title(quantity: str) -> str:
     """Heading of a figure of :func:`class_curves`."""
+    if quantity.startswith("pull_"):
+        return f"Pull of the {quantity[5:].replace('_', ' ')} loss on the images"
     return _TITLES.get(quantity, quantity.replace("_", " ").capitalize())
 
 
@@ -125,7 +134,7 @@ def per_class_bars(record: Mapping[str, Any], path: Path | None = None) -> bytes
     names = record.get("classes") or [str(label) for label in range(len(means))]
     order = sorted(range(len(means)), key=lambda label: (-counts[label], label))
     colours = _colours(counts)
-    small = 1 if len(order) <= _NAMED else 0.5
+    small = 1 if len(order) <= NAMED else 0.5
     marks = [("random real", "random", "o", 5 * small), ("full real", "full", "_", 9 * small)]
 
     def draw(axes: Axes) -> None:
@@ -146,12 +155,12 @@ def per_class_bars(record: Mapping[str, Any], path: Path | None = None) -> bytes
                     places, heights, marker, color=COLOURS["ink"], markerfacecolor="none",
                     markersize=diameter, markeredgewidth=1.3, label=label,
                 )  # fmt: skip
-        _name_bars(axes, [names[k] for k in order])
+        name_classes(axes, [names[k] for k in order])
         axes.set_ylim(0, 104)
         axes.set_ylabel("accuracy, %")
         _legend(axes, counts, marks=True)
 
-    return plot("per-class", (_width(len(order)), 3.2), draw, path)
+    return plot("per-class", (class_width(len(order)), 3.2), draw, path)
 
 
 def counts_bar(counts: Sequence[int], classes: Sequence[str], path: Path | None = None) -> bytes:
@@ -167,35 +176,16 @@ def counts_bar(counts: Sequence[int], classes: Sequence[str], path: Path | None 
             axes.set_ylim(0.6 * min(heights), 1.9 * max(heights))
         if len(order) <= 16:
             axes.bar_label(bars, fontsize=8.5, color=COLOURS["muted"], padding=2)
-        _name_bars(axes, [classes[k] for k in order])
+        name_classes(axes, [classes[k] for k in order])
         axes.set_ylabel("real images (log)" if axes.get_yscale() == "log" else "real images")
         _legend(axes, counts, marks=False)
 
-    return plot("counts", (_width(len(order)), 3.2), draw, path)
+    return plot("counts", (class_width(len(order)), 3.2), draw, path)
 
 
 def _colours(counts: Sequence[int]) -> list[str]:
     by_label = {label: name for name, labels in groups(counts).items() for label in labels}
     return [COLOURS[by_label.get(label, "plain")] for label in range(len(counts))]
-
-
-def _width(bars: int) -> float:
-    """Inches: half the page up to 12 bars, then growing to the whole."""
-    return _NARROW if bars <= 12 else min(11.0, max(_NARROW, 1.4 + 0.32 * bars))
-
-
-def _name_bars(axes: Axes, names: Sequence[str]) -> None:
-    if len(names) > _NAMED:
-        axes.set_xticks([])
-        axes.margins(x=0.01)
-        axes.set_xlabel(f"{len(names)} classes, most real images first")
-        return
-    turned = max((len(n) for n in names), default=0) > 3
-    axes.set_xticks(
-        range(len(names)), [short(name) for name in names], parse_math=False,
-        rotation=38 if turned else 0, ha="right" if turned else "center", rotation_mode="anchor",
-    )  # fmt: skip
-    axes.tick_params(axis="x", length=0)
 
 
 def _legend(axes: Axes, counts: Sequence[int], *, marks: bool) -> None:
@@ -211,18 +201,9 @@ def _legend(axes: Axes, counts: Sequence[int], *, marks: bool) -> None:
 
 
 def _finish_curves(axes: Axes, ends: Sequence[tuple[float, str, str]]) -> None:
-    """Name each line where it ends (value, name, colour), moved apart where names would touch."""
     axes.set_xlabel("step")
     axes.margins(x=0.02)
-    to_axes = axes.transData + axes.transAxes.inverted()
-    left = axes.get_xlim()[0]
-    lowest, apart = -math.inf, 0.075  # of the height of the axes: one line of text
-    for value, name, colour in sorted(ends):
-        lowest = max(float(to_axes.transform((left, value))[1]), lowest + apart)
-        axes.annotate(
-            short(name), (1, lowest), xycoords="axes fraction", xytext=(4, 0), color=colour,
-            textcoords="offset points", va="center", parse_math=False, annotation_clip=False,
-        )  # fmt: skip
+    name_ends(axes, ends)
 
 
 def _series(
@@ -232,6 +213,11 @@ def _series(
     pairs = [(record.get("step"), value) for record, value in zip(records, values, strict=True)]
     kept = [(s, v) for s, v in pairs if _finite(s) and _finite(v)]
     return [s for s, _ in kept], [v for _, v in kept]
+
+
+def numbers(values: Any, length: int) -> bool:
+    """Whether these are as many finite numbers as expected."""
+    return isinstance(values, list) and len(values) == length and all(map(_finite, values))
 
 
 def _finite(value: Any) -> TypeGuard[float]:

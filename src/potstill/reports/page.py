@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import base64
-import io
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
-from potstill.reports import figures, tables
-from potstill.reports.source import RunFolder, part, read_run
+from potstill.reports import class_lines, figures, tables
+from potstill.reports.html import picture, render, svg
+from potstill.reports.source import RunFolder, part, read_run, stored
 from potstill.run.checkpoint import write_bytes
-
-if TYPE_CHECKING:
-    from markupsafe import Markup
+from potstill.synthetic import SyntheticSet
 
 __all__ = ["report"]
 
 _CURVES = ("distance", "amplitude_share", "amplitude_syn", "calibration")
+_UNSEEN = "amplitude_real"  # drawn dashed beside amplitude_syn
 _FRAMES = 4  # pictures of the way to the result
 _VALUES = 24  # entries of a list that are written out
 _DEPTH = 6
@@ -29,7 +26,8 @@ def report(folder: str | Path, out: str | Path | None = None) -> Path:
     """Write the page of a run folder (or a saved synthetic set) and return its path.
 
     Everything shown is read from ``run.json``, ``metrics.jsonl``, ``scores.json``,
-    ``provenance.json`` and the pictures; without scores the page says how to get them.
+    ``provenance.json``, the pictures and the artifact's labels; without scores the page says how to
+    get them.
 
     Args:
         folder: the run. out: the page; ``report.html`` in the folder by default.
@@ -44,45 +42,59 @@ def report(folder: str | Path, out: str | Path | None = None) -> Path:
 
 
 def _html(run: RunFolder) -> str:
-    from jinja2 import ChainableUndefined, Environment
-    from markupsafe import Markup
-
-    here = Path(__file__).parent
-    environment = Environment(
-        autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True
-    )
-    environment.filters |= {"score": _score, "size": tables.size, "time": _time, "number": _number}
-    template = environment.from_string((here / "page.html").read_text("utf-8"))
-    curves = [name for name in _CURVES if _recorded(run, name)]
-    last = run.scores[-1] if run.scores else {}
-    return template.render(
-        css=Markup((here / "page.css").read_text("utf-8")),
+    kept = stored(run)
+    shown = [r for r in run.scores if not _looked(r)] or run.scores  # a fair one, if there is one
+    last = shown[-1] if shown else {}
+    return render(
+        "page.html",
         run=run,
         title=_title(run),
         last=last,
+        last_protocol=tables.protocol_label(last.get("protocol")),
         records=[_record(record) for record in reversed(run.scores)],
         total=sum(run.counts),
         times=max(run.counts) / max(1, min(run.counts)) if run.counts else 1,
-        preview=_picture(run.preview, 1100),
-        real=_picture(run.real, 1100),
-        counts=_svg(figures.counts_bar(run.counts, run.classes), "real images per class")
+        syn_lr=None if kept is None else kept.syn_lr,
+        preview=picture(run.preview, 1100),
+        real=picture(run.real, 1100),
+        counts=svg(figures.counts_bar(run.counts, run.classes), "real images per class")
         if run.counts and len(run.classes) == len(run.counts)
         else None,
         counts_wide=len(run.counts) > 12,
-        losses=_svg(figures.loss_curves(run.metrics), "loss terms over steps")
+        losses=svg(figures.loss_curves(run.metrics), "loss terms over steps")
         if any(part(r, "loss") for r in run.metrics)
         else None,
         curves=[
             {
                 "title": figures.curve_title(name),
-                "svg": _svg(figures.class_curves(run.metrics, name, run.counts), name),
+                "svg": svg(figures.class_curves(run.metrics, name, run.counts), name),
             }
-            for name in curves
+            for name in _recorded(run)
         ],
         frames=_frames(run.pictures),
+        tail=_long_tail(run, kept),
         protocols=_protocols(run.scores),
         provenance=_sections(run.provenance or run.job),
     )
+
+
+def _long_tail(run: RunFolder, kept: SyntheticSet | None) -> list[dict[str, Any]]:
+    """Figures of what the tail does to experts and soft labels, where the facts are there."""
+    classes, shown = run.classes, []
+    counts = run.counts or [0] * len(classes)
+    if not classes or len(counts) != len(classes):
+        return []
+    kinds = part(part(run.provenance, "experts"), "classifier_norms")
+    norms = {str(k): v for k, v in kinds.items() if figures.numbers(v, len(classes))}
+    if norms:
+        drawn = class_lines.classifier_norms(norms, counts, classes)
+        about = "length of each class's row in the classifiers of the experts"
+        shown.append({"title": "Classifier norms", "about": about, "svg": svg(drawn, about)})
+    if kept is not None and kept.soft_labels is not None and kept.num_classes == len(classes):
+        drawn = class_lines.label_confidence(kept.soft_labels, kept.labels, counts, classes)
+        about = "mean over the synthetic images of a class"
+        shown.append({"title": "Soft labels", "about": about, "svg": svg(drawn, "soft labels")})
+    return shown
 
 
 def _title(run: RunFolder) -> str:
@@ -97,21 +109,34 @@ def _record(record: dict[str, Any]) -> dict[str, Any]:
         "facts": record,
         "rows": tables.score_table([record]),
         "protocol": tables.protocol_label(record.get("protocol")),
-        "warn": part(record, "protocol").get("selection") == "test_max",
-        "classes": _svg(figures.per_class_bars(record), "accuracy per class") if classes else None,
+        "warn": _looked(record),
+        "classes": svg(figures.per_class_bars(record), "accuracy per class") if classes else None,
         "wide": len(classes or ()) > 12,
     }
 
 
-def _recorded(run: RunFolder, name: str) -> bool:
-    return any(isinstance(part(r, "classes").get(name), list) for r in run.metrics)
+def _looked(record: Mapping[str, Any]) -> bool:
+    """Whether the score is the best of several looks at the test set."""
+    return str(part(record, "protocol").get("selection")).startswith("test_max")
+
+
+def _recorded(run: RunFolder) -> list[str]:
+    """Per-class quantities in the metrics that get a figure: known ones first, then any other."""
+    names = dict.fromkeys(
+        name
+        for record in run.metrics
+        for name, values in part(record, "classes").items()
+        if isinstance(values, list) and not name.startswith(_UNSEEN)
+    )
+    return [n for n in _CURVES if n in names] + [n for n in names if n not in _CURVES]
 
 
 def _protocols(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Every protocol that some score was taken under, once."""
     seen: dict[str, dict[str, Any]] = {}
     for record in reversed(records):
-        for protocol in (record.get("protocol"), part(record, "full").get("protocol")):
+        others = (part(record, key).get("protocol") for key in ("random", "full"))
+        for protocol in (record.get("protocol"), *others):
             if isinstance(protocol, Mapping):
                 rest = {k: v for k, v in protocol.items() if k != "description"}
                 label = tables.protocol_label(protocol)
@@ -143,84 +168,12 @@ def _flat(value: Any, name: str = "", depth: int = 0) -> list[tuple[str, str]]:
     return [(name, "–" if value is None else str(value)[:2000])]
 
 
-def _svg(content: bytes, label: str) -> Markup:
-    """A figure for use within HTML: colours become theme variables, the size becomes fluid."""
-    from markupsafe import Markup, escape
-
-    text = content.decode("utf-8")
-    text = text[text.index("<svg") :]
-    text = re.sub(r"<metadata>.*?</metadata>", "", text, count=1, flags=re.DOTALL)
-    text = re.sub(r' id="[A-Za-z]+2?[dD]?_\d+"', "", text)  # groups; not clips and markers
-    size = re.search(r'<svg[^>]*? width="([\d.]+)pt"', text)
-    width = round(float(size.group(1)) * 4 / 3) if size else 500  # CSS pixels
-    text = re.sub(r' (width|height)="[\d.]+pt"', "", text, count=2)
-    text = re.sub(r' d="[^"]+"', lambda path: re.sub(r"(\.\d\d)\d+", r"\1", path[0]), text)
-    for name, colour in figures.COLOURS.items():
-        text = text.replace(colour, f"var(--{name})")
-    head = f'<svg role="img" aria-label="{escape(label)}" style="--natural:{width}px"'
-    return Markup(text.replace("<svg", head, 1))
-
-
 def _frames(pictures: Sequence[Path]) -> list[dict[str, Any]]:
     """An even choice of the pictures drawn on the way, first and last included."""
     last = len(pictures) - 1
     chosen = [pictures[round(i * last / (_FRAMES - 1))] for i in range(_FRAMES)] if pictures else []
     frames = [
-        {"step": int(re.sub(r"\D", "", path.stem) or 0), "image": _picture(path, 480, cut=True)}
+        {"step": int(re.sub(r"\D", "", path.stem) or 0), "image": picture(path, 480, cut=True)}
         for path in dict.fromkeys(chosen)
     ]
     return [frame for frame in frames if frame["image"]]
-
-
-def _picture(path: Path | None, width: int, cut: bool = False) -> str | None:
-    """A picture as data URI, at most ``width`` pixels wide; None where it cannot be read.
-
-    ``cut`` shows only the upper part of a very tall one, such as a grid of a hundred classes.
-    """
-    from PIL import Image
-
-    if path is None:
-        return None
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path, formats=["PNG"]) as opened:
-                picture = opened.convert("RGBA")
-    except (OSError, ValueError, Image.DecompressionBombError, Image.DecompressionBombWarning):
-        return None
-    size = picture.size
-    if cut and picture.height > 4 * picture.width:
-        picture = picture.crop((0, 0, picture.width, 3 * picture.width // 2))
-    picture.thumbnail((width, 16_000), Image.Resampling.LANCZOS)
-    content, kind = path.read_bytes(), "png"
-    if picture.size != size or len(content) > 400_000:
-        stream, kind = io.BytesIO(), "webp"
-        picture.save(stream, format="WEBP", quality=85, method=2)
-        content = stream.getvalue()
-    return f"data:image/{kind};base64,{base64.b64encode(content).decode()}"
-
-
-def _score(value: Any) -> str:
-    if not isinstance(value, Mapping) or not isinstance(value.get("mean"), (int, float)):
-        return "–"
-    std = None if len(value.get("values") or ()) == 1 else value.get("std")
-    return f"{value['mean']:.1f}" + (
-        f" ±\N{NO-BREAK SPACE}{std:.1f}" if isinstance(std, (int, float)) else ""
-    )
-
-
-def _time(seconds: Any) -> str:
-    """Seconds for people: "4 min 12 s"."""
-    if not isinstance(seconds, (int, float)):
-        return "–"
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours} h {minutes:02d} min" if hours else f"{minutes} min {rest:02d} s"
-
-
-def _number(value: Any) -> str:
-    if isinstance(value, (int, float)) and not isinstance(value, bool):
-        return f"{value:,.6g}" if isinstance(value, float) else f"{value:,}"
-    return str(value)

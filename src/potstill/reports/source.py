@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from potstill.run import ArtifactError, InputError
+from potstill.run import InputError
 from potstill.run.log import read as read_lines
+from potstill.synthetic import SyntheticSet
+from potstill.synthetic.folder import TENSORS, read_object
 
-__all__ = ["RunFolder", "is_score", "read_run"]
+__all__ = ["RunFolder", "is_score", "read_run", "stored"]
+
+_FIX = "restore it, or delete it and run again"
 
 
 @dataclass(frozen=True)
@@ -91,12 +94,12 @@ def read_run(folder: str | Path) -> RunFolder:
     """
     folder = Path(folder).expanduser()
     inside = folder / "synthetic" if (folder / "synthetic").is_dir() else folder
-    run = _object(folder / "run.json")
-    if not run and not (inside / "synthetic.safetensors").is_file():
+    run = read_object(folder / "run.json", _FIX)
+    if not run and not (inside / TENSORS).is_file():
         what = "holds neither a run nor a synthetic set" if folder.is_dir() else "does not exist"
         raise InputError(f"{folder} {what}; give the folder that `potstill distill` wrote")
-    provenance = _object(inside / "provenance.json")
-    scores = _object(folder / "scores.json").get("scores", provenance.get("scores"))
+    provenance = read_object(inside / "provenance.json", _FIX)
+    scores = read_object(folder / "scores.json", _FIX).get("scores", provenance.get("scores"))
     metrics = folder / "metrics.jsonl"
     pictures = folder / "pictures"
     preview, checksum = _file(inside / "preview.png"), part(provenance, "artifact").get("checksum")
@@ -121,6 +124,16 @@ def read_run(folder: str | Path) -> RunFolder:
         real=_file(pictures / "real.png"),
         pictures=tuple(sorted(pictures.glob("step-*.png"))),
     )
+
+
+def stored(run: RunFolder) -> SyntheticSet | None:
+    """Return the artifact of a run with its tensors, None where there is none yet.
+
+    Raises:
+        ArtifactError: the file of the tensors is damaged.
+    """
+    places = (run.folder / TENSORS, run.folder / "synthetic" / TENSORS)
+    return SyntheticSet.load(run.folder) if any(place.is_file() for place in places) else None
 
 
 def _newer(run: Mapping[str, Any], checksum: Any) -> str:
@@ -152,17 +165,3 @@ def _numbers(value: Any) -> bool:
 
 def _file(path: Path) -> Path | None:
     return path if path.is_file() else None
-
-
-def _object(path: Path) -> dict[str, Any]:
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError, OSError) as error:
-        raise ArtifactError(
-            f"{path} is damaged ({type(error).__name__}); restore it, or delete it and run again"
-        ) from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path} is not a JSON object; restore it, or delete it and run again")
-    return content

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import math
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,7 +14,20 @@ from potstill.run.checkpoint import write_bytes
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-__all__ = ["COLOURS", "log_scale", "plot", "short"]
+__all__ = [
+    "COLOURS",
+    "NAMED",
+    "NARROW",
+    "class_width",
+    "log_scale",
+    "name_classes",
+    "name_ends",
+    "plot",
+    "short",
+]
+
+NARROW = 5.2  # inches; half of the page, and readable on a phone
+NAMED = 40  # classes whose names still fit under their bars
 
 COLOURS = {  # told apart by colour-blind readers and in grey print
     "ink": "#2a2420",
@@ -76,3 +90,36 @@ def short(name: Any, limit: int = 16) -> str:
     """A class name that neither XML nor the layout stumbles over."""
     name = "".join(letter if letter.isprintable() else " " for letter in str(name))
     return name if len(name) <= limit else name[: limit - 1] + "…"
+
+
+def class_width(bars: int) -> float:
+    """Inches: half the page up to 12 bars, then growing to the whole."""
+    return NARROW if bars <= 12 else min(11.0, max(NARROW, 1.4 + 0.32 * bars))
+
+
+def name_classes(axes: Axes, names: Sequence[str]) -> None:
+    """Write class names under the bars, or only how many classes there are."""
+    if len(names) > NAMED:
+        axes.set_xticks([])
+        axes.margins(x=0.01)
+        axes.set_xlabel(f"{len(names)} classes, most real images first")
+        return
+    turned = max((len(n) for n in names), default=0) > 3
+    axes.set_xticks(
+        range(len(names)), [short(name) for name in names], parse_math=False,
+        rotation=38 if turned else 0, ha="right" if turned else "center", rotation_mode="anchor",
+    )  # fmt: skip
+    axes.tick_params(axis="x", length=0)
+
+
+def name_ends(axes: Axes, ends: Sequence[tuple[float, str, str]], limit: int = 16) -> None:
+    """Name each line where it ends (value, name, colour), moved apart where names would touch."""
+    to_axes = axes.transData + axes.transAxes.inverted()
+    left = axes.get_xlim()[0]
+    lowest, apart = -math.inf, 0.075  # of the height of the axes: one line of text
+    for value, name, colour in sorted(ends):
+        lowest = max(float(to_axes.transform((left, value))[1]), lowest + apart)
+        axes.annotate(
+            short(name, limit), (1, lowest), xycoords="axes fraction", xytext=(4, 0), color=colour,
+            textcoords="offset points", va="center", parse_math=False, annotation_clip=False,
+        )  # fmt: skip

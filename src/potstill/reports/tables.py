@@ -28,7 +28,8 @@ def protocol_label(protocol: Any) -> str:
     if not isinstance(protocol, Mapping):
         return str(protocol or "")
     label = f"{protocol.get('name', '?')} [{protocol.get('hash', '?')}]"
-    return label + (" TEST-MAX" if protocol.get("selection") == "test_max" else "")
+    test_max = str(protocol.get("selection")).startswith("test_max")
+    return label + (" TEST-MAX" if test_max else "")
 
 
 def score_table(records: Iterable[Any]) -> list[Row]:

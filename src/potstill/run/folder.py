@@ -15,7 +15,14 @@ __all__ = ["claimed", "read_record", "refuse_unfinished"]
 
 # What --force clears away first. The artifact stays until the new one takes its place, and
 # run.json until the new job is written over it, so a failure in between loses neither.
-_CLEARED = ("checkpoint.safetensors", "metrics.jsonl", "pictures", "scores.json", "report.html")
+_CLEARED = (
+    "checkpoint.safetensors",
+    "metrics.jsonl",
+    "pictures",
+    "iterates",
+    "scores.json",
+    "report.html",
+)
 
 
 def read_record(folder: Path) -> dict[str, Any]:

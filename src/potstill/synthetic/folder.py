@@ -31,7 +31,7 @@ from potstill.synthetic.tensors import to_file
 if TYPE_CHECKING:
     from potstill.synthetic.artifact import SyntheticSet
 
-__all__ = ["TENSORS", "class_folder", "find", "read_provenance", "write"]
+__all__ = ["TENSORS", "class_folder", "find", "read_object", "read_provenance", "write"]
 
 TENSORS = "synthetic.safetensors"
 PROVENANCE = "provenance.json"
@@ -239,19 +239,27 @@ def _unfinished(path: Path) -> bool:
     return isinstance(record, dict) and record.get("status") not in (None, "finished")
 
 
-def read_provenance(place: Path, checksum: str) -> dict[str, Any]:
-    """Return the provenance beside the tensors of that checksum; {} where the file is missing."""
-    path = place / PROVENANCE
+def read_object(path: Path, fix: str) -> dict[str, Any]:
+    """Return the JSON object in a file, {} where there is no file.
+
+    Raises:
+        ArtifactError: it is damaged or holds something else; the sentence ends with ``fix``.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
     except (ValueError, RecursionError, OSError) as error:
-        raise ArtifactError(
-            f"{path} is damaged ({type(error).__name__}); delete it to load the tensors without it"
-        ) from error
+        raise ArtifactError(f"{path} is damaged ({type(error).__name__}); {fix}") from error
     if not isinstance(content, dict):
-        raise ArtifactError(f"{path} is no JSON object; delete it to load the tensors without it")
+        raise ArtifactError(f"{path} is no JSON object; {fix}")
+    return content
+
+
+def read_provenance(place: Path, checksum: str) -> dict[str, Any]:
+    """Return the provenance beside the tensors of that checksum; {} where the file is missing."""
+    path = place / PROVENANCE
+    content = read_object(path, "delete it to load the tensors without it")
     artifact = content.pop("artifact", None)
     if isinstance(artifact, dict) and artifact.get("checksum") not in (None, checksum):
         raise ArtifactError(

@@ -1,0 +1,117 @@
+"""Classifier experts: the classifiers of finished experts, trained on while their bodies rest.
+
+LAD (long-tailed aware distillation) decouples experts: representations come from training on the
+data as they are, classifiers from a second stage on a class-balanced stream. Only the classifiers
+are stored; the body is the first stage's snapshot.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import torch
+
+from potstill.data import ImageSet
+from potstill.data.transform import Transform
+from potstill.experts.store import Rows
+from potstill.experts.trainer import Trainer, circumstances
+from potstill.experts.trajectories import Params, Trajectories
+from potstill.losses import cross_entropy
+from potstill.nets import Network, Training, create
+from potstill.run import InputError, Run
+from potstill.run.checkpoint import digest
+
+__all__ = ["ClassifierTrajectories", "train_classifiers"]
+
+_HEAD = "classifier."
+
+
+@dataclass(frozen=True, eq=False)
+class ClassifierTrajectories:
+    """Snapshots of the classifiers on the bodies that ``experts`` had at ``start_epoch``."""
+
+    key: str
+    experts: Trajectories
+    start_epoch: int
+    rows: Rows
+    seconds_saved: float = 0.0  # what training the snapshots read from the cache once took
+
+    @property
+    def network(self) -> str:
+        """Architecture of the experts."""
+        return self.experts.network
+
+    @property
+    def members(self) -> int:
+        """Number of experts."""
+        return self.experts.members
+
+    def backbone(self, member: int, device: torch.device | str = "cpu") -> Params:
+        """Return everything but the classifier of one expert."""
+        whole = self.experts.at(member, self.start_epoch, device)
+        return {name: value for name, value in whole.items() if not name.startswith(_HEAD)}
+
+    def at(self, member: int, epoch: int, device: torch.device | str = "cpu") -> Params:
+        """Return "classifier.weight" and "classifier.bias" after ``epoch`` epochs of this stage.
+
+        Raises:
+            ArtifactError: they are damaged on the disk; the same command makes them again.
+            InputError: there is no such expert, or that epoch was not kept.
+        """
+        if not 0 <= member < self.members:
+            raise InputError(f"member is {member}; use 0 to {self.members - 1}")
+        return self.rows.unpack(self.rows.read(member, epoch).to(device))
+
+
+def train_classifiers(
+    real: ImageSet,
+    transform: Transform,
+    experts: Trajectories,
+    start_epoch: int,
+    training: Training,
+    run: Run,
+    *,
+    epochs: Collection[int],
+) -> ClassifierTrajectories:
+    """Train the classifier of each expert on from ``start_epoch`` (or read it from the cache).
+
+    Args:
+        start_epoch: the experts' epoch from which bodies and first classifiers come.
+        training: of this stage; LAD samples it "cyclic" (class-balanced).
+        epochs: the snapshots that must exist afterwards; 0 = the experts' own classifiers.
+
+    Raises:
+        ArtifactError: a snapshot of the experts is damaged.
+        InputError: the experts are of another data set, class order or transform, or did not keep
+            ``start_epoch``.
+        StorageError: the disk is too small; said before training begins.
+    """
+    experts.check(real, transform)
+    channels, *size = real.shape
+
+    def new(member: int) -> Network:
+        network = create(
+            experts.network,
+            channels=channels,
+            size=(size[0], size[1]),
+            classes=real.num_classes,
+            generator=run.generator("classifiers/weights", member),
+        )
+        network.load_state_dict(experts.at(member, start_epoch))
+        network.body.requires_grad_(False)
+        return network
+
+    facts = {
+        "kind": "classifiers-1",  # raise it when training or augmentation change
+        "experts": experts.key,
+        "start_epoch": start_epoch,
+        **{name: experts.facts[name] for name in ("network", "data", "classes", "transform")},
+        **circumstances(training, run),
+    }
+    layout = {name: s for name, s in experts.rows.layout.items() if name.startswith(_HEAD)}
+    assert run.cache is not None
+    rows = Rows(run.cache / "experts" / digest(facts), facts, layout)
+    trainer = Trainer(real, transform, training, cross_entropy, run, rows, new, "classifiers")
+    saved = trainer.ensure(experts.members, epochs)
+    return ClassifierTrajectories(digest(facts), experts, start_epoch, rows, saved)

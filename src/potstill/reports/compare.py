@@ -1,0 +1,242 @@
+"""One page about several runs: a table of methods x student networks, and accuracies by class.
+
+A score is only as comparable as its conditions: protocol (by its hash), test images, training
+images, images per class and label tier stand with every row, and rows that differ from the first
+one are marked.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from potstill.reports import class_lines, tables
+from potstill.reports.html import render, svg
+from potstill.reports.source import RunFolder, part, read_run
+from potstill.run import InputError
+from potstill.run.checkpoint import write_bytes
+
+__all__ = ["compare"]
+
+_REFERENCES = {"random": "random real images", "full": "all real images"}
+_MARKS = {  # what a row that differs from the first is marked with, and what then differs
+    "protocol": ("other protocol", "protocols"),
+    "test": ("other test images", "test images"),
+    "train": ("other training images", "training images"),
+    "ipc": ("other images per class", "images per class"),
+    "tier": ("other label tier", "label tiers"),
+}
+
+
+def compare(folders: Sequence[str | Path], out: str | Path) -> Path:
+    """Write a page that sets the scores of several runs side by side, and return its path.
+
+    Args:
+        folders: run folders (or saved sets) with scores; the first is what others are marked
+            against. out: the page.
+
+    Raises:
+        InputError: no folder, one given twice, one without a run or without scores.
+        ArtifactError: a file is damaged. StorageError: cannot write.
+    """
+    if not folders:
+        raise InputError("there is no run to compare; give the folders of one or more runs")
+    runs = [_scored(Path(folder)) for folder in folders]
+    twice = [str(run.folder) for run in runs if [r.folder for r in runs].count(run.folder) > 1]
+    if twice:
+        raise InputError(f"{twice[0]} is given twice; give each run once")
+    path = Path(out).expanduser()
+    write_bytes(path, _html(runs).encode("utf-8", "replace"))
+    return path
+
+
+def _scored(folder: Path) -> RunFolder:
+    run = read_run(folder)
+    if not _current(run):
+        raise InputError(
+            f"{folder} has no scores; evaluate it first: potstill evaluate {run.folder}"
+        )
+    return run
+
+
+def _current(run: RunFolder) -> list[dict[str, Any]]:
+    """Scores of the artifact that is there, oldest first."""
+    own = run.artifact.get("checksum")
+    return [r for r in run.scores if own is None or r.get("artifact") in (None, own)]
+
+
+def _html(runs: Sequence[RunFolder]) -> str:
+    names = _names(runs)
+    rows = [row for run, name in zip(runs, names, strict=True) for row in _rows(run, name)]
+    networks = list(dict.fromkeys(network for row in rows for network in row["cells"]))
+    for row in rows:
+        row["marks"] = [
+            mark for key, (mark, _) in _MARKS.items() if row["facts"][key] != rows[0]["facts"][key]
+        ]
+    return render(
+        "compare.html",
+        title=" · ".join(names) if len(names) <= 4 else f"{len(names)} runs",
+        runs=len(runs),
+        networks=networks,
+        rows=rows,
+        best=_best(rows, networks),
+        references=_reference_rows(rows),
+        mixed=[_MARKS[key][1] for key in _MARKS if len({row["facts"][key] for row in rows}) > 1],
+        figures=_figures(rows, networks),
+        settings=_settings(runs, names),
+    )
+
+
+def _names(runs: Sequence[RunFolder]) -> list[str]:
+    """Methods; where two runs share one, the folder (or its whole path) tells them apart."""
+    methods = [run.method or run.folder.name for run in runs]
+    several = Counter(methods)
+    short = [
+        f"{method} ({run.folder.name})" if several[method] > 1 else method
+        for run, method in zip(runs, methods, strict=True)
+    ]
+    same = Counter(short)
+    return [
+        f"{method} ({run.folder})" if same[name] > 1 else name
+        for run, method, name in zip(runs, methods, short, strict=True)
+    ]
+
+
+def _rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
+    """A row for each condition that a run was scored under; the newest score of each network."""
+    rows: dict[tuple[Any, ...], dict[str, Any]] = {}
+    for record in _current(run):
+        protocol = record.get("protocol")
+        facts = {
+            "protocol": part(record, "protocol").get("hash", protocol),
+            "test": record.get("test_checksum") or part(record, "test").get("source"),
+            "train": record.get("train_checksum") or part(run.provenance, "data").get("checksum"),
+            "ipc": run.ipc,
+            "tier": record.get("label_tier"),
+        }
+        facts = {key: str(value or "") for key, value in facts.items()}
+        row = rows.setdefault(
+            tuple(facts.values()),
+            {
+                "name": name,
+                "facts": facts,
+                "protocol": tables.protocol_label(protocol),
+                "warn": str(part(record, "protocol").get("selection")).startswith("test_max"),
+                "cells": {},
+            },
+        )
+        row["cells"][str(record.get("network") or "?")] = record
+    for row in rows.values():
+        records = list(row["cells"].values())
+        row["bytes"] = records[-1].get("receiver_bytes")
+        row["devices"] = _unique(record.get("device") for record in records)
+        row["students"] = _unique(record.get("runs") for record in records)
+    return list(rows.values())
+
+
+def _unique(values: Any) -> str:
+    return ", ".join(str(v) for v in dict.fromkeys(values) if v not in (None, ""))
+
+
+def _best(rows: Sequence[dict[str, Any]], networks: Sequence[str]) -> dict[str, float]:
+    """The best mean of each network among rows under the first row's conditions, if several."""
+    best = {}
+    for network in networks:
+        means = [
+            row["cells"][network]["accuracy"]["mean"]
+            for row in rows
+            if network in row["cells"] and not row["marks"]
+        ]
+        if len(means) > 1:
+            best[network] = max(means)
+    return best
+
+
+def _reference_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Random subsets and full sets that were scored beside the runs, equal ones once."""
+    found: dict[str, dict[str, Any]] = {}
+    for key, title in _REFERENCES.items():
+        for row in rows:
+            parts = {n: part(record, key) for n, record in row["cells"].items()}
+            cells = {n: facts for n, facts in parts.items() if part(facts, "accuracy")}
+            if not cells:
+                continue
+            own = next(iter(cells.values())).get("protocol")
+            label = tables.protocol_label(own) if own else row["protocol"]
+            means = {n: facts["accuracy"].get("mean") for n, facts in cells.items()}
+            # The same draw scored beside several runs; networks that only some have are added.
+            same = f"{title} {label} {row['facts']['train']} {row['facts']['test']}"
+            same += f" {row['facts']['ipc']}" if key == "random" else ""
+            known = found.setdefault(
+                f"{same} {row['name']}" if _differs(found.get(same), means) else same,
+                {"title": title, "protocol": label, "cells": {}, "beside": []},
+            )
+            known["cells"] = cells | known["cells"]
+            known["beside"].append(row["name"])
+    return list(found.values())
+
+
+def _differs(known: dict[str, Any] | None, means: Mapping[str, Any]) -> bool:
+    cells = known["cells"] if known else {}
+    return any(cells[n]["accuracy"].get("mean") != m for n, m in means.items() if n in cells)
+
+
+def _figures(rows: Sequence[dict[str, Any]], networks: Sequence[str]) -> list[dict[str, Any]]:
+    """Accuracy by class for each network (LAD fig. 7c), over the classes of its first row."""
+    shown = []
+    titles = Counter(row["name"] for row in rows)
+    for index, network in enumerate(networks):
+        lines: dict[str, dict[str, Any]] = {}
+        counts: list[int] = []
+        classes: list[str] = []
+        for row in rows:
+            record = row["cells"].get(network, {})
+            means, names = part(record, "per_class").get("mean"), record.get("classes")
+            if not means or not names or len(means) != len(names) or classes not in ([], names):
+                continue
+            if not classes:
+                classes, counts = names, record.get("train_counts") or [0] * len(names)
+            title = row["name"]
+            title += f", {row['protocol'].split(' [')[0]}" if titles[title] > 1 else ""
+            while title in lines:
+                title += "'"
+            lines[title] = record
+        if lines and len(counts) == len(classes):
+            drawn = class_lines.accuracy_lines(lines, counts, classes, name=f"lines-{index}")
+            label = f"accuracy by class, {network}"
+            wide = len(classes) > 12 or class_lines.has_long_names(lines)
+            shown.append({"title": network, "wide": wide, "svg": svg(drawn, label)})
+    return shown
+
+
+def _settings(runs: Sequence[RunFolder], names: Sequence[str]) -> list[dict[str, Any]]:
+    """What each run is, and the fields in which runs differ that have them in common."""
+    fields = [_fields(run) for run in runs]
+    different = [
+        key
+        for key in dict.fromkeys(key for known in fields for key in known)
+        if len({str(known[key]) for known in fields if key in known}) > 1
+    ]
+    return [
+        {
+            "name": name,
+            "method": run.method,
+            "source": run.data.get("source"),
+            "factor": run.imbalance_factor,
+            "ipc": run.ipc,
+            "seconds": run.provenance.get("seconds"),
+            "device": run.device,
+            "checksum": run.artifact.get("checksum"),
+            "fields": [(key, known[key]) for key in different if key in known],
+        }
+        for run, name, known in zip(runs, names, fields, strict=True)
+    ]
+
+
+def _fields(run: RunFolder) -> dict[str, Any]:
+    """Hyper-parameters, budget and seed of a run."""
+    fields = part(run.job, "fields") or part(part(run.provenance, "method"), "fields")
+    shared = {key: run.job.get(key, run.provenance.get(key)) for key in ("budget", "seed")}
+    return {key: value for key, value in shared.items() if value is not None} | fields

@@ -1,0 +1,23 @@
+"""Fixtures of the experts' tests."""
+
+import pytest
+
+from potstill.experts import trainer
+
+
+@pytest.fixture
+def real(make_blobs):
+    return make_blobs((16, 8, 4))
+
+
+@pytest.fixture
+def calls(monkeypatch):
+    """(start, stop) of every member that is trained."""
+    seen, original = [], trainer.train_many
+
+    def spy(nets, *args, **options):
+        seen.extend((start, options["stop_epoch"]) for start in options["start_epoch"])
+        return original(nets, *args, **options)
+
+    monkeypatch.setattr(trainer, "train_many", spy)
+    return seen

@@ -1,0 +1,244 @@
+"""What the trajectory methods add to the contract: draws, phases, labels, gates, averages."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from potstill.losses import cross_entropy
+from potstill.match.student import draw_steps
+from potstill.methods import DATM, FTD, LAD, MTT, TESLA
+from potstill.methods.students import pick
+from potstill.run import InputError
+from potstill.synthetic import SyntheticSet
+from potstill.synthetic.iterates import list_iterates
+
+TINY = {
+    "steps": 4, "network": "convnet-d2-w8-in", "experts": 2, "expert_epochs": 4, "expert_batch": 16,
+    "student_steps": 3, "span": 1, "start_max": 2, "preprocess": "normalize", "start_grow": 0,
+}  # fmt: skip
+LAD_TINY = TINY | {"classifier_epochs": 2, "classifier_steps": 3}
+
+
+def opened(method, real, run, ipc=2):
+    canvas = method.make_canvas(real, ipc, run)
+    method.setup(real, canvas, run)
+    return canvas
+
+
+def test_start_epochs_stay_below_a_bound_that_grows():
+    method = DATM(start_min=2, start_now=5, start_max=15, start_grow=100)
+    assert [method.bound(step) for step in (0, 50, 99, 100, 5000)] == [5, 10, 14, 15, 15]
+    never_empty = DATM(start_min=0, start_now=0, start_max=20, start_grow=1000)
+    assert never_empty.bound(0) == 1  # the published code crashes here
+    assert MTT(start_max=20).bound(0) == 20
+
+
+def test_every_expert_has_its_turn_in_an_order_drawn_anew(run):
+    rounds = [[pick(run, "expert", 5 * r + k, 5) for k in range(5)] for r in range(6)]
+    assert all(sorted(order) == list(range(5)) for order in rounds)
+    assert len({tuple(order) for order in rounds}) > 1
+
+
+def test_student_batches_are_chunks_of_permutations(run):
+    images = torch.zeros(7, 1, 4, 4)
+
+    def generator(kind, index):
+        return run.generator(kind, index)
+
+    steps = draw_steps(generator, images, 5, batch=3)
+    sizes = [len(step.rows) for step in steps]
+    assert sizes == [3, 3, 1, 3, 3]
+    assert sorted(torch.cat([step.rows for step in steps[:3]]).tolist()) == list(range(7))
+    assert not torch.equal(steps[0].rows, steps[3].rows) or not torch.equal(
+        steps[1].rows, steps[4].rows
+    )
+    assert all(step.rows is None for step in draw_steps(generator, images, 2, batch=7))
+
+
+def test_student_step_size_is_learned_and_stays_positive(make_blobs, run):
+    real = make_blobs((20, 8, 4))
+    syn = MTT(**TINY, lr_syn_lr=10.0)(real, 2, run)  # absurdly large: a plain step would cross 0
+    assert syn.syn_lr > 0 and syn.syn_lr != pytest.approx(0.01)
+    assert syn.soft_labels is None
+
+
+@pytest.mark.parametrize("method", [DATM(**TINY), LAD(**LAD_TINY)])
+def test_soft_labels_travel_with_their_images(method, make_blobs, run, tmp_path):
+    from datasets import load_dataset
+
+    syn = method(make_blobs((20, 8, 4)), 2, run)
+    assert syn.soft_labels.shape == (6, 3) and syn.label_tier == "static"
+    assert torch.allclose(syn.soft_labels.sum(1), torch.ones(6), atol=1e-5)
+    syn.save(tmp_path / "artifact")
+    again = SyntheticSet.load(tmp_path / "artifact")
+    assert torch.equal(again.soft_labels, syn.soft_labels) and again.syn_lr == syn.syn_lr
+    rows = load_dataset(
+        str(tmp_path / "artifact"), split="train", cache_dir=str(tmp_path / "cache")
+    )
+    assert torch.allclose(torch.tensor(rows["soft_label"][:]), syn.soft_labels)
+
+
+def test_learned_labels_move_and_hard_ones_do_not(make_blobs, run):
+    real = make_blobs((20, 8, 4))
+    method = DATM(**TINY | {"threshold": 0.0})
+    canvas = opened(method, real, run)
+    for term in method.terms(0, canvas, 3):
+        term.values.sum().backward()
+    assert canvas.logits.grad.abs().sum() > 0 and canvas.raw_lr.grad.abs() > 0
+    assert "logits" not in opened(MTT(**TINY), real, run).parameters()
+
+
+def test_a_distance_above_the_threshold_moves_nothing(make_blobs, run):
+    real = make_blobs((20, 8, 4))
+    gated = DATM(**TINY | {"threshold": 1e-9})(real, 2, run)
+    start = DATM(**TINY | {"steps": 0})(real, 2, run)
+    assert torch.equal(gated.images, start.images) and gated.syn_lr == start.syn_lr
+
+
+def test_ftd_stores_the_average_of_its_images(make_blobs, run, tmp_path):
+    real, seen = make_blobs((20, 8, 4)), []
+    method = FTD(**TINY | {"ema": 0.5, "steps": 3})
+    watching = run.with_(
+        watch=lambda step, record, canvas: seen.append(canvas.images.detach().clone())
+    )
+    syn = method(real, 2, watching)
+    start = FTD(**TINY | {"ema": 0.5, "steps": 0})
+    average = opened(start, real, run).images.detach()
+    for images in seen:
+        average = 0.5 * average + 0.5 * images
+    expected = method.transform(real).inverse(average)
+    assert torch.allclose(syn.images, expected, atol=1e-5)
+    assert not torch.allclose(syn.images, method.transform(real).inverse(seen[-1]), atol=1e-3)
+
+
+def test_tesla_teacher_labels_are_the_targets_opinion(make_blobs, run):
+    real = make_blobs((20, 8, 4))
+    method = TESLA(**TINY | {"label_kind": "teacher"})
+    canvas = opened(method, real, run)
+    list(method.terms(0, canvas, 3))
+    member, epoch = method.draw_expert(0)
+    expected = method.students_.forward(method.expert(member, epoch + 1), canvas.seen())
+    assert torch.allclose(canvas.logits, expected.detach(), atol=1e-6)
+    assert not canvas.logits.requires_grad
+
+
+def test_lad_matches_both_phases_with_their_weights(make_blobs, run):
+    real = make_blobs((20, 8, 4))
+    values = {}
+    for weights in ((1.0, 1.0), (0.1, 2.0)):
+        method = LAD(
+            **LAD_TINY | {"representation_weight": weights[0], "classifier_weight": weights[1]}
+        )
+        canvas = opened(method, real, run)
+        values[weights] = {t.name: float(t.values.detach()) for t in method.terms(0, canvas, 3)}
+    one, other = values.values()
+    assert other["representation"] == pytest.approx(0.1 * one["representation"], rel=1e-4)
+    assert other["classifier"] == pytest.approx(2 * one["classifier"], rel=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("matching", "early", "late"),
+    [
+        ("joint", {"representation", "classifier"}, {"representation", "classifier"}),
+        ("sequential", {"representation"}, {"classifier"}),
+        ("direct", {"classifier"}, {"classifier"}),
+        ("oversample", {"trajectory"}, {"trajectory"}),
+        ("plain", {"trajectory"}, {"trajectory"}),
+    ],
+)
+def test_lad_matching_variants(matching, early, late, make_blobs, run):
+    method = LAD(**LAD_TINY | {"matching": matching})
+    canvas = opened(method, make_blobs((20, 8, 4)), run)
+    assert {term.name for term in method.terms(0, canvas, 3)} == early
+    assert {term.name for term in method.terms(3, canvas, 3)} == late
+    assert method.experts_.members == 2
+    assert (method.classifiers_ is None) == (matching in ("oversample", "plain"))
+
+
+def test_lad_student_loss_is_dam_and_without_it_cross_entropy(make_blobs, run):
+    real = make_blobs((20, 8, 4))
+    logits = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    targets = torch.rand(5, 3, generator=torch.Generator().manual_seed(1)).softmax(1)
+    losses = {}
+    for adjustment in ("weighted", "logit", "both", "none"):
+        method = LAD(**LAD_TINY | {"adjustment": adjustment})
+        opened(method, real, run)
+        losses[adjustment] = method.student_loss()(logits, targets)
+    w, s = torch.tensor(real.counts) / sum(real.counts), torch.tensor(real.counts).log()
+    plain = logits.log_softmax(1)
+    moved = (logits - s).log_softmax(1)
+    assert torch.allclose(losses["none"], cross_entropy(logits, targets))
+    assert torch.allclose(losses["weighted"], -(w * targets * plain).sum(1), atol=1e-6)
+    assert torch.allclose(losses["logit"], -(targets * moved).sum(1), atol=1e-6)
+    assert torch.allclose(losses["both"], -(w * targets * moved).sum(1), atol=1e-6)
+
+
+def test_lad_provenance_tells_of_its_experts(make_blobs, run):
+    syn = LAD(**LAD_TINY)(make_blobs((20, 8, 4)), 2, run)
+    norms = syn.provenance["experts"]["classifier_norms"]
+    assert {len(row) for row in norms.values()} == {3} and set(norms) == {
+        "representation",
+        "classifier",
+    }
+    assert all(value > 0 for row in norms.values() for value in row)
+
+
+def test_long_tailed_ipc_gives_uneven_sets(make_blobs, run):
+    syn = LAD(**LAD_TINY | {"ipc_profile": "long_tailed"})(make_blobs((40, 10, 4)), 4, run)
+    assert sum(syn.counts) == 12 and syn.counts[0] > syn.counts[1] > syn.counts[2] >= 1
+
+
+def test_iterates_are_kept_where_they_are_due_also_through_a_kill(make_blobs, run, tmp_path):
+    method = MTT(**TINY | {"iterate_every": 2, "steps": 5})
+    method(make_blobs((20, 8, 4)), 2, run.with_(folder=tmp_path / "run"))
+    assert [path.stem for path in list_iterates(tmp_path / "run")] == ["step-000002", "step-000004"]
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"start_max": 4, "span": 1, "expert_epochs": 4}, "start_max is 4"),
+        ({"start_min": 2, "start_max": 2}, "start_min is 2"),
+        ({"experts": 0}, "experts is 0"),
+        ({"student_steps": 0}, "student_steps is 0"),
+        ({"label_kind": "soft"}, "label_kind is 'soft'"),
+        ({"gradient": "finite"}, "gradient is 'finite'"),
+        ({"space": "latent"}, "space is 'latent'"),
+        ({"start": "tiled"}, "start is 'tiled'"),
+        ({"factor": 2}, "factor is 2"),
+        ({"ema": 1.0}, "ema is 1.0"),
+        ({"lr_labels": 0.0}, "lr_labels is 0.0"),
+        ({"lr_syn_lr": -1.0}, "lr_syn_lr is -"),
+        ({"augment": "blur"}, "blur"),
+        ({"matching": "both"}, "matching is 'both'"),
+        ({"adjustment": "log"}, "adjustment is 'log'"),
+        ({"weight_scale": "max"}, "weight_scale is 'max'"),
+        ({"classifier_weight": 0.0}, "classifier_weight is 0.0"),
+        ({"classifier_epochs": 0}, "classifier_epochs 0"),
+    ],
+)
+def test_bad_fields_are_refused_before_anything_is_trained(fields, sentence):
+    with pytest.raises(InputError, match=sentence):
+        LAD(**LAD_TINY | fields).check()
+
+
+def test_networks_with_running_statistics_are_refused(make_blobs, run):
+    with pytest.raises(InputError, match="bn"):
+        MTT(**TINY | {"network": "convnet-d2-w8-bn"})(make_blobs((20, 8, 4)), 2, run)
+
+
+def test_experts_are_shared_by_methods(make_blobs, run):
+    real = make_blobs((20, 8, 4))
+    first = MTT(**TINY)(real, 2, run)
+    second = TESLA(**TINY)(real, 2, run)
+    keys = {syn.provenance["experts"]["key"] for syn in (first, second)}
+    assert len(keys) == 1 and second.provenance["seconds_from_cache"] > 0
+
+
+def test_fields_are_json_like_and_rebuild_the_method():
+    method = LAD.budget("quick")
+    assert LAD(**method.fields()) == method
+    assert all(isinstance(v, int | float | str | bool) for v in dataclasses.asdict(method).values())
