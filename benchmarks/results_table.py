@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import re
 import sys
+from collections import Counter
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -90,7 +91,15 @@ def table(root: Path, method: str | None, brief: bool = False) -> str:
     lines = [f"| {' | '.join(row)} |" for row in rows] if measured else []
     waiting = [f"`{name}`" for name, _, row in chosen if not row]
     if waiting:
-        names = f"{len(waiting)} recipes (docs/results.md)" if brief else ", ".join(waiting)
+        names = ", ".join(waiting)
+        if (
+            method is None and len(waiting) > 20
+        ):  # too many to read; every method's page names its own
+            counts = Counter(name.strip("`").partition("/")[0] for name in waiting)
+            names = ", ".join(f"{count} of {kind}" for kind, count in sorted(counts.items()))
+            names += " (named on the page of each method)"
+        if brief:
+            names = f"{len(waiting)} recipes (docs/results.md)"
         lines += ["", f"Written but not measured yet: {names}."]
     return "\n".join(lines).strip()
 

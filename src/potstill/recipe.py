@@ -150,7 +150,7 @@ def run_recipe(
             score.network: score
             for score in read_scores(folder)
             if (score.artifact, score.protocol.get("hash"), score.runs, score.seed)
-            == (syn.checksum, protocol.hash, options["runs"], 0)
+            == (syn.checksum, protocol.hash, protocol.students(options["runs"]), 0)
             and (score.train_checksum, score.test_checksum) == (train.checksum, test.checksum)
             and (score.full is not None or not options["full"])
         }

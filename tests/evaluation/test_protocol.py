@@ -158,3 +158,9 @@ def test_lads_step_falls_after_epoch_501_counted_from_0():
     assert rates == pytest.approx([0.03, 0.03, 0.003, 0.003])
     assert training.reset_momentum and training.augment.align_corners
     assert PROTOCOLS["lad-published"].training == PROTOCOLS["lad"].training
+
+
+def test_best_iterates_are_looked_at_with_one_student_each():
+    counts = {name: protocol.students(5) for name, protocol in PROTOCOLS.items()}
+    assert {name for name, count in counts.items() if count == 1} == {"lad-published"}
+    assert set(counts.values()) == {1, 5}

@@ -73,7 +73,7 @@ def test_many_lines_and_many_classes_stay_apart(tmp_path):
     path = tmp_path / "lines.png"
     svg = class_lines.accuracy_lines(records, list(range(100)), [str(i) for i in range(100)], path)
     assert {f"run {i}" for i in range(9)} <= set(texts(svg))
-    assert "100 classes, most real images first; thick lines: mean of 5 neighbours" in texts(svg)
+    assert "100 classes, most real images first; thick: mean over 5 classes" in texts(svg)
     assert path.read_bytes().startswith(b"\x89PNG")
     assert b"stroke-dasharray" in svg  # colours come again, dashed
 

@@ -70,6 +70,10 @@ class Protocol:
         """Whether a student is looked at before its last epoch."""
         return self.selection in ("val", "test_max")
 
+    def students(self, runs: int) -> int:
+        """How many students one score comes from when ``runs`` are asked for."""
+        return 1 if self.selection == "test_max_iterates" else runs
+
     @property
     def reference(self) -> Protocol:
         """Under which real images are scored: there is one set of them, so no iterate to choose."""

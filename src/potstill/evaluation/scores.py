@@ -154,7 +154,7 @@ def evaluate(
         else:
             result = bench.artifact(syn, name, runs)
         seconds = time.perf_counter() - begin
-        score = _score(bench, name, 1 if best_of_all else runs, result, seconds, test_note)
+        score = _score(bench, name, protocol.students(runs), result, seconds, test_note)
         eight_bit = quantized and not best_of_all
         score = replace(
             score,

@@ -45,7 +45,9 @@ def accuracy_lines(
         runs = len((record.get("accuracy") or {}).get("values") or ()) or record.get("runs")
         spread = None if runs == 1 else known.get("std")
         lines[title] = (_gaps(known.get("mean") or []), _gaps(spread) if spread else None)
-    return _draw(name, lines, counts, classes, "accuracy, %", (0, 104), path)
+    highest = max((v for means, _ in lines.values() for v in means if v == v), default=100.0)
+    limits = (0, 104 if highest > 50 else None)
+    return _draw(name, lines, counts, classes, "accuracy, %", limits, path)
 
 
 def classifier_norms(
@@ -142,9 +144,7 @@ def _draw(
             ends += [(known[-1], title, colour)] if known else []
         name_classes(axes, [classes[k] for k in order])
         if around:
-            axes.set_xlabel(
-                f"{axes.get_xlabel()}; thick lines: mean of {2 * around + 1} neighbours"
-            )
+            axes.set_xlabel(f"{axes.get_xlabel()}; thick: mean over {2 * around + 1} classes")
         axes.margins(x=0.02)
         axes.set_ylim(*limits)
         axes.set_ylabel(unit)
