@@ -92,9 +92,7 @@ def table(root: Path, method: str | None, brief: bool = False) -> str:
     waiting = [f"`{name}`" for name, _, row in chosen if not row]
     if waiting:
         names = ", ".join(waiting)
-        if (
-            method is None and len(waiting) > 20
-        ):  # too many to read; every method's page names its own
+        if method is None and len(waiting) > 20:  # every method's page names its own
             counts = Counter(name.strip("`").partition("/")[0] for name in waiting)
             names = ", ".join(f"{count} of {kind}" for kind, count in sorted(counts.items()))
             names += " (named on the page of each method)"
