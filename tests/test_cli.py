@@ -467,3 +467,13 @@ def test_every_method_has_a_flag_for_each_field_and_for_the_data(name, capsys, m
     assert dataclasses.asdict(seen["d"]) == dataclasses.asdict(Data(labels="fine", image_size=9))
     assert isinstance(seen["d"], Data) and type(seen["m"]) is CATALOGUE[name]
     assert getattr(seen["m"], "labels", "hard") == "hard"
+
+
+def test_what_comes_next_suits_sets_with_a_learned_step_size(monkeypatch):
+    from potstill.flags import default_student
+
+    monkeypatch.setattr("torch.cuda.is_available", lambda: False)
+    assert default_student() == ("convnet-w32-in", "quick")
+    assert default_student(learned_lr=True) == ("convnet-w32-in", "lad-quick")
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    assert default_student(learned_lr=True) == ("convnet-w128-in", "lad")

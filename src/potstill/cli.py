@@ -103,7 +103,7 @@ def _distill(words: list[str]) -> None:
     if not chosen.machine.quiet:
         seconds = syn.provenance.get("seconds", 0.0)
         print(f"{len(syn.images)} images in {seconds:.0f} s -> {job.out}/synthetic")
-        network, protocol = default_student()
+        network, protocol = default_student(syn.syn_lr is not None)
         print(
             f"next: potstill evaluate {job.out} --network {network} --protocol {protocol} "
             f"&& potstill report {job.out}"

@@ -99,12 +99,13 @@ def default_budget(words: list[str]) -> str:
     return "standard" if torch.cuda.is_available() else "quick"
 
 
-def default_student() -> tuple[str, str]:
-    """Network and protocol that suit the machine."""
+def default_student(learned_lr: bool = False) -> tuple[str, str]:
+    """Network and protocol that suit the machine, and sets with a learned student step size."""
     import torch
 
     gpu = torch.cuda.is_available()
-    return ("convnet-w128-in", "default") if gpu else ("convnet-w32-in", "quick")
+    fitting = {True: ("lad-quick", "lad"), False: ("quick", "default")}
+    return ("convnet-w128-in" if gpu else "convnet-w32-in"), fitting[learned_lr][gpu]
 
 
 def data_flags(taken: Container[str]) -> Any:

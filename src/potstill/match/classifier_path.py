@@ -70,7 +70,7 @@ def classifier_distance(
         dsa: applies the draws of ``steps``.
         gradient: "exact" ("unroll" is the same here) or "tesla".
         chunk: images in a pass through the backbone, of one step or several (None: 64 on a CPU,
-            1024 on a GPU).
+            1024 on a GPU, and at least a step's).
         keep_bytes: memory for graphs of the first passes, which then are not computed twice.
 
     Raises:
@@ -83,7 +83,9 @@ def classifier_distance(
     inputs = (x, targets, lr)
     wanted = [torch.is_grad_enabled() and value.requires_grad for value in inputs]
     backbone = _Backbone(x.detach(), features, dsa, *_sights(steps, len(x)))
-    chunk = chunk or (CPU_CHUNK if x.device.type == "cpu" else 1024)
+    if chunk is None:
+        least = CPU_CHUNK if x.device.type == "cpu" else 1024
+        chunk = max(least, *(step.count(len(x)) for step in steps))
     passes = backbone.forward(chunk, keep_bytes if wanted[0] else 0)
     flat = torch.cat([one.features.detach() for one in passes])
     leaves = [
