@@ -82,7 +82,8 @@ def build(variant: str, **changes: Any) -> Method:
 
 
 def same(a: SyntheticSet, b: SyntheticSet) -> bool:
-    return torch.equal(a.images, b.images) and torch.equal(a.labels, b.labels)
+    """Everything that was learned is equal to the byte: images, labels, soft labels, step size."""
+    return a.checksum == b.checksum
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

@@ -74,7 +74,15 @@ def test_images_per_class_by_profile(make_blobs):
     real = make_blobs((60, 30, 9, 1))
     assert images_per_class(real, 5) == [5, 5, 5, 5]
     uneven = images_per_class(real, 5, "long_tailed")
-    assert sum(uneven) == 20 and uneven == [12, 6, 1, 1]
+    assert sum(uneven) == 20 and uneven == [12, 5, 2, 1]
+    for sizes in ((5000, 2775, 1540, 854, 474, 263, 146, 81, 45, 25), (20, 19, 18, 2), (9, 9, 9)):
+        real = make_blobs(tuple(size // 5 + 1 for size in sizes))
+        for ipc in (1, 2, 7, 20):
+            uneven = images_per_class(real, ipc, "long_tailed")
+            assert sum(uneven) == min(ipc * len(sizes), len(real))
+            assert uneven == sorted(uneven, reverse=True) and min(uneven) >= 1
+            assert all(own <= most for own, most in zip(uneven, real.counts, strict=True))
+    real = make_blobs((60, 30, 9, 1))
     assert images_per_class(make_blobs((4, 4)), 9, "long_tailed") == [4, 4]  # no more than it has
     with pytest.raises(InputError, match="ipc_profile is 'tail'"):
         images_per_class(real, 5, "tail")

@@ -191,10 +191,36 @@ def test_long_tailed_ipc_gives_uneven_sets(make_blobs, run):
     assert sum(syn.counts) == 12 and syn.counts[0] > syn.counts[1] > syn.counts[2] >= 1
 
 
-def test_iterates_are_kept_where_they_are_due_also_through_a_kill(make_blobs, run, tmp_path):
-    method = MTT(**TINY | {"iterate_every": 2, "steps": 5})
-    method(make_blobs((20, 8, 4)), 2, run.with_(folder=tmp_path / "run"))
-    assert [path.stem for path in list_iterates(tmp_path / "run")] == ["step-000002", "step-000004"]
+class Killed(BaseException):
+    pass
+
+
+def test_iterates_are_kept_where_they_are_due_also_through_a_kill(
+    make_blobs, run, tmp_path, monkeypatch
+):
+    real, fields = make_blobs((20, 8, 4)), TINY | {"iterate_every": 2, "steps": 5}
+    DATM(**fields)(real, 2, run.with_(folder=tmp_path / "whole"))
+    assert [p.stem for p in list_iterates(tmp_path / "whole")] == ["step-000002", "step-000004"]
+    after = DATM.after
+
+    def dying(self, step, canvas):  # the iterate of step 4 is there, its checkpoint is not
+        after(self, step, canvas)
+        if step == 3:
+            raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(DATM, "after", dying)
+        with pytest.raises(Killed):
+            DATM(**fields)(real, 2, run.with_(folder=tmp_path / "cut"))
+    DATM(**fields)(real, 2, run.with_(folder=tmp_path / "cut"))
+    pairs = zip(*(list_iterates(tmp_path / name) for name in ("whole", "cut")), strict=True)
+    assert all(one.read_bytes() == other.read_bytes() for one, other in pairs)
+
+
+def test_short_budgets_of_ftd_forget_the_first_images():
+    for budget in ("quick", "standard", "paper"):
+        method = FTD.budget(budget)
+        assert method.ema**method.steps < 0.1, budget
 
 
 @pytest.mark.parametrize(
@@ -218,6 +244,13 @@ def test_iterates_are_kept_where_they_are_due_also_through_a_kill(make_blobs, ru
         ({"weight_scale": "max"}, "weight_scale is 'max'"),
         ({"classifier_weight": 0.0}, "classifier_weight is 0.0"),
         ({"classifier_epochs": 0}, "classifier_epochs 0"),
+        ({"classifier_lr": 0.0}, "classifier_lr is 0.0"),
+        ({"expert_lr": 0.0}, "expert_lr is 0.0"),
+        ({"syn_lr": float("inf")}, "syn_lr is inf"),
+        ({"tau": float("nan")}, "tau is nan"),
+        ({"start_now": -5}, "start_now is -5"),
+        ({"bounded": True}, "bounded is True with space 'network'"),
+        ({"label_kind": "teacher"}, "label_kind is 'teacher' with matching 'joint'"),
     ],
 )
 def test_bad_fields_are_refused_before_anything_is_trained(fields, sentence):

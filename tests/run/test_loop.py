@@ -202,3 +202,19 @@ def test_nan_of_a_whole_term_names_no_class(run):
         surface.height.fill_(math.nan)
     with pytest.raises(DivergedError, match=r"^whole is not finite at step 0; lower lr_images"):
         go(surface, run, Whole(), steps=2)
+
+
+def test_a_resumed_run_goes_on_with_the_pieces_it_began_with(run, tmp_path):
+    seen = []
+
+    class Counting(Parabola):
+        def terms(self, step, canvas, chunk):
+            seen.append(chunk)
+            yield from super().terms(step, canvas, chunk)
+
+    folder = run.with_(folder=tmp_path)
+    descend(Counting(), canvas(), folder, Descent(steps=3, lr=0.05), classes=("a", "b"), chunk=1,
+            key="k")  # fmt: skip
+    more = Descent(steps=5, lr=0.05)
+    descend(Counting(), canvas(), folder, more, classes=("a", "b"), chunk=2, key="k")
+    assert seen == [1] * 5

@@ -79,7 +79,7 @@ def _warn_of_shortage(
     if short:
         logger.warning(
             "%d of %d classes have fewer than the %d %s that %d stored images start from "
-            "(smallest: %d); starved=%r fills up",
+            "(smallest: %d); starved=%r %s",
             len(short),
             real.num_classes,
             max(wanted[c] for c in short) * per_image,
@@ -87,14 +87,16 @@ def _warn_of_shortage(
             max(wanted[c] for c in short),
             min(have),
             starved,
+            "stores fewer" if starved == "keep" else "fills up",
         )
 
 
 def images_per_class(real: ImageSet, ipc: int, profile: str = "balanced") -> list[int]:
     """Return the stored images of each class: ``ipc`` each, or as uneven as the real set.
 
-    "long_tailed" shares out ``ipc`` times C images in proportion to the real counts, by largest
-    remainders, at least one and never more than the class has (LAD, figure 7d).
+    "long_tailed" gives every class one image and shares out the others of ``ipc`` times C in
+    proportion to the real counts, what is left of that to the largest; no class gets more than it
+    has, so the total is smaller only where the real set is (LAD, figure 7d).
 
     Raises:
         InputError: an unknown profile.
@@ -103,13 +105,21 @@ def images_per_class(real: ImageSet, ipc: int, profile: str = "balanced") -> lis
         return [ipc] * real.num_classes
     if profile != "long_tailed":
         raise InputError(f"ipc_profile is {profile!r}; use 'balanced' or 'long_tailed'")
-    total, sizes = ipc * real.num_classes, torch.tensor(real.counts, dtype=torch.float64)
-    shares = sizes / sizes.sum() * total
-    counts = shares.floor().clamp_min(1)
-    order = (shares - shares.floor()).argsort(descending=True, stable=True).tolist()
-    for label in order[: max(0, total - int(counts.sum()))]:
-        counts[label] += 1
-    return torch.minimum(counts, sizes).int().tolist()
+    sizes = torch.tensor(real.counts)
+    counts = torch.ones_like(sizes)
+    left = min(ipc * real.num_classes, int(sizes.sum())) - real.num_classes
+    while left > 0:  # what a full class cannot take goes to the others
+        room = (sizes - counts).clamp_min(0)
+        shares = sizes.double() * (room > 0)
+        shares *= left / shares.sum()
+        whole = torch.minimum(shares.floor().long(), room)
+        if not int(whole.sum()):  # less than one image each
+            order = shares.argsort(descending=True, stable=True)[:left]
+            whole[order] = 1
+            whole = torch.minimum(whole, room)
+        counts += whole
+        left -= int(whole.sum())
+    return counts.tolist()
 
 
 def start_canvas(

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from potstill.run import InputError, nearest
 
-__all__ = ["at_least", "one_of"]
+__all__ = ["at_least", "one_of", "positive"]
 
 
 def one_of(owner: object, **choices: Sequence[str]) -> None:
@@ -30,3 +30,14 @@ def at_least(owner: object, **bounds: float) -> None:
     for name, least in bounds.items():
         if not getattr(owner, name) >= least:
             raise InputError(f"{name} is {getattr(owner, name)}; use at least {least}")
+
+
+def positive(owner: object, *names: str) -> None:
+    """Refuse fields that are not positive, finite numbers.
+
+    Raises:
+        InputError: names the field and its value.
+    """
+    for name in names:
+        if not 0 < getattr(owner, name) < float("inf"):
+            raise InputError(f"{name} is {getattr(owner, name)}; use a positive number")

@@ -26,6 +26,7 @@ Recipe: recipes/lad/.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -41,7 +42,7 @@ from potstill.losses import Loss, cross_entropy, dam
 from potstill.match.classifier_path import classifier_distance
 from potstill.methods.base import MethodInfo
 from potstill.methods.beginning import Judge
-from potstill.methods.checks import at_least, one_of
+from potstill.methods.checks import at_least, one_of, positive
 from potstill.methods.students import pick
 from potstill.methods.trajectory import TrajectoryMatcher
 from potstill.nets import Sharpness
@@ -104,10 +105,15 @@ class LAD(TrajectoryMatcher):
         super().check(real)
         one_of(self, matching=MATCHING, adjustment=ADJUSTMENTS)
         at_least(self, classifier_steps=1, classifier_starts=1)
+        if self.decoupled and self.label_kind == "teacher":
+            raise InputError(
+                f"label_kind is 'teacher' with matching {self.matching!r}, whose representation "
+                "experts are biased; use 'learned' or 'hard'"
+            )
+        if not math.isfinite(self.tau):
+            raise InputError(f"tau is {self.tau}; use a finite number")
         dam([1, 1], tau=self.tau, weight_scale=self.weight_scale)
-        for name in ("representation_weight", "classifier_weight"):
-            if not getattr(self, name) > 0:
-                raise InputError(f"{name} is {getattr(self, name)}; use a positive number")
+        positive(self, "representation_weight", "classifier_weight", "classifier_lr")
         if self.classifier_starts - 1 + self.span > self.classifier_epochs:
             raise InputError(
                 f"classifier_starts is {self.classifier_starts} and span is {self.span} with "
@@ -198,20 +204,21 @@ class LAD(TrajectoryMatcher):
         if self.matching == "joint" or (self.matching == "sequential" and first_half):
             yield self._representation(step, canvas, chunk)
         if self.matching != "sequential" or not first_half:
-            yield self._classifier(step, canvas)
+            yield self._classifier(step, canvas, chunk)
 
     def _representation(self, step: int, canvas: LearnedCanvas, chunk: int) -> Term:
         """The whole student moves, its backbone is compared."""
         value = self.journey(step, canvas, chunk, self.students_.backbone)
         return Term("representation", self.representation_weight * self.gated(value))
 
-    def _classifier(self, step: int, canvas: LearnedCanvas) -> Term:
+    def _classifier(self, step: int, canvas: LearnedCanvas, chunk: int) -> Term:
         """The backbone is frozen, the classifier moves and is compared."""
         assert self.classifiers_ is not None
         member = pick(self.run_, "classifier", step, self.experts)
         draw = self.run_.generator("classifier/start", step)
         epoch = int(torch.randint(self.classifier_starts, (), generator=draw))
-        backbone = self.classifiers_.backbone(member, self.run_.device)
+        experts, read = self.classifiers_, self.students_.snapshot
+        backbone = read("backbone", member, 0, lambda k, _, device: experts.backbone(k, device))
         body = {name.removeprefix("body."): value for name, value in backbone.items()}
         x = canvas.seen()
         value = classifier_distance(
@@ -219,11 +226,12 @@ class LAD(TrajectoryMatcher):
             canvas.targets(),
             canvas.syn_lr(),
             features=partial(self.students_.features, body),
-            start=self.classifiers_.at(member, epoch, self.run_.device),
-            target=self.classifiers_.at(member, epoch + self.span, self.run_.device),
+            start=read("classifier", member, epoch, experts.at),
+            target=read("classifier", member, epoch + self.span, experts.at),
             steps=self.students_.draw("classifier", step, x, self.classifier_steps),
             dsa=self.dsa_,
             gradient="tesla" if self.gradient == "tesla" else "exact",
+            chunk=None if chunk >= canvas.classes else chunk * self.most_,
             keep_bytes=self.keep_bytes_,
         )
         return Term("classifier", self.classifier_weight * self.gated(value))

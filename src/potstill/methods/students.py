@@ -62,8 +62,8 @@ class Students:
         key = (kind, member, epoch)
         if key not in self._kept:
             found = read(member, epoch, self.run.device)
-            size = sum(value.nbytes for value in found.values())
-            if (len(self._kept) + 1) * size > 0.5e9 * self.run.memory_gb:
+            held = [*found.values(), *(t for kept in self._kept.values() for t in kept.values())]
+            if sum(tensor.nbytes for tensor in held) > 0.5e9 * self.run.memory_gb:
                 self._kept.clear()
             self._kept[key] = found
         return self._kept[key]

@@ -24,7 +24,7 @@ from potstill.losses import Loss, cross_entropy
 from potstill.match.trajectories import GRADIENTS, trajectory_distance
 from potstill.methods.base import Matcher
 from potstill.methods.beginning import LABEL_STARTS, Beginning, Judge
-from potstill.methods.checks import at_least, one_of
+from potstill.methods.checks import at_least, one_of, positive
 from potstill.methods.students import Students, pick
 from potstill.nets import Network, Sharpness, create
 from potstill.nets.many import Training
@@ -115,15 +115,18 @@ class TrajectoryMatcher(Matcher):
             expert_prior=PRIORS,
         )
         at_least(self, experts=1, span=1, student_steps=1, student_batch=0, start_min=0)
-        at_least(self, start_grow=0, iterate_every=0, threshold=0)
+        at_least(self, start_now=0, start_grow=0, iterate_every=0, threshold=0)
+        positive(self, "syn_lr", "expert_lr")
+        if self.bounded and self.space == "network":
+            raise InputError(
+                "bounded is True with space 'network', where 0-1 means nothing; use space 'rgb'"
+            )
         if self.factor not in (0, 1):
             raise InputError(
                 f"factor is {self.factor}; trajectory methods store whole images, use 1"
             )
-        if not 0 <= self.ema < 1 or not self.syn_lr > 0:
-            raise InputError(
-                f"ema is {self.ema} and syn_lr is {self.syn_lr}; use ema in [0, 1) and syn_lr > 0"
-            )
+        if not 0 <= self.ema < 1:
+            raise InputError(f"ema is {self.ema}; use a number from 0 to below 1")
         if not self.start_min < self.start_max <= self.expert_epochs - self.span:
             raise InputError(
                 f"start_min is {self.start_min}, start_max is {self.start_max} and span is "

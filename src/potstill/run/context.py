@@ -34,7 +34,8 @@ class Run:
     """Where and how something runs; never what is computed.
 
     Two runs with equal ``seed`` give the same bytes on the same kind of CPU with the same number of
-    threads. ``folder`` is where checkpoints and metrics go (``None``: keep nothing on disk).
+    threads, if ``memory_gb`` holds a step or cuts it alike. ``folder`` is where checkpoints and
+    metrics go (``None``: keep nothing on disk).
     """
 
     seed: int = 0  # any non-negative integer below 2**63

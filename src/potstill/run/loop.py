@@ -151,6 +151,7 @@ class _Checkpoint:
     def __init__(self, folder: Path | None, key: str) -> None:
         self.path = folder / "checkpoint.safetensors" if folder else None
         self.key, self.step, self.spent = key, 0, 0.0
+        self.chunk: int | None = None  # of a killed part: sums in other pieces round differently
         self.last: dict[str, Any] = {}
         self.began = self.saved = time.monotonic()
 
@@ -186,6 +187,7 @@ class _Checkpoint:
         problem.load_state({n[8:]: t for n, t in tensors.items() if n.startswith("problem.")})
         schedule.load_state(facts["schedule"])
         self.step, self.spent, self.last = facts["step"], facts["seconds"], facts["last"]
+        self.chunk = facts.get("chunk")
 
     def save(
         self,
@@ -202,6 +204,7 @@ class _Checkpoint:
         tensors = {f"surface.{n}": leaf for n, leaf in leaves.items()} | pack(optimizer)
         tensors |= {f"problem.{n}": t for n, t in problem.state().items()}
         facts = {"key": self.key, "step": step, "seconds": self.seconds, "last": self.last}
+        facts["chunk"] = self.chunk
         save_state(self.path, tensors, facts | {"schedule": schedule.state()})
 
 
@@ -256,7 +259,7 @@ def descend(
     optimizer, schedule = descent.build(leaves), Schedule(descent)
     kept = _Checkpoint(run.folder, key)
     kept.load(problem, leaves, optimizer, schedule)
-    start = kept.step
+    start, chunk = kept.step, kept.chunk or chunk
     if 0 < start < total:
         logger.info("resuming at step %d of %d", start, total)
     metrics = Metrics(run.folder / "metrics.jsonl" if run.folder else None, resume_at=start)
@@ -267,7 +270,7 @@ def descend(
         range(start, total), label=label, quiet=run.quiet, total=total, done=start
     ):
         logs = step % every == 0 or step == total - 1
-        chunk = _with_memory(one, step, chunk, detailed=logs)
+        kept.chunk = chunk = _with_memory(one, step, chunk, detailed=logs)
         checked = step % check_every == 0 or logs
         if checked:
             one.refuse_nonfinite(step, classes)
