@@ -275,3 +275,22 @@ def test_fields_are_json_like_and_rebuild_the_method():
     method = LAD.budget("quick")
     assert LAD(**method.fields()) == method
     assert all(isinstance(v, int | float | str | bool) for v in dataclasses.asdict(method).values())
+
+
+def test_space_for_both_kinds_of_experts_is_asked_for_before_any_is_trained(
+    make_blobs, run, monkeypatch
+):
+    from potstill.experts import trajectories
+    from potstill.run import StorageError
+
+    real = make_blobs((20, 8, 4))
+    method = LAD(**LAD_TINY)
+    classifiers = method.reserve(real)
+    assert classifiers == 4 * (8 * 2 * 2 + 1) * 3 * 2 * 3  # weights and biases, experts, epochs 0-2
+    assert LAD(**LAD_TINY | {"matching": "plain"}).reserve(real) == 0
+    backbones = 4 * sum(p.numel() for p in method._skeleton(real).parameters())
+    needed = backbones * 2 * len(method.snapshots()) + classifiers
+    monkeypatch.setattr(trajectories.Rows.require_space.__globals__["shutil"], "disk_usage",
+                        lambda folder: type("Usage", (), {"free": needed - 1}))  # fmt: skip
+    with pytest.raises(StorageError, match="and what follows needs"):
+        method(real, 2, run)

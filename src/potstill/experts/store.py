@@ -152,13 +152,13 @@ class Rows:
         """Return the row (P,) of tensors by name, a copy."""
         return torch.cat([tensors[name].detach().reshape(-1).float() for name in self.layout])
 
-    def require_space(self, rows: int, what: str) -> None:
-        """Refuse to begin what cannot be kept.
+    def require_space(self, rows: int, what: str, reserve: int = 0) -> None:
+        """Refuse to begin what cannot be kept, with ``reserve`` bytes that follow it.
 
         Raises:
             StorageError: fewer bytes are free than ``rows`` rows need.
         """
-        needed, free = 4 * self.columns * rows, shutil.disk_usage(self.folder).free
+        needed, free = 4 * self.columns * rows + reserve, shutil.disk_usage(self.folder).free
         if needed > free:
             raise StorageError(
                 f"{what} needs {_size(needed)} in {self.folder}, where {_size(free)} are free; "

@@ -69,6 +69,7 @@ class Trainer:
     rows: Rows
     new: Callable[[int], Network]
     kind: str
+    reserve: int = 0  # bytes that a later stage will need on the same disk
 
     def ensure(self, members: int, epochs: Collection[int]) -> float:
         """Make the rows that are missing; return the seconds that making the others once took.
@@ -102,7 +103,10 @@ class Trainer:
     def _make(self, members: int, wanted: list[int]) -> None:
         spans = [span for member in range(members) for span in self._spans(member, wanted)]
         count = sum(len(span.keep) for span in spans)
-        self.rows.require_space(count, f"keeping {count} snapshots of {self.kind}")
+        what = f"keeping {count} snapshots of {self.kind}"
+        self.rows.require_space(
+            count, what + " and what follows" * bool(self.reserve), self.reserve
+        )
 
         # Members in lockstep need one span each; on a CPU they run on their own.
         def alike(span: _Span) -> tuple[int, int]:

@@ -83,6 +83,7 @@ def train_experts(
     *,
     epochs: Collection[int],
     loss: str = "plain",
+    reserve: int = 0,
 ) -> Trajectories:
     """Train ``members`` networks on ``real`` (or read them from the cache) as far as needed.
 
@@ -90,6 +91,7 @@ def train_experts(
         training: with a constant lr its number of epochs changes nothing, and is in no key.
         epochs: the snapshots that must exist afterwards, e.g. ``range(23)``; 0 = before training.
         loss: "plain" cross-entropy or "logit_adjusted" (Menon et al., ICLR 2021).
+        reserve: bytes that will be needed beside them, for the check of free space.
 
     Raises:
         InputError: an argument that cannot be used, e.g. a network with batch norm.
@@ -129,6 +131,6 @@ def train_experts(
     assert run.cache is not None
     rows = Rows(run.cache / "experts" / key, facts, layout)
     value = logit_adjusted(real.counts) if loss == "logit_adjusted" else cross_entropy
-    trainer = Trainer(real, transform, training, value, run, rows, new, "experts")
+    trainer = Trainer(real, transform, training, value, run, rows, new, "experts", reserve)
     saved = trainer.ensure(members, epochs)
     return Trajectories(key, network, members, rows, saved)

@@ -150,12 +150,22 @@ class LAD(TrajectoryMatcher):
         own = {self.expert_epochs} if self.decoupled else set()
         return own | (set() if self.matching == "direct" else super().snapshots())
 
+    def _classifier_epochs(self) -> list[int]:
+        """Classifier snapshots: where students start and end, and the last for labels."""
+        return sorted({self.classifier_epochs, *range(self.classifier_starts + self.span)})
+
+    def reserve(self, real: ImageSet) -> int:
+        """Bytes of the classifier experts."""
+        if not self.decoupled:
+            return 0
+        row = 4 * sum(p.numel() for p in self._skeleton(real).classifier.parameters())
+        return row * self.experts * len(self._classifier_epochs())
+
     def train(self, real: ImageSet, run: Run) -> None:
         """Representation experts, then classifier experts on their last backbones."""
         super().train(real, run)
         self.classifiers_: ClassifierTrajectories | None = None
         if self.decoupled:
-            ends = {self.classifier_epochs}
             self.classifiers_ = train_classifiers(
                 real,
                 self.transform(real),
@@ -163,7 +173,7 @@ class LAD(TrajectoryMatcher):
                 self.expert_epochs,
                 self._classifier_training(),
                 run,
-                epochs=sorted(ends | set(range(self.classifier_starts + self.span))),
+                epochs=self._classifier_epochs(),
             )
 
     def _whole(self, member: int, epoch: int) -> dict[str, Tensor]:

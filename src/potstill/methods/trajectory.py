@@ -189,7 +189,12 @@ class TrajectoryMatcher(Matcher):
             self._expert_training(),
             run,
             epochs=sorted(self.snapshots()),
+            reserve=self.reserve(real),
         )
+
+    def reserve(self, real: ImageSet) -> int:
+        """Bytes on disk that are needed beside the experts; said before any is trained."""
+        return 0
 
     def judges(self) -> list[Judge]:
         """Return readers of the fully trained networks that choose first images and soft labels."""
