@@ -18,7 +18,7 @@ from potstill.experts.store import Rows
 from potstill.experts.trainer import Trainer, circumstances
 from potstill.experts.trajectories import Params, Trajectories
 from potstill.losses import cross_entropy
-from potstill.nets import Network, Training, create
+from potstill.nets import Network, Training, create_for
 from potstill.run import InputError, Run
 from potstill.run.checkpoint import digest
 
@@ -88,16 +88,9 @@ def train_classifiers(
         StorageError: the disk is too small; said before training begins.
     """
     experts.check(real, transform)
-    channels, *size = real.shape
 
     def new(member: int) -> Network:
-        network = create(
-            experts.network,
-            channels=channels,
-            size=(size[0], size[1]),
-            classes=real.num_classes,
-            generator=run.generator("classifiers/weights", member),
-        )
+        network = create_for(real, experts.network, run.generator("classifiers/weights", member))
         network.load_state_dict(experts.at(member, start_epoch))
         network.body.requires_grad_(False)
         return network

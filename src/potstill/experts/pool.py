@@ -19,7 +19,7 @@ from torch import Tensor
 from potstill.data import ImageSet
 from potstill.data.transform import Transform
 from potstill.losses import cross_entropy, logit_adjusted
-from potstill.nets import Network, create, parse
+from potstill.nets import Network, create_for, parse
 from potstill.nets.many import Examples, Training, train_many
 from potstill.run import ArtifactError, InputError, Run, logger
 from potstill.run.checkpoint import digest, load_state, save_state
@@ -169,14 +169,7 @@ def train_pool(
 
 
 def _new(network: str, real: ImageSet, run: Run, member: int) -> Network:
-    channels, *size = real.shape
-    return create(
-        network,
-        channels=channels,
-        size=(size[0], size[1]),
-        classes=real.num_classes,
-        generator=run.generator("pool/weights", member),
-    )
+    return create_for(real, network, run.generator("pool/weights", member))
 
 
 def _snapshot(net: Network) -> State:

@@ -21,7 +21,7 @@ from potstill.experts.pool import fingerprint
 from potstill.experts.store import Rows, in_short
 from potstill.experts.trainer import Trainer, circumstances
 from potstill.losses import cross_entropy, logit_adjusted
-from potstill.nets import Network, Training, create, parse
+from potstill.nets import Network, Training, create_for, parse
 from potstill.run import InputError, Run
 from potstill.run.checkpoint import digest
 
@@ -100,17 +100,11 @@ def train_experts(
     """
     if loss not in LOSSES:
         raise InputError(f"loss is {loss!r}; use one of {', '.join(LOSSES)}")
-    channels, *size = real.shape
-    spec = parse(network).at((size[0], size[1]))
+    _, height, width = real.shape
+    spec = parse(network).at((height, width))
 
     def new(member: int) -> Network:
-        return create(
-            spec,
-            channels=channels,
-            size=(size[0], size[1]),
-            classes=real.num_classes,
-            generator=run.generator("experts/weights", member),
-        )
+        return create_for(real, spec, run.generator("experts/weights", member))
 
     skeleton = new(0)
     if any(True for _ in skeleton.buffers()):

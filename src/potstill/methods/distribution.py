@@ -22,7 +22,7 @@ from potstill.experts.realside import Entry, Eye, RealSide, check_policy
 from potstill.losses import adjust, cross_entropy
 from potstill.match.spectral import segment_mean
 from potstill.methods.base import Matcher, chunks
-from potstill.nets import create, parse
+from potstill.nets import create_for, parse
 from potstill.nets.many import Training
 from potstill.run import InputError, Run
 from potstill.run.loop import Term
@@ -98,15 +98,8 @@ class DistributionMatcher(Matcher):
         check_policy(self.real_side, self.entries, self.refresh, self.batch_real)
         spec = parse(self.network)
         if real is not None:  # the network is built once to see that the images are large enough
-            channels, *size = real.shape
             draw = torch.Generator().manual_seed(0)
-            create(
-                spec,
-                channels=channels,
-                size=(size[0], size[1]),
-                classes=real.num_classes,
-                generator=draw,
-            )
+            create_for(real, spec, draw)
 
     def _augmentation(self) -> DSA | None:
         return None if self.augment == "none" else DSA.parse(self.augment, rule=self.augment_rule)

@@ -28,7 +28,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, ClassVar
 
@@ -45,7 +45,6 @@ from potstill.methods.beginning import Judge
 from potstill.methods.checks import at_least, one_of, positive
 from potstill.methods.students import pick
 from potstill.methods.trajectory import TrajectoryMatcher
-from potstill.nets import Sharpness
 from potstill.nets.many import Training
 from potstill.run import InputError, Run
 from potstill.run.loop import Term
@@ -129,20 +128,15 @@ class LAD(TrajectoryMatcher):
 
     def _expert_training(self) -> Training:
         training = super()._expert_training()
-        if self.matching != "oversample":
-            return training
-        return Training(**{**vars(training), "sampling": "cyclic"})
+        return replace(training, sampling="cyclic") if self.matching == "oversample" else training
 
     def _classifier_training(self) -> Training:
-        return Training(
+        return replace(
+            super()._expert_training(),
             epochs=self.classifier_epochs,
-            batch=self.expert_batch,
             lr=self.classifier_lr,
-            momentum=0.0,
             weight_decay=0.0,
-            augment=self._augmentation(),
             sampling="cyclic",
-            sharpness=Sharpness(self.expert_rho, self.expert_alpha) if self.expert_rho else None,
         )
 
     def snapshots(self) -> set[int]:

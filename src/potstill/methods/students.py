@@ -11,7 +11,7 @@ from torch.func import functional_call
 
 from potstill.data import DSA
 from potstill.losses import Loss
-from potstill.match.rollout import StudentStep
+from potstill.match.rollout import StudentStep, saved_bytes
 from potstill.match.student import draw_steps
 from potstill.nets import Network
 from potstill.run import Run
@@ -83,16 +83,12 @@ class Students:
 
         ``x`` (1, c, h, w) in network space with ``targets`` (1, K).
         """
-        total = 0
-
-        def count(tensor: Tensor) -> Tensor:
-            nonlocal total
-            total += tensor.nbytes
-            return tensor.detach()
-
         leaves = {n: p.detach().requires_grad_() for n, p in self.network.named_parameters()}
         x = x.detach().requires_grad_()
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
+
+        def build() -> tuple[Tensor, ...]:
             value = loss(self.forward(leaves, x), targets.detach()).sum()
-            torch.autograd.grad(value, list(leaves.values()), create_graph=True)
-        return max(1, total)
+            return torch.autograd.grad(value, list(leaves.values()), create_graph=True)
+
+        with torch.enable_grad():
+            return max(1, saved_bytes(build)[1])

@@ -26,7 +26,7 @@ from potstill.methods.base import Matcher
 from potstill.methods.beginning import LABEL_STARTS, Beginning, Judge
 from potstill.methods.checks import at_least, one_of, positive
 from potstill.methods.students import Students, pick
-from potstill.nets import Network, Sharpness, create
+from potstill.nets import Network, Sharpness, create_for
 from potstill.nets.many import Training
 from potstill.run import InputError, Run
 from potstill.run.loop import Rate, Term
@@ -155,14 +155,7 @@ class TrajectoryMatcher(Matcher):
 
     def _skeleton(self, real: ImageSet) -> Network:
         """Return a network of the right shape; its own parameters are never used."""
-        channels, *size = real.shape
-        return create(
-            self.network,
-            channels=channels,
-            size=(size[0], size[1]),
-            classes=real.num_classes,
-            generator=torch.Generator().manual_seed(0),
-        )
+        return create_for(real, self.network, torch.Generator().manual_seed(0))
 
     def rates(self) -> dict[str, Rate]:
         """Step sizes of the student's step size and of the label logits."""

@@ -3,7 +3,7 @@
 from potstill.nets.layers import Network, initialise, predict
 from potstill.nets.many import train_many
 from potstill.nets.sharpness import Sharpness
-from potstill.nets.spec import NAMES, NetSpec, create, parse
+from potstill.nets.spec import NAMES, NetSpec, create, create_for, parse
 from potstill.nets.training import Examples, Training
 
 __all__ = [
@@ -14,6 +14,7 @@ __all__ = [
     "Sharpness",
     "Training",
     "create",
+    "create_for",
     "initialise",
     "parse",
     "predict",

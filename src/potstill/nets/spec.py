@@ -6,6 +6,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from math import log2
+from typing import TYPE_CHECKING
 
 import torch
 from torch import nn
@@ -18,7 +19,10 @@ from potstill.nets.resnet import resnet18
 from potstill.nets.vgg import vgg11
 from potstill.run import InputError, nearest
 
-__all__ = ["NAMES", "NetSpec", "create", "parse"]
+if TYPE_CHECKING:
+    from potstill.data import ImageSet
+
+__all__ = ["NAMES", "NetSpec", "create", "create_for", "parse"]
 
 NAMES = (
     "convnet", "convnet-d3-w128-in", "resnet18-in", "resnet18-bn", "vgg11-in", "vgg11-bn",
@@ -132,3 +136,15 @@ def create(
     network.to_empty(device="cpu")
     initialise(network, generator)
     return network
+
+
+def create_for(real: ImageSet, name: str | NetSpec, generator: torch.Generator) -> Network:
+    """Build a network for the images and classes of a real set, see :func:`create`."""
+    channels, height, width = real.shape
+    return create(
+        name,
+        channels=channels,
+        size=(height, width),
+        classes=real.num_classes,
+        generator=generator,
+    )
