@@ -121,6 +121,14 @@ class Canvas:
         """Return the leaves that are optimised, by name."""
         return {"images": self.images}
 
+    def picture_leaves(self) -> list[Tensor]:
+        """Return the leaves that hold pixels, (n, ...) each."""
+        return [self.images]
+
+    def arrange_(self, step: int) -> bool:
+        """Bring the leaves into their form at ``step``; return whether they are others now."""
+        return False
+
     def pictures(self) -> Tensor:
         """Return the stored images as RGB, (n, c, h, w)."""
         return self.images.detach()

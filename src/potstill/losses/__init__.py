@@ -9,16 +9,21 @@ from potstill.losses.classification import (
     focal,
     logit_adjusted,
 )
+from potstill.losses.contrastive import OBJECTIVES, barlow_twins, nt_xent, self_supervised
 from potstill.losses.longtail import WEIGHT_SCALES, dam
 
 __all__ = [
+    "OBJECTIVES",
     "WEIGHT_SCALES",
     "Loss",
     "adjust",
+    "barlow_twins",
     "balanced_softmax",
     "class_balanced",
     "cross_entropy",
     "dam",
     "focal",
     "logit_adjusted",
+    "nt_xent",
+    "self_supervised",
 ]

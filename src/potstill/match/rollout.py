@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Container, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -219,13 +219,17 @@ def check_steps(
         )
 
 
-def saved_bytes(build: Callable[[], Any]) -> tuple[Any, int]:
-    """Return what ``build`` returns and the bytes that the graphs built in it hold."""
+def saved_bytes(build: Callable[[], Any], without: Container[int] = ()) -> tuple[Any, int]:
+    """Return what ``build`` returns and the bytes that the graphs built in it hold.
+
+    ``without``: addresses of storages that do not count, such as weights that are there anyway.
+    """
     sizes: dict[int, int] = {}
 
     def pack(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        sizes[storage.data_ptr()] = storage.nbytes()
+        if storage.data_ptr() not in without:
+            sizes[storage.data_ptr()] = storage.nbytes()
         return tensor.detach()  # a node that keeps its own output would never be freed
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):

@@ -7,15 +7,17 @@ the command line's flags, a recipe's table, the JSON in the artifact and the ide
 from __future__ import annotations
 
 import dataclasses
+import os
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from potstill.canvas import STARTS, Canvas, canvas_spec, check_start, start_canvas
-from potstill.data import ZCA, ImageSet, Normalize
+from potstill.canvas import Canvas
+from potstill.data import ImageSet, Normalize
 from potstill.data.transform import Transform
 from potstill.run import InputError, Run, nearest
 from potstill.run.checkpoint import digest
@@ -82,6 +84,19 @@ class Method:
         """Return the hyper-parameters as JSON-like values."""
         return dataclasses.asdict(self)
 
+    def shown(self) -> dict[str, Any]:
+        """Return the fields as they travel in an artifact: folders without their place."""
+
+        def travels(value: Any) -> Any:
+            place = isinstance(value, str) and os.sep in value and Path(value).expanduser().exists()
+            return Path(value).name if place else value
+
+        return {name: travels(value) for name, value in self.fields().items()}
+
+    def facts(self) -> dict[str, Any]:
+        """JSON-like facts about a finished run that belong into its provenance."""
+        return {}
+
     def key(self, real: ImageSet, ipc: int, run: Run) -> str:
         """Identify (method, fields, data, ipc, seed): what determines the result."""
         return digest([self.info.name, self.fields(), real.checksum, ipc, run.seed, run.precision])
@@ -93,7 +108,7 @@ class Method:
                 "name": self.info.name,
                 "paper": self.info.paper,
                 "arxiv": self.info.arxiv,
-                "fields": self.fields(),
+                "fields": self.shown(),
             },
             "ipc": ipc,
             "seed": run.seed,
@@ -135,6 +150,7 @@ class Selector(Method):
         positions = self.select(real, ipc, run)
         provenance = self.provenance(real, ipc, run, time.monotonic() - began)
         provenance["indices"] = real.indices[positions].tolist()
+        provenance |= self.facts()
         return SyntheticSet(
             images=real.batch(positions),
             labels=real.labels[positions].clone(),
@@ -150,27 +166,15 @@ class Selector(Method):
 class Matcher(Method):
     """Methods that descend on a canvas. Fields are hyper-parameters; state ends in ``_``."""
 
-    starts: ClassVar[tuple[str, ...]] = STARTS  # what ``start`` may be
-
     steps: int = 20_000  # optimisation steps, all classes together in each
     lr_images: float = 1e-3  # step size of the images
     optimizer: str = "adam"  # "adam" or "sgd"
     momentum: float = 0.5  # of SGD
     schedule: str = "constant"  # step size over time: "constant", "cosine" or "plateau"
-    start: str = "real"  # first images: "real", "tiled" (mosaics of real images) or "noise"
-    starved: str = "repeat"  # too few real images to start: "repeat", "noise" or "keep" fewer
-    factor: int = 1  # tiles per side of a stored image; 0 = 2 from 16 pixels up, else 1
-    formation: str = "single"  # the finest tiles only, or "multi" = tiles of every size
-    bounded: bool = True  # keep pixels in [0, 1]
-    preprocess: str = "normalize"  # what networks see: "normalize" (mean, std) or "zca" whitening
 
     def check(self, real: ImageSet | None = None) -> None:
-        """Check the start and the descent."""
+        """Check the descent."""
         super().check(real)
-        check_start(self.start, self.starved, self.starts)
-        canvas_spec(self.factor or 1, self.formation)
-        if self.preprocess not in ("normalize", "zca"):
-            raise InputError(f"preprocess is {self.preprocess!r}; use 'normalize' or 'zca'")
         self._descent(self.lr_images)
 
     def rates(self) -> dict[str, Rate]:
@@ -189,16 +193,11 @@ class Matcher(Method):
 
     def make_canvas(self, real: ImageSet, ipc: int, run: Run) -> Canvas:
         """Return the canvas before step 0, on the CPU."""
-        return start_canvas(
-            real,
-            ipc,
-            run.generator,
-            start=self.start,
-            factor=self.tile_factor(real),
-            formation=self.formation,
-            starved=self.starved,
-            bounded=self.bounded,
-        )
+        raise NotImplementedError
+
+    def transform(self, real: ImageSet) -> Transform:
+        """Fit what a receiver puts between RGB 0-1 and networks."""
+        raise NotImplementedError
 
     def setup(self, real: ImageSet, canvas: Canvas, run: Run) -> None:
         """Make what must exist before step 0; runs again, with the same result, on resume."""
@@ -226,20 +225,9 @@ class Matcher(Method):
         """Step size of one step of all classes together."""
         return self.lr_images
 
-    def tile_factor(self, real: ImageSet) -> int:
-        """Tiles per side of a stored image; below 16 pixels a tile would show nothing."""
-        return self.factor or (2 if min(real.shape[1:]) >= 16 else 1)
-
     def image_bytes(self, canvas: Canvas) -> int:
         """Bytes that one decoded image keeps alive for the backward pass."""
         raise NotImplementedError
-
-    def transform(self, real: ImageSet) -> Transform:
-        """Fit what stands between RGB 0-1 and the networks."""
-        if getattr(self, "fitted_", ("", None))[0] != real.checksum:  # ZCA takes a while
-            fitted = ZCA.fit(real) if self.preprocess == "zca" else Normalize.fit(real)
-            self.fitted_: tuple[str, Transform] = (real.checksum, fitted)
-        return self.fitted_[1]
 
     def __call__(self, real: ImageSet, ipc: int, run: Run) -> SyntheticSet:
         """Distil ``real`` into ``ipc`` stored images per class; resumes from the run's folder."""
@@ -274,10 +262,6 @@ class Matcher(Method):
     def outcome(self, canvas: Canvas) -> dict[str, Any]:
         """Return what was learned, as arguments of :class:`SyntheticSet`: images at least."""
         return {"images": canvas.pictures().float().cpu()}
-
-    def facts(self) -> dict[str, Any]:
-        """JSON-like facts about the run that belong into its provenance."""
-        return {}
 
     def _chunk(self, canvas: Canvas, run: Run) -> int:
         """Classes per term that fit half the memory budget; weights and buffers get the rest."""

@@ -21,7 +21,8 @@ from potstill.experts.pool import PRIORS, train_pool
 from potstill.experts.realside import Entry, Eye, RealSide, check_policy
 from potstill.losses import adjust, cross_entropy
 from potstill.match.spectral import segment_mean
-from potstill.methods.base import Matcher, chunks
+from potstill.methods.base import chunks
+from potstill.methods.pixels import PixelMatcher
 from potstill.nets import create_for, parse
 from potstill.nets.many import Training
 from potstill.run import InputError, Run
@@ -31,7 +32,7 @@ __all__ = ["DistributionMatcher"]
 
 
 @dataclass(kw_only=True)
-class DistributionMatcher(Matcher):
+class DistributionMatcher(PixelMatcher):
     """Match a statistic of every class under networks that never see the synthetic images."""
 
     network: str = "convnet-w128-in"  # feature network; depth from the image size unless given

@@ -22,9 +22,9 @@ from potstill.data import DSA, ImageSet
 from potstill.experts.trajectories import train_experts
 from potstill.losses import Loss, cross_entropy
 from potstill.match.trajectories import GRADIENTS, trajectory_distance
-from potstill.methods.base import Matcher
 from potstill.methods.beginning import LABEL_STARTS, Beginning, Judge
 from potstill.methods.checks import at_least, one_of, positive
+from potstill.methods.pixels import PixelMatcher
 from potstill.methods.students import Students, pick
 from potstill.nets import Network, Sharpness, create_for
 from potstill.nets.many import Training
@@ -39,7 +39,7 @@ PRIORS = ("plain", "balanced")
 
 
 @dataclass(kw_only=True)
-class TrajectoryMatcher(Matcher):
+class TrajectoryMatcher(PixelMatcher):
     """Match where students go on the synthetic set with where experts went on the real one."""
 
     starts: ClassVar[tuple[str, ...]] = ("real", "noise", "correct")

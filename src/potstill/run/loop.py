@@ -49,7 +49,17 @@ class Surface(Protocol):
     labels: Tensor
 
     def parameters(self) -> dict[str, Tensor]:
-        """Return the leaves by name; "images" (n, ...) is one of them."""
+        """Return the leaves by name."""
+
+    def picture_leaves(self) -> list[Tensor]:
+        """Return those leaves that hold pixels, (n, ...) each, one row per label."""
+
+    def arrange_(self, step: int) -> bool:
+        """Bring the leaves into their form at ``step``, before it is taken.
+
+        Returns whether they are other leaves now; the optimiser then starts anew. Calling it with
+        the step at which a run was killed brings a fresh surface into the same form.
+        """
 
     def project_(self) -> None:
         """Put the leaves back into their domain after a step."""
@@ -103,13 +113,16 @@ class _Step:
         self.records.append(("gradient", 0, self._norms(self._gradient())))
 
     def _gradient(self) -> Tensor:
-        leaf = self.surface.parameters()["images"]
-        return torch.zeros_like(leaf) if leaf.grad is None else leaf.grad
+        """Gradient of all pixels, (n, p)."""
+        leaves = self.surface.picture_leaves()
+        grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
+        flat = [grad.flatten(1) for grad in grads]
+        return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
 
     def _norms(self, gradient: Tensor) -> Tensor:
         """Length of the image gradient per class, (classes,)."""
         labels = self.surface.labels.to(gradient.device)
-        squares = gradient.flatten(1).square().sum(1)
+        squares = gradient.square().sum(1)
         return squares.new_zeros(self.classes).index_add_(0, labels, squares).sqrt()
 
     def _measure(self, name: str, before: Tensor) -> Tensor:
@@ -161,25 +174,24 @@ class _Checkpoint:
         return self.spent + time.monotonic() - self.began
 
     def load(
-        self,
-        problem: Problem,
-        leaves: dict[str, Tensor],
-        optimizer: torch.optim.Optimizer,
-        schedule: Schedule,
-    ) -> None:
-        """Put everything back as the file has it, if there is one.
+        self, problem: Problem, surface: Surface, descent: Descent, schedule: Schedule
+    ) -> torch.optim.Optimizer:
+        """Put everything back as the file has it, if there is one; return the optimiser.
 
         Raises:
             InputError: it belongs to another job.
         """
         if self.path is None or not self.path.exists():
-            return
+            return descent.build(surface.parameters())
         tensors, facts = load_state(self.path)
         if facts["key"] != self.key:
             raise InputError(
                 f"{self.path.parent} holds a checkpoint of another job; choose another --out or "
                 "--force"
             )
+        surface.arrange_(facts["step"] - 1)
+        leaves = surface.parameters()
+        optimizer = descent.build(leaves)
         with torch.no_grad():
             for name, leaf in leaves.items():
                 leaf.copy_(tensors[f"surface.{name}"])
@@ -188,12 +200,13 @@ class _Checkpoint:
         schedule.load_state(facts["schedule"])
         self.step, self.spent, self.last = facts["step"], facts["seconds"], facts["last"]
         self.chunk = facts.get("chunk")
+        return optimizer
 
     def save(
         self,
         step: int,
         problem: Problem,
-        leaves: dict[str, Tensor],
+        surface: Surface,
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
     ) -> None:
@@ -201,6 +214,7 @@ class _Checkpoint:
         self.saved = time.monotonic()
         if self.path is None:
             return
+        leaves = surface.parameters()
         tensors = {f"surface.{n}": leaf for n, leaf in leaves.items()} | pack(optimizer)
         tensors |= {f"problem.{n}": t for n, t in problem.state().items()}
         facts = {"key": self.key, "step": step, "seconds": self.seconds, "last": self.last}
@@ -255,10 +269,9 @@ def descend(
     Raises:
         DivergedError: a loss or gradient is NaN or infinite. InputError: foreign checkpoint.
     """
-    leaves, total = surface.parameters(), descent.steps
-    optimizer, schedule = descent.build(leaves), Schedule(descent)
+    total, schedule = descent.steps, Schedule(descent)
     kept = _Checkpoint(run.folder, key)
-    kept.load(problem, leaves, optimizer, schedule)
+    optimizer = kept.load(problem, surface, descent, schedule)
     start, chunk = kept.step, kept.chunk or chunk
     if 0 < start < total:
         logger.info("resuming at step %d of %d", start, total)
@@ -270,6 +283,8 @@ def descend(
         range(start, total), label=label, quiet=run.quiet, total=total, done=start
     ):
         logs = step % every == 0 or step == total - 1
+        if surface.arrange_(step):
+            optimizer = descent.build(surface.parameters())
         kept.chunk = chunk = _with_memory(one, step, chunk, detailed=logs)
         checked = step % check_every == 0 or logs
         if checked:
@@ -287,9 +302,9 @@ def descend(
             if run.watch is not None:
                 run.watch(step, kept.last, surface)
         if checked and time.monotonic() - kept.saved >= run.checkpoint_seconds:
-            kept.save(step + 1, problem, leaves, optimizer, schedule)
+            kept.save(step + 1, problem, surface, optimizer, schedule)
     if start < total:
-        kept.save(total, problem, leaves, optimizer, schedule)
+        kept.save(total, problem, surface, optimizer, schedule)
     return {"steps": total, "seconds": kept.seconds, "last": kept.last}
 
 

@@ -1,0 +1,170 @@
+"""Images as a sum of resolutions that are added one after the other (LGM, arXiv 2511.16674).
+
+    image = sigmoid(2 M sum_k upsample(level_k))
+
+Level k has 2^k pixels a side. Descent begins with the coarsest alone; every ``grow_every`` steps a
+finer one is added until the full resolution is reached, so that shapes come before texture and no
+high-frequency pattern can hide. M is the colour decorrelation of feature visualisation: a step in
+one stored channel moves along a principal direction of natural colours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from potstill.canvas.pixels import Canvas, canvas_spec
+from potstill.run import InputError
+
+__all__ = ["FORMS", "GROWTH", "PyramidCanvas", "check_form", "level_sizes"]
+
+FORMS = ("pyramid", "pixels")
+GROWTH = ("noise", "zero")
+# Square root of the covariance of natural colours, as published with feature visualisation
+# (Olah et al., Distill 2017), scaled by its longest column.
+_COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]]).double()
+_COLOURS = _COLOURS / _COLOURS.norm(dim=0).max()
+
+
+def level_sizes(size: tuple[int, int], form: str = "pyramid") -> list[tuple[int, int]]:
+    """Return (h, w) of every level, coarse to fine; one full-sized level for "pixels"."""
+    if form == "pixels":
+        return [size]
+    sizes, side = [(1, 1)], 1
+    while sizes[-1] != size:
+        side *= 2
+        sizes.append((min(side, size[0]), min(side, size[1])))
+    return sizes
+
+
+class PyramidCanvas(Canvas):
+    """Class-sorted images whose leaves are the levels; starts from noise.
+
+    Args:
+        labels: (n,) int64, ascending. classes: number of classes.
+        shape: (c, h, w) of an image.
+        generator: ``run.generator``; level k is drawn from ``generator("pyramid", k)``.
+        form: "pyramid", or "pixels" (one level of full size from the beginning).
+        grow_every: steps from one level to the next; 200 as released.
+        growth: a new level is "noise" (standard normal over the number of levels), or "zero" (the
+            mean of the others, enlarged); the others shrink by k / (k + 1) either way.
+        decorrelate: use M for images with three channels.
+    """
+
+    def __init__(
+        self,
+        labels: Tensor,
+        classes: int,
+        shape: tuple[int, int, int],
+        generator: Callable[..., torch.Generator],
+        *,
+        form: str = "pyramid",
+        grow_every: int = 200,
+        growth: str = "noise",
+        decorrelate: bool = True,
+    ) -> None:
+        check_form(form, grow_every, growth)
+        self.shape, self.generator = shape, generator
+        self.sizes = level_sizes((shape[1], shape[2]), form)
+        self.grow_every, self.growth = grow_every, growth
+        self.colours = _COLOURS.float() if decorrelate and shape[0] == 3 else None
+        super().__init__(self._noise(0, len(labels)), labels, classes, canvas_spec(), bounded=False)
+        self.levels = [self.images]
+
+    def _noise(self, level: int, n: int) -> Tensor:
+        """A new level, coarse to fine number ``level``, when there are ``level + 1`` of them."""
+        draw = self.generator("pyramid", level)
+        shape = (n, self.shape[0], *self.sizes[level])
+        return torch.randn(shape, generator=draw) / (level + 1)
+
+    def to(self, device: str) -> PyramidCanvas:
+        """Return the same canvas on another device."""
+        moved = super().to(device)
+        assert isinstance(moved, PyramidCanvas)
+        moved.levels = [level.detach().to(device).requires_grad_(True) for level in self.levels]
+        moved.images = moved.levels[0]
+        moved.colours = None if self.colours is None else self.colours.to(device)
+        return moved
+
+    def parameters(self) -> dict[str, Tensor]:
+        """Return the levels there are, coarse to fine."""
+        return {f"level-{k}": level for k, level in enumerate(self.levels)}
+
+    def picture_leaves(self) -> list[Tensor]:
+        """Return the leaves that hold pixels, (n, ...) each."""
+        return self.levels
+
+    def levels_at(self, step: int) -> int:
+        """Return how many levels there are at ``step`` (from 0): one more at 201, 401, ..."""
+        return min(len(self.sizes), 1 + max(0, step - 1) // self.grow_every)
+
+    @torch.no_grad()
+    def arrange_(self, step: int) -> bool:
+        """Add the levels that are due at ``step``; return whether there were any."""
+        wanted = self.levels_at(step)
+        if wanted <= len(self.levels):
+            return False
+        while len(self.levels) < wanted:
+            k = len(self.levels)
+            scaled = [level.detach() * (k / (k + 1)) for level in self.levels]
+            if self.growth == "noise":
+                new = self._noise(k, len(self.labels)).to(scaled[0])
+            else:
+                new = self._enlarged(self.levels, self.sizes[k]) / (k + 1)
+            self.levels = [level.requires_grad_(True) for level in [*scaled, new]]
+        self.images = self.levels[0]
+        return True
+
+    @staticmethod
+    def _enlarged(levels: list[Tensor], size: tuple[int, int]) -> Tensor:
+        """The sum of the levels at ``size``, bilinear without antialiasing."""
+        total = None
+        for level in levels:
+            if tuple(level.shape[2:]) == (1, 1):
+                part = level.expand(-1, -1, *size)
+            elif tuple(level.shape[2:]) == size:
+                part = level
+            else:
+                part = F.interpolate(level, size, mode="bilinear", align_corners=False)
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    def render(self, levels: Mapping[str, Tensor] | list[Tensor]) -> Tensor:
+        """Return RGB images (n, c, h, w) in (0, 1) of the rows of ``levels``; differentiable."""
+        parts = list(levels.values()) if isinstance(levels, Mapping) else levels
+        total = self._enlarged(parts, (self.shape[1], self.shape[2]))
+        if self.colours is not None:
+            total = torch.einsum("nchw,dc->ndhw", total, self.colours.to(total))
+        return torch.sigmoid(2 * total)
+
+    def decode(self, first: int = 0, last: int | None = None) -> tuple[Tensor, Tensor]:
+        """Return images and labels of the classes ``first <= c < last``."""
+        rows = slice(self.starts[first], self.starts[self.classes if last is None else last])
+        return self.render([level[rows] for level in self.levels]), self.labels[rows]
+
+    @torch.no_grad()
+    def pictures(self) -> Tensor:
+        """Return RGB images (n, c, h, w)."""
+        parts = [[level[k : k + 64] for level in self.levels] for k in range(0, self.count, 64)]
+        return torch.cat([self.render(part) for part in parts])
+
+    @property
+    def count(self) -> int:
+        """Number of images."""
+        return len(self.labels)
+
+    def project_(self) -> None:
+        """Levels have no bounds."""
+
+
+def check_form(form: str, grow_every: int, growth: str) -> None:
+    """Raise InputError unless these describe a canvas."""
+    for name, value, options in (("canvas", form, FORMS), ("growth", growth, GROWTH)):
+        if value not in options:
+            raise InputError(f"{name} is {value!r}; use one of {', '.join(options)}")
+    if grow_every < 1:
+        raise InputError(f"grow_every is {grow_every}; use at least 1 step")

@@ -1,0 +1,77 @@
+"""From a backbone's name to a frozen backbone, trained on the data at hand if the name says so.
+
+``self:NETWORK`` (or ``self:NETWORK/barlow``) is a network of ours, trained without labels on the
+real set that is distilled and kept in the cache; every other name is
+:mod:`potstill.nets.backbone`'s.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from potstill.data import ImageSet, Normalize
+from potstill.experts.selfsupervised import SelfSupervision, recipe, train_backbone
+from potstill.nets.backbone import FILE, Backbone, is_own_network, open_backbone, split_name
+from potstill.run import InputError, Run
+from potstill.run.checkpoint import digest, load_state
+
+__all__ = ["backbone_for", "identify", "self_training"]
+
+_SELF = "self:"
+
+
+def self_training(name: str, epochs: int = 30, flip: float = 0.5) -> SelfSupervision | None:
+    """Return how a ``self:`` backbone is trained; None for other names.
+
+    Raises:
+        InputError: what follows is no network of ours or no objective.
+    """
+    if not name.startswith(_SELF):
+        return None
+    network, _, objective = name[len(_SELF) :].partition("/")
+    if not is_own_network(network):
+        raise InputError(
+            f"backbone is {name!r}; after self: name one of our networks, such as "
+            "'self:convnet-w64-bn'"
+        )
+    return SelfSupervision(
+        network=network, objective=objective or "simclr", flip=flip, epochs=epochs
+    )
+
+
+def identify(name: str, real: ImageSet, run: Run, *, epochs: int = 30, flip: float = 0.5) -> str:
+    """Return what a name stands for without loading or training anything, for a job's identity."""
+    how = self_training(name, epochs, flip)
+    if how is not None:
+        return digest(recipe(real, how, run))
+    base, size, imagenet = split_name(name)
+    folder = Path(base).expanduser()
+    if (folder / FILE).is_file():
+        return digest([load_state(folder / FILE)[1].get("key"), size, imagenet])
+    if folder.is_dir():
+        stamps = [(p.name, p.stat().st_size) for p in sorted(folder.iterdir())]
+        return digest([stamps, size, imagenet])
+    return digest([name, run.seed])
+
+
+def backbone_for(
+    name: str, real: ImageSet, run: Run, *, epochs: int = 30, flip: float = 0.5
+) -> Backbone:
+    """Return the backbone of a name for the images of ``real``, on the device of ``run``.
+
+    Args:
+        epochs: of the training of a ``self:`` backbone. flip: probability of mirrored views in it.
+
+    Raises:
+        InputError: unknown name, weights that cannot be had, or images it cannot be shown.
+    """
+    how = self_training(name, epochs, flip)
+    if how is not None:
+        assert run.cache is not None
+        folder = run.cache / "backbones" / digest(recipe(real, how, run))
+        found = train_backbone(real, how, run, folder)
+    else:
+        draw = run.generator("backbone/weights")
+        found = open_backbone(name, real.shape, draw, Normalize.fit(real))
+    found.check(real.shape)
+    return found.on(run.device, run.precision)

@@ -1,0 +1,156 @@
+"""One streaming pass of a real set through a frozen backbone, and what is kept of it.
+
+Per class: how many, the sum and the sum of squares of the features; for all: second moments; on
+demand the features themselves, in half precision on disk. Images are read in order, once per view,
+and never held together, so a class may be of any size. The pass goes on where it was killed, and
+what it found is cached by content: data, backbone, views and seed.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from potstill.data import ImageSet
+from potstill.data.views import Views, clean_view, part_of
+from potstill.experts.feature_pass import (
+    BLOCK,
+    MOMENTS,
+    FeaturePass,
+    FeatureStats,
+    bank_is_whole,
+)
+from potstill.nets.backbone import Backbone
+from potstill.run import ArtifactError, InputError, Run, logger
+from potstill.run.checkpoint import digest, load_state
+
+__all__ = ["FeatureStats", "collect_features", "image_features", "sub_centres"]
+
+
+def collect_features(
+    real: ImageSet,
+    backbone: Backbone,
+    run: Run,
+    *,
+    views: Views | None = None,
+    count: int = 1,
+    moment: str = "none",
+    bank: bool = False,
+) -> FeatureStats:
+    """Pass ``real`` through ``backbone`` once per view, or read what an earlier pass found.
+
+    Args:
+        views: random views; None = the clean view (centre crop).
+        count: views per image; 1 for the clean view.
+        moment: second moments: "none", "natural" (mean over images) or "balanced" (over classes).
+        bank: keep the features, (count, n, d) in half precision on disk.
+
+    Raises:
+        InputError: a feature is not finite (names the image and its class), or bad arguments.
+        StorageError: the bank does not fit on the disk; said before the pass begins.
+    """
+    backbone.check(real.shape)
+    if moment not in MOMENTS:
+        raise InputError(f"moment is {moment!r}; use one of {', '.join(MOMENTS)}")
+    if count < 1 or (views is None and count != 1):
+        raise InputError(
+            f"count is {count}; use 1 for the clean view and at least 1 for random ones"
+        )
+    facts = {
+        "kind": "features-1",  # raise it when views or sums change
+        "data": real.checksum,
+        "backbone": backbone.key,
+        "views": None if views is None else views.facts,
+        "count": count,
+        "moment": moment,
+        "bank": bank,
+        "seed": run.seed if views is not None else 0,
+        "precision": backbone.precision,
+        "device": run.device.split(":")[0],
+        "threads": 0 if run.on_gpu else torch.get_num_threads(),
+        "torch": torch.__version__,
+    }
+    assert run.cache is not None
+    folder = run.cache / "features" / digest(facts)
+    done = folder / "stats.safetensors"
+    shape = (count, len(real), backbone.dim)
+    if done.is_file() and (not bank or bank_is_whole(folder / "bank.f16", shape)):
+        try:
+            stats = FeatureStats.load(done)
+            saved = float(load_state(folder / "seconds.safetensors")[1]["seconds"])
+        except ArtifactError as error:
+            logger.warning("%s; passing the images again", error)
+        else:
+            return _with_bank(replace(stats, seconds_saved=saved), real, folder, shape, bank, run)
+    one = FeaturePass(
+        real, backbone, run, views, count, moment, folder if bank else None, folder, facts
+    )
+    stats = one.finish()
+    return _with_bank(stats, real, folder, shape, bank, run)
+
+
+def _with_bank(
+    stats: FeatureStats,
+    real: ImageSet,
+    folder: Path,
+    shape: tuple[int, int, int],
+    bank: bool,
+    run: Run,
+) -> FeatureStats:
+    """Open the bank: in memory up to a quarter of the budget, else mapped."""
+    if not bank:
+        return stats
+    path, size = folder / "bank.f16", int(np.prod(shape))
+    if 2 * size <= 0.25e9 * run.memory_gb:
+        content = torch.from_numpy(np.fromfile(path, np.float16)).view(shape)
+    else:
+        flat = torch.from_file(str(path), shared=False, size=size, dtype=torch.float16)
+        content = flat.view(shape)
+    return replace(stats, bank=content, labels=real.labels)
+
+
+@torch.no_grad()
+def image_features(images: Tensor, backbone: Backbone, views: Views | None, draw: Any) -> Tensor:
+    """Return features (n, d) of float RGB images (n, c, h, w), on the backbone's device.
+
+    ``draw`` is one of ``views`` for all n images; without views the clean view is taken.
+    """
+    found = []
+    for first in range(0, len(images), BLOCK):
+        rows = slice(first, first + BLOCK)
+        x = images[rows].to(backbone.device)
+        if views is None:
+            x = clean_view(x, backbone.size)
+        else:
+            x = views.apply(x, part_of(draw, rows), backbone.size)
+        found.append(backbone.features(x))
+    return torch.cat(found)
+
+
+def sub_centres(stats: FeatureStats, parts: int, run: Run) -> Tensor:
+    """K-means centres of every class's features, (C, parts, d), class by class from the bank.
+
+    A class with fewer images than ``parts`` gives its images' features in turn. Needs a bank.
+    """
+    from sklearn.cluster import KMeans
+    from threadpoolctl import threadpool_limits
+
+    assert stats.bank is not None and stats.labels is not None
+    found = []
+    for label in range(len(stats.counts)):
+        rows = (stats.labels == label).nonzero().flatten()
+        z = stats.bank[:, rows].float()
+        if len(rows) <= parts:
+            found.append(z.mean(0)[torch.arange(parts) % len(rows)])
+            continue
+        draw = run.generator("features/k-means", label)
+        seed = int(torch.randint(2**31, (), generator=draw))
+        with threadpool_limits(1):  # sums of several threads come in any order
+            means = KMeans(parts, n_init=4, random_state=seed).fit(z.flatten(0, 1).numpy())
+        found.append(torch.from_numpy(means.cluster_centers_).float())
+    return torch.stack(found)

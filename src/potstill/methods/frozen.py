@@ -1,0 +1,196 @@
+"""The step that LGM and SFM share: images seen by a frozen pre-trained backbone.
+
+Images are a pyramid of resolutions. Every step draws ``augmentations`` random views of each image,
+looks at their features and sends the gradient of one global loss back, in the memory of as many
+views as fit (two passes, :mod:`potstill.match.two_pass`). A method says what the loss of the
+features is.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor
+
+from potstill.canvas import Canvas
+from potstill.canvas.pyramid import PyramidCanvas, check_form
+from potstill.data import ImageSet, Normalize
+from potstill.data.transform import Transform
+from potstill.data.views import Views, part_of
+from potstill.experts.backbones import backbone_for, identify, self_training
+from potstill.match.rollout import known
+from potstill.match.two_pass import feature_gradients
+from potstill.methods.base import Matcher
+from potstill.methods.checks import at_least
+from potstill.nets.backbone import Backbone, split_name
+from potstill.run import InputError, Run
+from potstill.run.checkpoint import digest
+from potstill.run.loop import Term
+
+__all__ = ["BackboneMatcher", "backbone_facts", "check_name", "meaning", "open_for"]
+
+
+class Looks(Protocol):
+    """A method that looks through a backbone."""
+
+    backbone: str
+    backbone_epochs: int
+    flip: float
+
+
+def check_name(method: Looks) -> None:
+    """Refuse a name that cannot be a backbone's, before anything is loaded."""
+    at_least(method, backbone_epochs=1)
+    split_name(method.backbone)
+    self_training(method.backbone, method.backbone_epochs, method.flip)
+
+
+def meaning(method: Looks, real: ImageSet, run: Run) -> str:
+    """Return what the backbone's name stands for, for the identity of a job."""
+    how = {"epochs": method.backbone_epochs, "flip": method.flip}
+    return identify(method.backbone, real, run, **how)  # type: ignore[arg-type]
+
+
+def open_for(method: Looks, real: ImageSet, run: Run) -> Backbone:
+    """Return the backbone of a method."""
+    how = {"epochs": method.backbone_epochs, "flip": method.flip}
+    return backbone_for(method.backbone, real, run, **how)  # type: ignore[arg-type]
+
+
+def backbone_facts(backbone: Backbone) -> dict[str, Any]:
+    """What an artifact says about the backbone it was made with, JSON-like."""
+    return {
+        "label": backbone.label,
+        "key": backbone.key,
+        "features": backbone.dim,
+        "input": [backbone.channels, *backbone.size],
+        "mean": backbone.transform.mean.tolist(),
+        "std": backbone.transform.std.tolist(),
+        "bytes": backbone.nbytes,
+    }
+
+
+@dataclass(kw_only=True)
+class BackboneMatcher(Matcher):
+    """Match what a frozen backbone sees; children say what the loss of the features is."""
+
+    steps: int = 5001  # released: 0 to 5000 inclusive
+    lr_images: float = 2e-3  # Adam, all levels alike
+    backbone: str = "dinov2_vitb"  # short name, timm:, transformers:, folder, self:NETWORK
+    backbone_epochs: int = 30  # of the training without labels of a self: backbone
+    augmentations: int = 10  # random views of each image per step
+    canvas: str = "pyramid"  # or "pixels": one level of full size
+    grow_every: int = 200  # steps until the pyramid gets its next level
+    growth: str = "noise"  # a new level: "noise", or "zero" (the others, enlarged)
+    decorrelate: bool = True  # steps along the principal colours of natural images
+    crop_min: float = 0.08  # smallest area of a view's crop
+    flip: float = 0.5  # probability of a mirrored view; 0 for digits and letters
+    noise: float = 0.5  # probability of noise in a view
+    noise_mean: float = 0.5  # as released: it brightens those views
+    noise_std: float = 0.2
+
+    def check(self, real: ImageSet | None = None) -> None:
+        """Check canvas, views and the backbone's name."""
+        super().check(real)
+        check_form(self.canvas, self.grow_every, self.growth)
+        at_least(self, augmentations=1)
+        self._views()
+        check_name(self)
+
+    def _views(self) -> Views:
+        return Views(
+            crop_min=self.crop_min,
+            flip=self.flip,
+            noise=self.noise,
+            noise_mean=self.noise_mean,
+            noise_std=self.noise_std,
+        )
+
+    def key(self, real: ImageSet, ipc: int, run: Run) -> str:
+        """As every method's, with what the backbone's name stands for."""
+        return digest([super().key(real, ipc, run), meaning(self, real, run)])
+
+    def make_canvas(self, real: ImageSet, ipc: int, run: Run) -> PyramidCanvas:
+        """Open the backbone, so that nothing is made in vain, and return the coarsest level."""
+        if ipc < 1:
+            raise InputError(f"ipc is {ipc}; use at least 1 image per class")
+        self.backbone_ = open_for(self, real, run)
+        labels = torch.arange(real.num_classes).repeat_interleave(ipc)
+        return PyramidCanvas(
+            labels,
+            real.num_classes,
+            real.shape,
+            run.generator,
+            form=self.canvas,
+            grow_every=self.grow_every,
+            growth=self.growth,
+            decorrelate=self.decorrelate,
+        )
+
+    def transform(self, real: ImageSet) -> Transform:
+        """For students; the backbone has its own constants, which stand in the provenance."""
+        return Normalize.fit(real)
+
+    def prepare(self, real: ImageSet, run: Run) -> None:
+        """Make the real side; runs again, with the same result, on resume."""
+
+    def begin(self, step: int) -> None:
+        """Make what the loss of this step compares with."""
+
+    def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """Features (views, n, d) of all images, class-sorted, to a scalar and facts per class."""
+        raise NotImplementedError
+
+    def setup(self, real: ImageSet, canvas: Canvas, run: Run) -> None:
+        """Prepare the real side."""
+        self.run_, self.labels_ = run, canvas.labels
+        self.classes_, self.ipc_ = real.num_classes, len(canvas.labels) // real.num_classes
+        self.fit_ = max(1, int(0.5e9 * run.memory_gb / self.image_bytes(canvas)))
+        self.prepare(real, run)
+
+    def image_bytes(self, canvas: Canvas) -> int:
+        """Bytes that one view keeps alive: the backbone's graph, the view and its image."""
+        pixels = 4 * self.backbone_.channels * self.backbone_.size[0] * self.backbone_.size[1]
+        assert isinstance(canvas, PyramidCanvas)
+        image = 4 * math.prod(canvas.shape)
+        return self.backbone_.image_bytes() + 3 * pixels + 3 * image
+
+    def terms(self, step: int, canvas: Canvas, chunk: int) -> Iterator[Term]:
+        """One global loss, back-propagated in as much memory as there is."""
+        assert isinstance(canvas, PyramidCanvas)
+        self.begin(step)
+        views, leaves = self._views(), canvas.parameters()
+        draws = [
+            views.draw(len(canvas.labels), self.run_.generator("views", step, number))
+            for number in range(self.augmentations)
+        ]
+
+        def see(images: Tensor, rows: slice, view: int) -> Tensor:
+            seen = views.apply(images, part_of(draws[view], rows), self.backbone_.size)
+            return self.backbone_.features(seen)
+
+        facts: dict[str, Tensor] = {}
+
+        def loss(z: Tensor) -> Tensor:
+            value, found = self.loss(z)
+            facts.update({name: fact.detach() for name, fact in found.items()})
+            return value
+
+        value, grads = feature_gradients(
+            leaves,
+            canvas.render,
+            see,
+            loss,
+            views=self.augmentations,
+            budget=min(self.fit_, chunk * self.ipc_ * self.augmentations),
+        )
+        matched = known(value, list(grads.values()), list(leaves.values()))
+        yield Term("match", matched, facts=facts)
+
+    def facts(self) -> dict[str, Any]:
+        """Which backbone saw the images."""
+        return {"backbone": backbone_facts(self.backbone_)}

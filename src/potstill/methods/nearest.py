@@ -1,0 +1,64 @@
+"""Choosing real images by what a frozen backbone sees in them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from potstill.data import ImageSet
+from potstill.methods.base import Selector
+from potstill.methods.frozen import backbone_facts, check_name, meaning, open_for
+from potstill.nets.backbone import Backbone
+from potstill.run import Run
+from potstill.run.checkpoint import digest
+
+__all__ = ["BackboneSelector", "free_nearest"]
+
+
+@dataclass(kw_only=True)
+class BackboneSelector(Selector):
+    """Selectors that look through a backbone."""
+
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {"quick": {"backbone": "self:convnet-w32-bn"}}
+
+    backbone: str = "dinov2_vitb"  # short name, timm:, transformers:, folder, self:NETWORK
+    backbone_epochs: int = 30  # of the training without labels of a self: backbone
+    flip: float = 0.5  # probability of mirrored views in it; 0 for digits and letters
+
+    def check(self, real: ImageSet | None = None) -> None:
+        """Check the backbone's name."""
+        super().check(real)
+        check_name(self)
+
+    def key(self, real: ImageSet, ipc: int, run: Run) -> str:
+        """As every method's, with what the backbone's name stands for."""
+        return digest([super().key(real, ipc, run), meaning(self, real, run)])
+
+    def select(self, real: ImageSet, ipc: int, run: Run) -> Tensor:
+        """Return positions (n,), class-sorted, as seen by the backbone."""
+        self.backbone_ = open_for(self, real, run)
+        return self.choose(real, self.backbone_, ipc, run)
+
+    def choose(self, real: ImageSet, backbone: Backbone, ipc: int, run: Run) -> Tensor:
+        """Return positions (n,), class-sorted."""
+        raise NotImplementedError
+
+    def facts(self) -> dict[str, Any]:
+        """Which backbone saw the images."""
+        return {"backbone": backbone_facts(self.backbone_)}
+
+
+def free_nearest(gaps: Tensor) -> Tensor:
+    """For each row of ``gaps`` (k, n) in turn the nearest column that is still free, (min(k, n),).
+
+    A class with fewer images than are wanted gives all it has.
+    """
+    gaps, chosen = gaps.clone(), []
+    for row in range(min(gaps.shape)):
+        best = int(gaps[row].argmin())
+        gaps[:, best] = torch.inf
+        chosen.append(best)
+    return torch.tensor(chosen)

@@ -1,0 +1,60 @@
+"""Matching on pixels: what distribution and trajectory matching begin with and look through."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from potstill.canvas import STARTS, Canvas, canvas_spec, check_start, start_canvas
+from potstill.data import ZCA, ImageSet, Normalize
+from potstill.data.transform import Transform
+from potstill.methods.base import Matcher
+from potstill.run import InputError, Run
+
+__all__ = ["PixelMatcher"]
+
+
+@dataclass(kw_only=True)
+class PixelMatcher(Matcher):
+    """Descend on the pixels of stored images, whole or as tiles."""
+
+    starts: ClassVar[tuple[str, ...]] = STARTS  # what ``start`` may be
+
+    start: str = "real"  # first images: "real", "tiled" (mosaics of real images) or "noise"
+    starved: str = "repeat"  # too few real images to start: "repeat", "noise" or "keep" fewer
+    factor: int = 1  # tiles per side of a stored image; 0 = 2 from 16 pixels up, else 1
+    formation: str = "single"  # the finest tiles only, or "multi" = tiles of every size
+    bounded: bool = True  # keep pixels in [0, 1]
+    preprocess: str = "normalize"  # what networks see: "normalize" (mean, std) or "zca" whitening
+
+    def check(self, real: ImageSet | None = None) -> None:
+        """Check the start and the descent."""
+        super().check(real)
+        check_start(self.start, self.starved, self.starts)
+        canvas_spec(self.factor or 1, self.formation)
+        if self.preprocess not in ("normalize", "zca"):
+            raise InputError(f"preprocess is {self.preprocess!r}; use 'normalize' or 'zca'")
+
+    def make_canvas(self, real: ImageSet, ipc: int, run: Run) -> Canvas:
+        """Return the canvas before step 0, on the CPU."""
+        return start_canvas(
+            real,
+            ipc,
+            run.generator,
+            start=self.start,
+            factor=self.tile_factor(real),
+            formation=self.formation,
+            starved=self.starved,
+            bounded=self.bounded,
+        )
+
+    def tile_factor(self, real: ImageSet) -> int:
+        """Tiles per side of a stored image; below 16 pixels a tile would show nothing."""
+        return self.factor or (2 if min(real.shape[1:]) >= 16 else 1)
+
+    def transform(self, real: ImageSet) -> Transform:
+        """Fit what stands between RGB 0-1 and the networks."""
+        if getattr(self, "fitted_", ("", None))[0] != real.checksum:  # ZCA takes a while
+            fitted = ZCA.fit(real) if self.preprocess == "zca" else Normalize.fit(real)
+            self.fitted_: tuple[str, Transform] = (real.checksum, fitted)
+        return self.fitted_[1]
