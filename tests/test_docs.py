@@ -8,9 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from potstill.evaluation import PROTOCOLS
+from potstill.data.subsets import SUBSETS
+from potstill.evaluation import PROTOCOLS, Protocol, find_protocol
+from potstill.experts.backbones import self_training
 from potstill.methods import CATALOGUE
 from potstill.nets import parse
+from potstill.nets.backbone import BACKBONES, split_name
 from potstill.recipe import method_of, read_recipe
 
 ROOT = Path(__file__).parents[1]
@@ -62,19 +65,33 @@ def test_a_recipe_can_be_run_as_it_stands(path):
     recipe = read_recipe(path)
     assert recipe["distill"]["method"] == path.parent.name
     method = method_of(recipe)
-    protocol = PROTOCOLS[recipe["evaluate"]["protocol"]]
+    protocol = find_protocol(recipe["evaluate"]["protocol"])
     assert protocol.labels != "soft" or getattr(method, "label_kind", "soft") != "hard"
-    for network in recipe["evaluate"]["network"]:
-        parse(network)
+    networks = recipe["evaluate"]["network"]
+    for network in [networks] if isinstance(networks, str) else networks:
+        if isinstance(protocol, Protocol):
+            parse(network)
+        else:  # a probe's network is a backbone; "same" is the one that distilled
+            backbone = method.backbone if network == "same" else network
+            assert self_training(backbone) or split_name(backbone)[0] in BACKBONES
     data = recipe["data"]
+    assert "subset" not in data or data["subset"] in SUBSETS
     assert not re.search(r"^[./~]|\\", data["data"]), "a recipe names no place on a disk"
     tail = f"-lt{data['imbalance_factor']}" if "imbalance_factor" in data else ""
-    name = rf"[a-z\d]+(-[a-z]+)*{tail}-ipc{recipe['distill']['ipc']}(-quick)?(-[a-z]+)?"
-    assert re.fullmatch(name, path.stem)
+    name = rf"[a-z\d]+(-[a-z]+)*{tail}-ipc{recipe['distill']['ipc']}"
+    assert re.fullmatch(name + r"(-quick)?(-[a-z][a-z\d]*){0,2}", path.stem)
     assert ("quick" in path.stem) <= (recipe["distill"]["budget"] == "quick")
     changed = recipe.get("method", {})
     budget = type(method).budget(recipe["distill"]["budget"])
     assert not [key for key in changed if changed[key] == getattr(budget, key)], "as the budget"
+
+
+def test_neighbours_are_those_of_a_recipe():
+    for path in (ROOT / "recipes" / "neighbours").glob("*.toml"):
+        recipe = read_recipe(path)
+        of = read_recipe(ROOT / "recipes" / "lgm" / f"{Path(recipe['method'].pop('of')).name}.toml")
+        assert (of["data"], of["distill"]["ipc"]) == (recipe["data"], recipe["distill"]["ipc"])
+        assert method_of(of).backbone == method_of(recipe).backbone
 
 
 def test_no_two_recipes_are_the_same():

@@ -26,6 +26,7 @@ ORDER = (
     "job",
     "recipe",
     "flags",
+    "backbones",
     "cli",
 )
 

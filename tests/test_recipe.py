@@ -9,10 +9,11 @@ import pytest
 
 from potstill import recipe as recipe_module
 from potstill.cli import main
-from potstill.evaluation import PROTOCOLS, find_protocol
+from potstill.evaluation import PROTOCOLS, Protocol, find_protocol
 from potstill.evaluation import scores as scores_module
 from potstill.job import Data
 from potstill.nets import parse
+from potstill.nets.backbone import split_name
 from potstill.recipe import method_of, read_recipe, run_recipe
 from potstill.run import InputError, Run
 
@@ -52,8 +53,10 @@ def test_every_recipe_is_sound(path):
     described = Data(**recipe["data"])
     assert described.imbalance_factor >= 1
     options = recipe["evaluate"]
-    find_protocol(options["protocol"])
-    assert options["runs"] >= 1 and [parse(name) for name in options["network"]]
+    protocol, names = find_protocol(options["protocol"]), options["network"]
+    read = parse if isinstance(protocol, Protocol) else split_name
+    assert options["runs"] >= 1
+    assert [read(name) for name in ([names] if isinstance(names, str) else names)]
     assert recipe["about"]["title"]
 
 

@@ -11,7 +11,7 @@ import os
 import sys
 from dataclasses import dataclass, field, make_dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 # Spinning OpenMP threads ruin a shared machine; this must be set before torch is imported.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -21,7 +21,15 @@ os.environ.setdefault("DATASETS_VERBOSITY", "critical")
 import tyro
 
 from potstill import __version__
-from potstill.flags import FLAT, Machine, data_flags, default_budget, default_student, parse
+from potstill.flags import (
+    FLAT,
+    Machine,
+    data_flags,
+    default_budget,
+    default_student,
+    parse,
+    suiting,
+)
 from potstill.run.errors import DivergedError, InputError, PotstillError, StorageError, nearest
 
 __all__ = ["main"]
@@ -33,6 +41,7 @@ USAGE = """potstill {version}: distil a long-tailed image set into a small balan
   potstill report DIR                                        write its HTML page
   potstill compare DIR DIR [DIR ...] --out PAGE.html         set runs side by side on one page
   potstill methods                                           what can be chosen as METHOD
+  potstill backbone train --data SOURCE --out DIR            train a small backbone without labels
   potstill recipe FILE.toml                                  distil, evaluate and report as written
 
 Each command explains its flags with --help, e.g. potstill distill csdm --help.
@@ -103,7 +112,7 @@ def _distill(words: list[str]) -> None:
     if not chosen.machine.quiet:
         seconds = syn.provenance.get("seconds", 0.0)
         print(f"{len(syn.images)} images in {seconds:.0f} s -> {job.out}/synthetic")
-        network, protocol = default_student(syn.syn_lr is not None)
+        network, protocol = default_student(syn.syn_lr is not None, "backbone" in syn.provenance)
         print(
             f"next: potstill evaluate {job.out} --network {network} --protocol {protocol} "
             f"&& potstill report {job.out}"
@@ -115,29 +124,37 @@ class Evaluate:
     """Train students on a synthetic set; score them on the test split beside a random subset."""
 
     folder: tyro.conf.Positional[Path]  # run folder
-    # student networks; default: convnet-w32-in without a GPU, convnet-w128-in with one
-    network: list[str] = field(default_factory=lambda: [default_student()[0]])
-    # quick, default, dc, dsa, mtt, lad, idc, ncfm (and *-published); default: quick without a GPU
-    protocol: str = field(default_factory=lambda: default_student()[1])
+    # student networks; with a probe protocol backbones ("same": the one that distilled). Default:
+    # what suits the set and the machine
+    network: list[str] = field(default_factory=list)
+    # quick, default, dc, dsa, mtt, lad, idc, ncfm, probe (and *-published); default: what suits
+    protocol: str | None = None
     runs: int = 5  # students per network
     seed: int = 0  # of the students
     baseline: bool = True  # score the random subset of the same size too
     quantized: bool = True  # score the 8-bit view too
     full: bool = False  # score training on the full (long-tailed) set too
+    inherit: Literal["none", "ridge", "adam"] = "none"  # probe: score the sender's classifier too
+    # what is done about uneven classes in it: plain, balanced, logit_adjusted (default), post_hoc
+    head_prior: str | None = None
+    kd: bool = False  # probe: score heads that learn from that classifier, too
     data: str | None = None  # source to test on, if not the one in run.json
     machine: Annotated[Machine, FLAT] = field(default_factory=Machine)
 
 
 def _evaluate(words: list[str]) -> None:
+    from potstill.evaluation.linear import inheritance
     from potstill.job import evaluate_run
     from potstill.reports.tables import plain, score_table
 
     chosen = parse(Evaluate, words, "evaluate")
+    network, protocol = suiting(chosen.folder, chosen.network, chosen.protocol)
     records = evaluate_run(
         chosen.folder,
         chosen.machine.run(chosen.seed),
-        network=chosen.network,
-        protocol=chosen.protocol,
+        network=network,
+        protocol=protocol,
+        inherit=inheritance(chosen.inherit, chosen.head_prior, chosen.kd),
         runs=chosen.runs,
         baseline=chosen.baseline,
         quantized=chosen.quantized,
@@ -228,12 +245,19 @@ def _recipe(words: list[str]) -> None:
     print(folder / "report.html")
 
 
+def _backbone(words: list[str]) -> None:
+    from potstill.backbones import command
+
+    print(command(words))
+
+
 COMMANDS = {
     "distill": _distill,
     "evaluate": _evaluate,
     "report": _report,
     "compare": _compare,
     "methods": _methods,
+    "backbone": _backbone,
     "recipe": _recipe,
 }
 

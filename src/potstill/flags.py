@@ -7,13 +7,22 @@ import io
 import re
 from collections.abc import Container
 from dataclasses import dataclass, field, make_dataclass
+from pathlib import Path
 from typing import Annotated, Any
 
 import tyro
 
 from potstill.run.errors import InputError, nearest
 
-__all__ = ["FLAT", "Machine", "data_flags", "default_budget", "default_student", "parse"]
+__all__ = [
+    "FLAT",
+    "Machine",
+    "data_flags",
+    "default_budget",
+    "default_student",
+    "parse",
+    "suiting",
+]
 
 FLAT = tyro.conf.arg(name="")  # fields of a nested dataclass are flags like any other
 
@@ -99,13 +108,35 @@ def default_budget(words: list[str]) -> str:
     return "standard" if torch.cuda.is_available() else "quick"
 
 
-def default_student(learned_lr: bool = False) -> tuple[str, str]:
-    """Network and protocol that suit the machine, and sets with a learned student step size."""
+def default_student(learned_lr: bool = False, backbone: bool = False) -> tuple[str, str]:
+    """Network and protocol that suit the machine and the set.
+
+    Sets with a learned student step size and those that a backbone distilled have their own.
+    """
     import torch
 
+    if backbone:
+        return "same", "probe"
     gpu = torch.cuda.is_available()
     fitting = {True: ("lad-quick", "lad"), False: ("quick", "default")}
     return ("convnet-w128-in" if gpu else "convnet-w32-in"), fitting[learned_lr][gpu]
+
+
+def suiting(folder: Path, networks: list[str], protocol: str | None) -> tuple[list[str], str]:
+    """Complete what was not said about an evaluation by what suits the set in ``folder``."""
+    if networks and protocol:
+        return networks, protocol
+    from potstill.evaluation import Probe, find_protocol
+    from potstill.synthetic import SyntheticSet
+
+    learned = backbone = False
+    with contextlib.suppress(InputError):  # evaluation says what is wrong with the folder
+        syn = SyntheticSet.load(folder)
+        learned, backbone = syn.syn_lr is not None, "backbone" in syn.provenance
+    if protocol is not None:
+        backbone = isinstance(find_protocol(protocol), Probe)
+    network, suits = default_student(learned, backbone)
+    return networks or [network], protocol or suits
 
 
 def data_flags(taken: Container[str]) -> Any:

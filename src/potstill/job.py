@@ -18,6 +18,7 @@ from typing import Any
 from potstill.data import ImageSet, load_pair
 from potstill.data.longtail import Profile
 from potstill.methods import Method, find
+from potstill.nets.backbone import split_name
 from potstill.reports.gallery import Gallery, picture_real
 from potstill.run import InputError, Run, logger
 from potstill.run.checkpoint import digest, write_json
@@ -37,6 +38,7 @@ class Data:
     resize: str = "crop"  # "crop" (short side, centre), "stretch" or "pad"
     channels: int | None = None  # force 1 (grey) or 3 (RGB)
     labels: str | None = None  # label column, for tables with several
+    subset: str | None = None  # classes: imagenet-nette, or positions or names joined by commas
     imbalance_factor: float = 1.0  # n_max / n_min to cut the train split to; 1 = as it is
     profile: Profile = "exponential"  # shape of the long tail
 
@@ -49,6 +51,7 @@ class Data:
             resize=self.resize,
             channels=self.channels,
             labels=self.labels,
+            subset=self.subset,
             memory_gb=run.memory_gb,
             cache=run.cache,
             quiet=run.quiet,
@@ -56,6 +59,10 @@ class Data:
         if self.imbalance_factor != 1:
             train = train.long_tailed(self.imbalance_factor, profile=self.profile)
         return train, test, note
+
+    def facts(self) -> dict[str, Any]:
+        """Fields for ``run.json``; what older runs did not know is left out unless it is asked."""
+        return {key: value for key, value in asdict(self).items() if key != "subset" or value}
 
 
 def open_data(
@@ -120,21 +127,33 @@ def evaluate_run(
     network: Sequence[str],
     protocol: str = "default",
     data: str | None = None,
+    inherit: Any = None,
     **options: Any,
 ) -> list[Any]:
     """Score a run folder on its own source's test split; fill ``scores.json`` and the card.
 
     Each network's scores are written as soon as they are known. ``options`` go to
-    :func:`potstill.evaluate`.
+    :func:`potstill.evaluate`. ``inherit``: an :class:`potstill.evaluation.Inheritance`; the head
+    that is shipped is written to ``head.safetensors``, and taken from there if there is one.
     """
-    from potstill.evaluation import evaluate, find_protocol, full_name, write_scores
+    from potstill.evaluation import (
+        LinearBench,
+        Probe,
+        evaluate,
+        find_protocol,
+        full_name,
+        write_scores,
+    )
     from potstill.nets import parse
     from potstill.reports import write_card
     from potstill.synthetic.iterates import list_iterates
 
-    find_protocol(protocol), [parse(name) for name in network]  # before data are decoded
+    how = find_protocol(protocol)
+    probed = isinstance(how, Probe)
     if not network:
         raise InputError("network names none; give at least one, such as convnet-w128-in")
+    for name in network:  # before data are decoded
+        split_name(name) if probed else parse(name)
     if not folder.exists():
         raise InputError(
             f"folder is {folder}, which does not exist; give the folder of a distillation run"
@@ -148,13 +167,25 @@ def evaluate_run(
         syn = SyntheticSet.load(folder)
         refuse_unfinished(record, folder, syn.checksum)
         train, test, note = open_data(record, run, data)
-    for name in network:  # before the first of them is trained
+        options.setdefault("sender", record["job"].get("fields", {}).get("backbone"))
+    for name in () if probed else network:  # before the first of them is trained
         full_name(name, test)
     records = []
     options.setdefault("iterates", list_iterates(folder))
+    if inherit is not None and isinstance(how, Probe):
+        bench = LinearBench(syn, train, test, how, run, options.get("sender"))
+        inherit = bench.with_head(inherit, folder / "head.safetensors")
     for name in network:
         records += evaluate(
-            syn, train, test, network=name, protocol=protocol, run=run, test_note=note, **options
+            syn,
+            train,
+            test,
+            network=name,
+            protocol=protocol,
+            run=run,
+            test_note=note,
+            inherit=inherit,
+            **options,
         )
         write_scores(folder, records)
         write_card(folder)
@@ -218,7 +249,7 @@ def distill(
         else:
             named, source = True, None
         train, _, note = data.open(run, None if named else source)
-        described = asdict(data) | ({} if named else {"in_memory": True})
+        described = data.facts() | ({} if named else {"in_memory": True})
     return _run(
         method, train, ipc, run, Path(out) if out else None, described, chosen, note, force, history
     )

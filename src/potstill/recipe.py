@@ -37,7 +37,15 @@ _TABLES: dict[str, dict[str, Any] | None] = {  # keys and their types
     "data": get_type_hints(Data),
     "distill": {"method": str, "ipc": int, "budget": str, "seed": int},
     "method": None,  # the fields of the method, see method_of
-    "evaluate": {"network": str | list[str], "protocol": str, "runs": int, "full": bool | int},
+    "evaluate": {
+        "network": str | list[str],
+        "protocol": str,
+        "runs": int,
+        "full": bool | int,
+        "inherit": str,  # projector of an inherited classifier: "ridge" or "adam"
+        "head_prior": str,  # how that classifier was debiased
+        "kd": bool,
+    },
     "measured": None,
 }
 
@@ -97,6 +105,13 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, int | float if kind is float else kind)
 
 
+def names_of(score: Any) -> list[str]:
+    """Names by which a recipe's [evaluate] may have asked for a score."""
+    if score.backbone is None:
+        return [score.network]
+    return [score.backbone["name"], *(["same"] if score.backbone["same"] else [])]
+
+
 def method_of(recipe: dict[str, Any]) -> Any:
     """Build the method object that a recipe describes."""
     about = recipe["distill"]
@@ -117,8 +132,10 @@ def run_recipe(
     Everything the recipe says is checked before the first part begins; what is finished already
     (the artifact, a score of the same protocol, runs and seed) is not done again.
     """
-    from potstill.evaluation import find_protocol, read_scores
+    from potstill.evaluation import Probe, find_protocol, read_scores
+    from potstill.evaluation.linear import inheritance
     from potstill.nets import parse
+    from potstill.nets.backbone import split_name
     from potstill.reports import report
 
     recipe = read_recipe(path)
@@ -128,8 +145,13 @@ def run_recipe(
     folder = out or Path("runs") / path.stem
     options = {"runs": 5, "full": False} | recipe.get("evaluate", {})
     names = options.pop("network", ["convnet-w128-in"])
-    networks = [parse(name) for name in ([names] if isinstance(names, str) else names)]
+    networks = [names] if isinstance(names, str) else list(names)
     protocol = find_protocol(options.pop("protocol", "default"))
+    probed = isinstance(protocol, Probe)
+    for name in networks:
+        split_name(name) if probed else parse(name)
+    passed_on = ("inherit", "head_prior", "kd")
+    inherit = inheritance(*(options.pop(key, None) for key in passed_on))
     if options["runs"] < 1:
         raise InputError(f"{path} has runs = {options['runs']} in [evaluate]; use at least 1")
     syn = distill(
@@ -142,22 +164,26 @@ def run_recipe(
         label=about.get("budget", "quick"),
     )
     train, test, _ = open_data(read_record(folder), run)
-    wanted = [str(network.at(syn.shape[1:])) for network in networks]
+    size = (syn.shape[1], syn.shape[2])
+    wanted = networks if probed else [str(parse(name).at(size)) for name in networks]
 
     def scores() -> dict[str, Any]:
         """Records of this artifact, data, protocol, number of runs and seed, by network."""
-        return {
-            score.network: score
-            for score in read_scores(folder)
-            if (score.artifact, score.protocol.get("hash"), score.runs, score.seed)
-            == (syn.checksum, protocol.hash, protocol.students(options["runs"]), 0)
-            and (score.train_checksum, score.test_checksum) == (train.checksum, test.checksum)
-            and (score.full is not None or not options["full"])
-        }
+        found = {}
+        for score in read_scores(folder):
+            asked = (syn.checksum, protocol.hash, protocol.students(options["runs"]), 0)
+            same = (score.artifact, score.protocol.get("hash"), score.runs, score.seed) == asked
+            own = (score.train_checksum, score.test_checksum) == (train.checksum, test.checksum)
+            full = score.full is not None or not options["full"]
+            passed = score.inherited is not None or inherit is None
+            if same and own and full and passed:
+                found.update(dict.fromkeys(names_of(score), score))
+        return found
 
     missing = [name for name in wanted if name not in scores()]
     if missing:
-        evaluate_run(folder, run.with_(seed=0), network=missing, protocol=protocol.name, **options)
+        options |= {"network": missing, "protocol": protocol.name, "inherit": inherit}
+        evaluate_run(folder, run.with_(seed=0), **options)
     records = [scores()[name] for name in wanted]
     report(folder, None)
     return folder, records

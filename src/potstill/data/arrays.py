@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -60,7 +60,7 @@ def array_rows(images: Any, labels: Any, name: str, classes: tuple[str, ...] | N
             f"labels of {name} are {numbers.dtype} of shape {numbers.shape}; "
             f"give {len(pictures)} whole numbers, one for each image"
         )
-    return Rows.of(name, lambda: pictures, numbers, classes)
+    return Rows.of(name, lambda rows: (pictures[row] for row in rows), numbers, classes)
 
 
 def npz_splits(path: Path) -> Mapping[str, Callable[[], Rows]]:
@@ -110,17 +110,21 @@ def dataset_rows(data: Any, name: str) -> Rows:
     classes = getattr(data, "classes", None)
     named = isinstance(classes, list | tuple) and all(isinstance(text, str) for text in classes)
 
-    def pairs() -> Iterator[tuple[Any, int]]:
-        for row in range(len(data)):
-            item = data[row]
-            try:
-                picture, label = item
-                number = label.__index__()
-            except (TypeError, ValueError, AttributeError):
-                raise InputError(
-                    f"item {row} of {name} is no (picture, whole number); "
-                    "leave out transforms that change the label"
-                ) from None
-            yield picture, number
+    def pair(row: int) -> tuple[Any, int]:
+        item = data[row]
+        try:
+            picture, label = item
+            return picture, label.__index__()
+        except (TypeError, ValueError, AttributeError):
+            raise InputError(
+                f"item {row} of {name} is no (picture, whole number); "
+                "leave out transforms that change the label"
+            ) from None
 
-    return Rows(name, len(data), pairs, tuple(classes) if classes and named else None)
+    return Rows(
+        name,
+        len(data),
+        lambda: map(pair, range(len(data))),
+        tuple(classes) if classes and named else None,
+        lambda rows: (pair(row)[0] for row in rows.tolist()),
+    )

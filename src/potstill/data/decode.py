@@ -29,6 +29,8 @@ _CHUNK = 16  # pictures per task of the thread pool
 # 1.8 times (32-pixel WebP 71 -> 130 us a picture); above they win. Files wait for the disk anyway.
 _THREADED_PIXELS = 128 * 128
 
+Pictures = Callable[[np.ndarray], Iterable[Any]]  # ascending row numbers (k,) to k pictures
+
 
 @dataclass(frozen=True)
 class Form:
@@ -55,6 +57,8 @@ class Rows:
     count: int
     pairs: Callable[[], Iterator[tuple[Any, int]]]  # from the beginning at each call
     classes: tuple[str, ...] | None  # None: "0".."C-1" after the labels
+    pictures: Pictures | None = None  # some rows; None: only all of them in turn
+    labels: np.ndarray | None = None  # int64 (count,); None: known only with the pictures
 
     def __post_init__(self) -> None:
         # Before hours of decoding rather than after.
@@ -63,15 +67,17 @@ class Rows:
     @staticmethod
     def of(
         name: str,
-        pictures: Callable[[], Iterable[Any]],
+        pictures: Pictures,
         labels: np.ndarray,
         classes: tuple[str, ...] | None,
     ) -> Rows:
         """Rows whose labels (n,) are known beforehand; raises InputError if one is out of range."""
         numbers = labels.astype(np.int64)
-        rows = Rows(
-            name, len(numbers), lambda: zip(pictures(), numbers.tolist(), strict=True), classes
-        )
+
+        def pairs() -> Iterator[tuple[Any, int]]:
+            return zip(pictures(np.arange(len(numbers))), numbers.tolist(), strict=True)
+
+        rows = Rows(name, len(numbers), pairs, classes, pictures, numbers)
         size = len(classes) if classes else int(numbers.max()) + 1
         check_labels(torch.from_numpy(numbers), size, name)
         return rows

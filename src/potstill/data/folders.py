@@ -7,6 +7,8 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
+
 from potstill.data.decode import Rows
 from potstill.run import InputError
 
@@ -55,7 +57,8 @@ def folder_rows(root: Path) -> Rows:
             f"source folder {root} has no class folders; put the images of each class into a "
             "folder of its own, named after the class"
         )
-    pairs: list[tuple[Path, int]] = []
+    paths: list[Path] = []
+    labels: list[int] = []
     for label, folder in enumerate(folders):
         files = list(_files(folder))
         if not files:
@@ -63,9 +66,10 @@ def folder_rows(root: Path) -> Rows:
         for path in files:
             if path.suffix and path.suffix.lower() not in _IMAGE:
                 raise InputError(f"{path} is not an image; remove it from the class folder")
-        pairs += [(path, label) for path in files]
+        paths += files
+        labels += [label] * len(files)
     names = _class_names([folder.name for folder in folders])
-    return Rows(str(root), len(pairs), lambda: iter(pairs), names)
+    return Rows.of(str(root), lambda rows: (paths[row] for row in rows), np.array(labels), names)
 
 
 def _class_names(folders: list[str]) -> tuple[str, ...]:

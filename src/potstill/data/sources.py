@@ -32,6 +32,7 @@ from potstill.data.decode import Form, MixedModes, blocks
 from potstill.data.folders import SPLIT_NAMES
 from potstill.data.images import ImageSet
 from potstill.data.recognise import Source, recognise
+from potstill.data.subsets import keep_classes
 from potstill.data.tables import UnlabelledError
 from potstill.run import InputError, cache_folder
 from potstill.run.checkpoint import digest
@@ -46,22 +47,25 @@ class _Reader:
     """How splits are read: form, memory, cache."""
 
     form: Form
+    subset: str | None
     memory_gb: float
     cache: Path
     quiet: bool
 
     def read(self, source: Source, split: str) -> tuple[ImageSet, tuple[str, ...]]:
         """One split, from the cache if it is there, and the names of all splits."""
-        key = source.stamp and digest([_FORMAT, source.stamp, split, asdict(self.form)])
+        chosen = [] if self.subset is None else [self.subset]
+        key = source.stamp and digest([_FORMAT, source.stamp, split, asdict(self.form), *chosen])
         bank = store.read_entry(self.cache, key, self.memory_gb) if key else None
         bank = bank or self._decode(source, split, key)
         names = bank.facts.classes or tuple(map(str, range(int(bank.labels.max()) + 1)))
+        rows = bank.facts.rows
         images = ImageSet(
             images=bank.images,
             labels=bank.labels,
             classes=names,
             source=source.title,
-            indices=torch.arange(len(bank.labels)),
+            indices=torch.arange(len(bank.labels)) if rows is None else torch.tensor(rows),
             fingerprint=bank.fingerprint,
             mapped=bank.mapped,
         )
@@ -70,7 +74,10 @@ class _Reader:
     def _decode(self, source: Source, split: str, key: str | None) -> store.Bank:
         splits = source.splits()
         rows = splits[_resolve(split, tuple(splits), source.name)]()
-        facts = store.Facts(rows.classes, tuple(splits))
+        numbers = None
+        if self.subset is not None:
+            rows, numbers = keep_classes(rows, self.subset)
+        facts = store.Facts(rows.classes, tuple(splits), numbers)
 
         def collect(form: Form) -> store.Bank:
             made = blocks(rows, form, quiet=self.quiet)
@@ -96,6 +103,7 @@ def load(
     resize: str = "crop",
     channels: int | None = None,
     labels: str | None = None,
+    subset: str | None = None,
     memory_gb: float = 4.0,
     cache: Path | None = None,
     quiet: bool = False,
@@ -111,12 +119,16 @@ def load(
     "pad" keep everything. ``channels`` forces grey (1) or RGB (3); without it a source that is grey
     throughout stays grey. ``labels`` names the label column of a table that has several. Images
     above ``memory_gb`` (1e9 bytes) stay memory-mapped. ``cache`` replaces ``$POTSTILL_CACHE``.
+    ``subset`` keeps some classes, labelled in its order: a list of :mod:`potstill.data.subsets`
+    ("imagenet-nette"), or positions ("3,5,7") or names joined by commas. Images of other classes
+    are neither decoded nor stored; ``indices`` stay row numbers in the source's split, and the
+    fingerprint is that of what is kept.
 
     Raises:
         InputError: anything about the source that does not fit, in one sentence.
         StorageError: images above ``memory_gb`` cannot be written to the cache.
     """
-    reader = _reader(image_size, resize, channels, memory_gb, cache, quiet)
+    reader = _reader(image_size, resize, channels, subset, memory_gb, cache, quiet)
     return reader.read(recognise(source, labels), split)[0]
 
 
@@ -128,6 +140,7 @@ def load_pair(
     resize: str = "crop",
     channels: int | None = None,
     labels: str | None = None,
+    subset: str | None = None,
     memory_gb: float = 4.0,
     seed: int = 0,
     cache: Path | None = None,
@@ -137,12 +150,13 @@ def load_pair(
 
     Test images are those of ``test`` (a second source), else the source's own test or validation
     split, else a balanced hold-out that is cut from train before anything else happens: a tenth of
-    the smallest class, from every class. Splits whose labels are hidden are passed over.
+    the smallest class, from every class. Splits whose labels are hidden are passed over. A
+    ``subset`` holds for train and test alike.
 
     Raises:
         InputError: as :func:`load`, and when train and test differ in class names or image shape.
     """
-    reader = _reader(image_size, resize, channels, memory_gb, cache, quiet)
+    reader = _reader(image_size, resize, channels, subset, memory_gb, cache, quiet)
     opened = recognise(source, labels)
     train, splits = reader.read(opened, "train")
     if test is not None:
@@ -174,6 +188,7 @@ def _reader(
     image_size: int | None,
     resize: str,
     channels: int | None,
+    subset: str | None,
     memory_gb: float,
     cache: Path | None,
     quiet: bool,
@@ -181,7 +196,7 @@ def _reader(
     if not memory_gb > 0:
         raise InputError(f"memory_gb is {memory_gb}; use a positive number of gigabytes")
     root = Path(cache or cache_folder()) / "decoded"
-    return _Reader(Form(image_size, resize, channels), memory_gb, root, quiet)
+    return _Reader(Form(image_size, resize, channels), subset, memory_gb, root, quiet)
 
 
 def _resolve(wanted: str, splits: tuple[str, ...], name: str) -> str:

@@ -40,6 +40,7 @@ class Facts:
 
     classes: tuple[str, ...] | None  # None: named "0".."C-1" after the labels
     splits: tuple[str, ...]  # all splits of the source
+    rows: tuple[int, ...] | None = None  # numbers in the split, if only some of it is here
 
 
 @dataclass(frozen=True, eq=False)
@@ -114,12 +115,15 @@ def read_entry(root: Path, key: str, memory_gb: float) -> Bank | None:
     folder = root / key
     try:
         known = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-        facts = Facts(known["classes"] and tuple(known["classes"]), tuple(known["splits"]))
+        rows = tuple(known["rows"]) if "rows" in known and known["rows"] is not None else None
+        facts = Facts(known["classes"] and tuple(known["classes"]), tuple(known["splits"]), rows)
         path, shape = folder / "images.npy", tuple(known["shape"])
         offset = _check_npy(path, shape)
         labels = np.load(folder / "labels.npy", allow_pickle=False)
         if labels.shape != shape[:1] or labels.dtype != np.int64:
             raise ValueError(f"labels.npy is {labels.dtype} {labels.shape}")
+        if rows is not None and len(rows) != len(labels):
+            raise ValueError(f"facts.json numbers {len(rows)} rows")
         if math.prod(shape) > memory_gb * 1e9:
             images, mapped = _map(path, offset, shape), root
         else:

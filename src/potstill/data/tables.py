@@ -110,11 +110,19 @@ def table_rows(table: Any, name: str, labels: str | None) -> Rows:
         raise InputError(f"labels column {column!r} holds {numbers.dtype}; use whole numbers")
     if len(numbers) and numbers.max() < 0:
         raise UnlabelledError(f"the labels of this split of {name!r} are hidden; use another split")
-    read_images = _batches(table, [image])
 
-    def pictures() -> Iterator[Any]:
-        for batch in read_images():
-            yield from map(_encoded, batch.column(image).to_pylist())
+    def pictures(rows: np.ndarray) -> Iterator[Any]:
+        """Cells of the wanted rows; a table that is not streamed is read nowhere else."""
+        part, wanted = table, rows
+        if len(rows) < len(numbers) and hasattr(table, "select"):
+            part, wanted = table.select(rows), np.arange(len(rows))
+        start = 0
+        for batch in _batches(part, [image])():
+            first, last = np.searchsorted(wanted, (start, start + len(batch)))
+            if first < last:
+                column = batch.column(image).take(wanted[first:last] - start)
+                yield from map(_encoded, column.to_pylist())
+            start += len(batch)
 
     return Rows.of(name, pictures, numbers, classes and tuple(classes))
 

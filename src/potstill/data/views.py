@@ -47,12 +47,12 @@ class Views:
     def __post_init__(self) -> None:
         if not 0 < self.crop_min <= 1:
             raise InputError(f"crop_min is {self.crop_min}; use a share above 0, at most 1")
-        if not self.aspect >= 1:
+        if not 1 <= self.aspect < math.inf:
             raise InputError(f"aspect is {self.aspect}; use 1 (square) or more")
         for name in ("flip", "noise"):
             if not 0 <= getattr(self, name) <= 1:
                 raise InputError(f"{name} is {getattr(self, name)}; use a probability from 0 to 1")
-        if not (self.noise_std >= 0 and math.isfinite(self.noise_mean)):
+        if not (0 <= self.noise_std < math.inf and math.isfinite(self.noise_mean)):
             raise InputError(
                 f"noise_mean is {self.noise_mean} and noise_std is {self.noise_std}; use a number "
                 "and one of at least 0"

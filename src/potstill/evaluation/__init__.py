@@ -1,13 +1,19 @@
 """Evaluation: protocols, students, label tiers and scores."""
 
 from potstill.evaluation.labels import TIERS, receiver_bytes, soft_labels, with_soft_labels
+from potstill.evaluation.linear import Inheritance, LinearBench
 from potstill.evaluation.metrics import class_accuracy, mean_std, summary
+from potstill.evaluation.probe import PROBES, Probe
 from potstill.evaluation.protocol import PROTOCOLS, Protocol, find_protocol
 from potstill.evaluation.scores import Score, evaluate, full_name, read_scores, write_scores
 from potstill.evaluation.student import train_students
 
 __all__ = [
+    "PROBES",
     "PROTOCOLS",
+    "Inheritance",
+    "LinearBench",
+    "Probe",
     "Protocol",
     "Score",
     "TIERS",

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,6 +11,7 @@ import torch
 
 from potstill import __version__
 from potstill.data import ImageSet
+from potstill.evaluation.cached import remembered
 from potstill.evaluation.metrics import mean_std, overall, summary
 from potstill.evaluation.protocol import Protocol
 from potstill.evaluation.student import (
@@ -23,8 +23,7 @@ from potstill.evaluation.student import (
     train_students,
 )
 from potstill.nets import Examples
-from potstill.run import Run, StorageError, logger
-from potstill.run.checkpoint import digest, write_json
+from potstill.run import Run
 from potstill.synthetic import SyntheticSet
 from potstill.synthetic.iterates import load_iterate, step_of
 from potstill.synthetic.tensors import checksum
@@ -148,16 +147,4 @@ class Bench:
         }  # fmt: skip
         if self.run.on_gpu:  # what trains the students there, see student.machine_options
             facts |= machine_options(self.run)
-        assert self.run.cache is not None
-        path = self.run.cache / "scores" / f"{digest(facts)}.json"
-        if path.is_file():
-            try:
-                return json.loads(path.read_text(encoding="utf-8"))["result"]
-            except (ValueError, KeyError, TypeError):
-                logger.warning("%s is damaged; measuring again", path)
-        result = compute()
-        try:
-            write_json(path, {"facts": facts, "result": result})
-        except StorageError as error:  # a measured score is worth more than its cache
-            logger.warning("%s", error)
-        return result
+        return remembered(self.run, facts, compute)

@@ -27,6 +27,7 @@ TIERS = {
     "static": "one stored soft label per training image",
     "stored": "soft labels of every augmented view over a number of epochs",
     "online": "the receiver holds the teacher and labels views itself",
+    "inherited": "the receiver holds a classifier that was trained on all real images",
 }
 
 
@@ -36,13 +37,14 @@ def tier_of(syn: SyntheticSet, labels: str = "auto") -> str:
 
 
 def receiver_bytes(
-    syn: SyntheticSet, tier: str, *, epochs: int = 0, teacher: Network | None = None
+    syn: SyntheticSet, tier: str, *, epochs: int = 0, teacher: Network | None = None, held: int = 0
 ) -> int:
     """Return the bytes a receiver needs under a tier: images, transform, weights and labels.
 
     Args:
         syn: the artifact. tier: one of :data:`TIERS`.
         epochs: epochs of views with labels ("stored"). teacher: what the receiver holds ("online").
+        held: bytes of the classifier, and of whatever comes with it ("inherited").
 
     Raises:
         InputError: an unknown tier, or one without what it needs.
@@ -53,10 +55,18 @@ def receiver_bytes(
         raise InputError(f"epochs is {epochs} for tier 'stored'; use the number of labelled epochs")
     if tier == "online" and teacher is None:
         raise InputError("teacher is None for tier 'online'; give the network that labels")
+    if tier == "inherited" and held < 1:
+        raise InputError(f"held is {held} for tier 'inherited'; give the bytes of the classifier")
     stored = 0 if syn.soft_labels is None else syn.soft_labels.nbytes
     soft = 4 * syn.num_classes * len(syn.decoded()[0])  # float32, one per training image
-    held = sum(value.nbytes for value in teacher.state_dict().values()) if teacher else 0
-    extra = {"hard": 0, "static": stored or soft, "stored": soft * epochs, "online": held}
+    taught = sum(value.nbytes for value in teacher.state_dict().values()) if teacher else 0
+    extra = {
+        "hard": 0,
+        "static": stored or soft,
+        "stored": soft * epochs,
+        "online": taught,
+        "inherited": held,
+    }
     return syn.nbytes - stored + extra[tier]
 
 

@@ -14,6 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from potstill.data.augment import DSA
+from potstill.evaluation.probe import PROBES, Probe
 from potstill.nets import Training
 from potstill.run import InputError, nearest
 from potstill.run.checkpoint import digest
@@ -165,13 +166,14 @@ class Protocol:
         return training
 
 
-def find_protocol(protocol: str | Protocol) -> Protocol:
-    """Return the protocol of that name (or the given one); InputError names the nearest."""
-    if isinstance(protocol, Protocol):
+def find_protocol(protocol: str | Protocol | Probe) -> Protocol | Probe:
+    """Return the protocol or probe of that name, or the given one; InputError names the nearest."""
+    if isinstance(protocol, Protocol | Probe):
         return protocol
-    if protocol not in PROTOCOLS:
-        raise InputError(f"protocol is {protocol!r}{nearest(protocol, PROTOCOLS)}")
-    return PROTOCOLS[protocol]
+    known: dict[str, Protocol | Probe] = {**PROTOCOLS, **PROBES}
+    if protocol not in known:
+        raise InputError(f"protocol is {protocol!r}{nearest(protocol, known)}")
+    return known[protocol]
 
 
 _ALL = "color_crop_cutout_flip_scale_rotate"  # DSA, Zhao & Bilen, ICML 2021

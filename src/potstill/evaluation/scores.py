@@ -19,6 +19,8 @@ import torch
 from potstill.data import ImageSet
 from potstill.evaluation.bench import Bench, Result
 from potstill.evaluation.labels import receiver_bytes, tier_of
+from potstill.evaluation.linear import Inheritance, LinearBench
+from potstill.evaluation.probe import Probe
 from potstill.evaluation.protocol import Protocol, find_protocol
 from potstill.nets import create, parse
 from potstill.run import ArtifactError, InputError, Run, logger
@@ -35,9 +37,9 @@ __all__ = ["Score", "evaluate", "full_name", "read_scores", "write_scores"]
 class Score:
     """One artifact under one protocol with one student network; accuracies in percent."""
 
-    network: str  # in full, with the depth that suits the images
+    network: str  # in full, with the depth that suits the images; under a probe the backbone
     protocol: dict[str, Any]  # name, hash, description and all fields
-    label_tier: str  # "hard", "static", "stored" or "online"
+    label_tier: str  # one of TIERS
     runs: int
     seed: int
     artifact: str  # checksum of the synthetic set
@@ -61,6 +63,9 @@ class Score:
     test_checksum: str = ""  # of the test set; "" in files of older versions
     train_checksum: str = ""  # of the real set that groups and references come from
     iterates: dict[str, Any] | None = None  # step of the best iterate, number of looks, accuracies
+    backbone: dict[str, Any] | None = None  # under a probe: label, key, name, whether it distilled
+    inherited: Result | None = None  # the sender's classifier, see LinearBench.inherited
+    kd: Result | None = None  # heads that learn from the sender's classifier
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as it stands in ``scores.json``."""
@@ -92,7 +97,7 @@ def evaluate(
     test: ImageSet,
     *,
     network: str | Sequence[str] = "convnet-w128-in",
-    protocol: str | Protocol = "default",
+    protocol: str | Protocol | Probe = "default",
     runs: int = 5,
     run: Run | None = None,
     baseline: bool = True,
@@ -100,6 +105,8 @@ def evaluate(
     full: bool | int = False,
     test_note: str = "",
     iterates: Sequence[Path] | None = None,
+    inherit: Inheritance | None = None,
+    sender: str | None = None,
 ) -> list[Score]:
     """Train students on a synthetic set, test them, and score a random real subset beside them.
 
@@ -107,7 +114,9 @@ def evaluate(
         syn: the artifact or its folder (or that of its run).
         train: the real set it was distilled from: groups and references come from it.
         test: what students are tested on; same classes, same shape.
-        network: one or several student networks. protocol: a name of :data:`PROTOCOLS` or your own.
+        network: one or several student networks; under a probe, backbones ("same" is the one that
+            distilled).
+        protocol: a name of :data:`PROTOCOLS` or :data:`PROBES`, or your own.
         runs: students per network. run: seed, device, cache.
         baseline: score a random real subset with as many images per class (cached by content).
         quantized: score the 8-bit view as well.
@@ -116,6 +125,8 @@ def evaluate(
         test_note: where the test set comes from, in a sentence.
         iterates: files of :mod:`potstill.synthetic.iterates`, for selection "test_max_iterates";
             by default those in the folder.
+        inherit: under a probe, score the sender's classifier beside the images, too.
+        sender: the backbone that distilled, where the artifact does not tell its place.
 
     Returns:
         One score per network.
@@ -135,6 +146,16 @@ def evaluate(
             refuse_unfinished(read_record(folder), folder, syn.checksum)
     protocol = find_protocol(protocol)
     _check(syn, train, test, runs)
+    if isinstance(protocol, Probe):
+        names = [network] if isinstance(network, str) else list(network)
+        bench = LinearBench(syn, train, test, protocol, run, sender)
+        wanted = {"random": baseline, "quantized": quantized, "full": int(full)}
+        return [_probed(bench, name, runs, wanted, inherit, test_note) for name in names]
+    if inherit is not None:
+        raise InputError(
+            f"inherit is given under protocol {protocol.name!r}; a classifier is inherited under "
+            "a probe, as with protocol='probe'"
+        )
     best_of_all = protocol.selection == "test_max_iterates"
     if best_of_all and not iterates:
         raise InputError(
@@ -145,22 +166,22 @@ def evaluate(
     rest, watch = train, None
     if protocol.selection == "val":
         rest, watch = train.hold_out(protocol.held_out, run.seed)
-    bench = Bench(syn, train, rest, watch, test, protocol, run)
+    students = Bench(syn, train, rest, watch, test, protocol, run)
     scores = []
     for name in names:
         begin = time.perf_counter()
         if best_of_all:
-            result = bench.best_iterate(name, iterates or ())
+            result = students.best_iterate(name, iterates or ())
         else:
-            result = bench.artifact(syn, name, runs)
+            result = students.artifact(syn, name, runs)
         seconds = time.perf_counter() - begin
-        score = _score(bench, name, protocol.students(runs), result, seconds, test_note)
+        score = _score(students, name, protocol.students(runs), result, seconds, test_note)
         eight_bit = quantized and not best_of_all
         score = replace(
             score,
-            quantized=bench.eight_bit(name, runs, result) if eight_bit else None,
-            random=bench.random(name, runs) if baseline else None,
-            full=bench.full(name, int(full)) if full else None,
+            quantized=students.eight_bit(name, runs, result) if eight_bit else None,
+            random=students.random(name, runs) if baseline else None,
+            full=students.full(name, int(full)) if full else None,
         )
         scores.append(score)
     return scores
@@ -205,10 +226,48 @@ def full_name(network: str, test: ImageSet) -> str:
     return str(spec)
 
 
-def _score(
-    bench: Bench, network: str, runs: int, result: Result, seconds: float, note: str
+def _probed(
+    bench: LinearBench,
+    name: str,
+    runs: int,
+    wanted: dict[str, Any],
+    inherit: Inheritance | None,
+    note: str,
 ) -> Score:
-    syn, protocol, run, test = bench.syn, bench.protocol, bench.run, bench.test
+    """Score one backbone, and what else is wanted under it."""
+    backbone, own = bench.open(name)
+    begin = time.perf_counter()
+    result = bench.artifact(bench.syn, backbone, runs)
+    seconds = time.perf_counter() - begin
+    score = _score(bench, backbone.label, runs, result, seconds, note)
+    view = bench.syn.quantized()
+    same_pixels = torch.equal(view.images.cpu(), bench.syn.decoded()[0].cpu())
+    eight_bit = result if same_pixels else None
+    if wanted["quantized"] and eight_bit is None:
+        eight_bit = bench.artifact(view, backbone, runs)
+    place = Path(own).expanduser()
+    made_with = bench.syn.provenance.get("backbone", {}).get("key")
+    return replace(
+        score,
+        backbone={
+            "label": backbone.label,
+            "key": backbone.key,
+            "name": place.name if place.is_dir() else own,
+            "same": backbone.key == made_with,
+        },
+        quantized=eight_bit if wanted["quantized"] else None,
+        random=bench.random(backbone, runs) if wanted["random"] else None,
+        full=bench.full(backbone, wanted["full"]) if wanted["full"] else None,
+        inherited=None if inherit is None else bench.inherited(name, backbone, inherit, runs),
+        kd=bench.kd(backbone, inherit, runs) if inherit is not None and inherit.kd else None,
+    )
+
+
+def _score(
+    bench: Bench | LinearBench, network: str, runs: int, result: Result, seconds: float, note: str
+) -> Score:
+    protocol = bench.protocol if isinstance(bench, Bench) else bench.probe
+    syn, run, test = bench.syn, bench.run, bench.test
     tier, machine = tier_of(syn, protocol.labels), describe(run.device)
     return Score(
         network=network,
@@ -258,7 +317,7 @@ def write_scores(folder: str | Path, records: Iterable[Score]) -> Path:
         if newer is None:
             old.append(record)
             continue
-        for name in ("quantized", "random", "full"):
+        for name in ("quantized", "random", "full", "inherited", "kd"):
             if newer[name] is None:
                 newer[name] = record.get(name)
     write_json(path, {"scores": [*old, *new]})
@@ -268,7 +327,8 @@ def write_scores(folder: str | Path, records: Iterable[Score]) -> Path:
 def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
     keys = ("artifact", "network", "runs", "seed")
     data = (record.get(key, "") for key in ("train_checksum", "test_checksum"))
-    return (*(record.get(key) for key in keys), *data, record.get("protocol", {}).get("hash"))
+    looked = ((record.get("backbone") or {}).get("key"), record.get("protocol", {}).get("hash"))
+    return (*(record.get(key) for key in keys), *data, *looked)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:

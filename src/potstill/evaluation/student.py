@@ -26,6 +26,7 @@ __all__ = [
     "full_training",
     "machine_options",
     "random_examples",
+    "random_rows",
     "real_examples",
     "synthetic_examples",
     "train_students",
@@ -65,7 +66,13 @@ def real_examples(train: ImageSet, transform: Transform) -> Examples:
 def random_examples(
     train: ImageSet, counts: Sequence[int], transform: Transform, run: Run
 ) -> Examples:
-    """Return a random real subset: ``counts[c]`` images of class c, or all it has if fewer.
+    """Return a random real subset with its labels, see :func:`random_rows`."""
+    rows = random_rows(train, counts, run)
+    return Examples(train.batch(rows), train.labels[rows], transform)
+
+
+def random_rows(train: ImageSet, counts: Sequence[int], run: Run) -> Tensor:
+    """Return positions of ``counts[c]`` random images of class c, or of all it has if fewer.
 
     The draw is that of the method ``random`` with the same seed.
     """
@@ -74,8 +81,7 @@ def random_examples(
         own = train.of_class(label)
         order = torch.randperm(len(own), generator=run.generator("random", label))
         chosen.append(own[order[:count]])
-    rows = torch.cat(chosen)
-    return Examples(train.batch(rows), train.labels[rows], transform)
+    return torch.cat(chosen)
 
 
 def full_training(training: Training, images: int, classes: int) -> Training:

@@ -87,9 +87,7 @@ def collect_features(
             logger.warning("%s; passing the images again", error)
         else:
             return _with_bank(replace(stats, seconds_saved=saved), real, folder, shape, bank, run)
-    one = FeaturePass(
-        real, backbone, run, views, count, moment, folder if bank else None, folder, facts
-    )
+    one = FeaturePass(real, backbone, run, views, count, moment, bank, folder, facts)
     stats = one.finish()
     return _with_bank(stats, real, folder, shape, bank, run)
 

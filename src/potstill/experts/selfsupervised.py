@@ -44,7 +44,7 @@ class SelfSupervision:
     objective: str = "simclr"  # "simclr" or "barlow"
     epochs: int = 30
     batch: int = 256  # images per step, two views each
-    lr: float = 1e-3  # AdamW, cosine to zero after a tenth of warm-up
+    lr: float = 1e-3  # AdamW, cosine to zero after a twentieth of warm-up
     weight_decay: float = 1e-4
     temperature: float = 0.2  # SimCLR only
     hidden: int = 512  # units of the projection head
@@ -79,7 +79,10 @@ class _Projection(nn.Module):
 
     def __init__(self, dim: int, how: SelfSupervision, generator: torch.Generator) -> None:
         super().__init__()
-        self.first, self.last = nn.Linear(dim, how.hidden), nn.Linear(how.hidden, how.projection)
+        with torch.device("meta"):  # nothing is drawn while the layers are built
+            self.first = nn.Linear(dim, how.hidden)
+            self.last = nn.Linear(how.hidden, how.projection)
+        self.to_empty(device="cpu")
         initialise(self, generator)
 
     def forward(self, z: Tensor) -> Tensor:
@@ -119,7 +122,6 @@ def train_backbone(real: ImageSet, how: SelfSupervision, run: Run, folder: Path)
             raise InputError(
                 f"{folder} holds a backbone of another training; choose another folder or delete it"
             )
-        logger.info("%s is trained already; nothing to do", folder)
         return open_backbone(str(folder), real.shape, run.generator("unused"), Normalize.fit(real))
     transform = Normalize.fit(real)
     network, seconds, losses = _trained(real, transform, how, run, folder, digest(facts))

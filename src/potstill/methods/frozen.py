@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
@@ -31,7 +32,14 @@ from potstill.run import InputError, Run
 from potstill.run.checkpoint import digest
 from potstill.run.loop import Term
 
-__all__ = ["BackboneMatcher", "backbone_facts", "check_name", "meaning", "open_for"]
+__all__ = [
+    "BackboneMatcher",
+    "backbone_facts",
+    "check_name",
+    "meaning",
+    "open_for",
+    "without_place",
+]
 
 
 class Looks(Protocol):
@@ -59,6 +67,14 @@ def open_for(method: Looks, real: ImageSet, run: Run) -> Backbone:
     """Return the backbone of a method."""
     how = {"epochs": method.backbone_epochs, "flip": method.flip}
     return backbone_for(method.backbone, real, run, **how)  # type: ignore[arg-type]
+
+
+def without_place(name: str) -> str:
+    """Return a backbone's name as it travels in an artifact: a folder without where it lies."""
+    base = split_name(name)[0]
+    kind = "transformers:" if base.startswith("transformers:") else ""
+    place = Path(base[len(kind) :]).expanduser()
+    return kind + place.name + name.strip()[len(base) :] if place.is_dir() else name
 
 
 def backbone_facts(backbone: Backbone) -> dict[str, Any]:
@@ -100,6 +116,10 @@ class BackboneMatcher(Matcher):
         at_least(self, augmentations=1)
         self._views()
         check_name(self)
+
+    def shown(self) -> dict[str, Any]:
+        """As every method's; a backbone's folder may have a size or constants after it."""
+        return super().shown() | {"backbone": without_place(self.backbone)}
 
     def _views(self) -> Views:
         return Views(

@@ -36,6 +36,7 @@ from potstill.match.linear import analytic_gradient, cosine_distance, linear_gra
 from potstill.methods.base import MethodInfo
 from potstill.methods.checks import at_least, one_of, positive
 from potstill.methods.frozen import BackboneMatcher
+from potstill.nets.training import balanced_order
 from potstill.run import Run
 
 __all__ = ["LGM"]
@@ -89,7 +90,7 @@ class LGM(BackboneMatcher):
         self.real_, self.seconds_ = real, 0.0
         counts = torch.tensor(real.counts, dtype=torch.float32, device=run.device)
         self.inverse_ = 1 / counts
-        self.order_ = torch.argsort(real.labels, stable=True)
+        self.groups_ = [real.of_class(label) for label in range(real.num_classes)]
         self.batch_ = self.batch_real or len(self.labels_) * self.augmentations
         if self.real_side == "images":
             return
@@ -161,16 +162,11 @@ class LGM(BackboneMatcher):
         """Return which real images (batch,) a step sees.
 
         As published: shuffled rounds over the whole set without replacement, what is left of a
-        round dropped. "sampling": every class equally often, images of a class at random.
+        round dropped. "sampling": every class equally often.
         """
         n, size = len(self.real_), self.batch_
         if self.balance == "sampling":
-            draw = self.run_.generator("real", step)
-            counts = torch.tensor(self.real_.counts)
-            turn = torch.randperm(self.classes_, generator=draw)
-            labels = turn[torch.arange(size) % self.classes_]
-            within = (torch.rand(size, generator=draw, dtype=torch.float64) * counts[labels]).long()
-            return self.order_[(counts.cumsum(0) - counts)[labels] + within]
+            return balanced_order(self.groups_, size, self.run_.generator("real", step))
         if size <= n:
             per_round = n // size
             order = torch.randperm(n, generator=self.run_.generator("real", step // per_round))

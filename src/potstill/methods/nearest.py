@@ -10,7 +10,13 @@ from torch import Tensor
 
 from potstill.data import ImageSet
 from potstill.methods.base import Selector
-from potstill.methods.frozen import backbone_facts, check_name, meaning, open_for
+from potstill.methods.frozen import (
+    backbone_facts,
+    check_name,
+    meaning,
+    open_for,
+    without_place,
+)
 from potstill.nets.backbone import Backbone
 from potstill.run import Run
 from potstill.run.checkpoint import digest
@@ -32,6 +38,10 @@ class BackboneSelector(Selector):
         """Check the backbone's name."""
         super().check(real)
         check_name(self)
+
+    def shown(self) -> dict[str, Any]:
+        """As every method's; a backbone's folder may have a size or constants after it."""
+        return super().shown() | {"backbone": without_place(self.backbone)}
 
     def key(self, real: ImageSet, ipc: int, run: Run) -> str:
         """As every method's, with what the backbone's name stands for."""

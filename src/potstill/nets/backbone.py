@@ -56,7 +56,7 @@ def split_name(name: str) -> tuple[str, int | None, bool]:
         InputError: the size is no number of pixels.
     """
     base, imagenet = re.subn(r"\+imagenet$", "", name.strip())
-    base, _, size = base.partition("@") if re.search(r"@[^/@]*$", base) else (base, "", "")
+    base, _, size = base.rpartition("@") if re.search(r"@[^/@]*$", base) else (base, "", "")
     if size and not (size.isdigit() and 8 <= int(size) <= 4096):
         raise InputError(
             f"backbone is {name!r}; after @ give an input size in pixels, such as @224"
@@ -178,7 +178,7 @@ def _ours(path: Path) -> Backbone:
         found.body.load_state_dict(tensors)
         found = frozen(str(facts["label"]), found.body, found.size, channels, transform)
         stated = facts["key"]
-    except (KeyError, TypeError, ValueError, RuntimeError) as error:
+    except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         if isinstance(error, ArtifactError):
             raise
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else ""

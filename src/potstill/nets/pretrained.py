@@ -87,7 +87,10 @@ def from_timm(label: str, name: str, size: int | None, generator: torch.Generato
         raise _obtained(label, error) from error
     if kind == "timm-random":
         _randomise(body, generator)
-    return _sized(label, body, size)
+    found = _sized(label, body, size)
+    if kind == "mocov3":  # timm's constants for this architecture are not what it was trained with
+        return frozen(label, body, found.size, 3, Normalize.published("imagenet"))
+    return found
 
 
 def _create_timm(architecture: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from potstill.data.transform import Transform
     from potstill.nets.layers import Network
 
-__all__ = ["Examples", "Feed", "Generators", "Training", "rgb"]
+__all__ = ["Examples", "Feed", "Generators", "Training", "balanced_order", "rgb"]
 
 Generators = Callable[[str, int, int], torch.Generator]  # (purpose, member, epoch or step)
 _CHOICES = {
@@ -167,21 +167,11 @@ class Feed:
     def order(self, member: int, epoch: int) -> Tensor:
         """Return the positions of an epoch, (length,)."""
         generator, n = self.generators("order", member, epoch), len(self.images)
-
-        def shuffled(positions: Tensor) -> Tensor:
-            return positions[torch.randperm(len(positions), generator=generator)]
-
         if self.training.sampling == "shuffled":
             return torch.randperm(n, generator=generator).to(self.images.device)
         if self.training.sampling == "cyclic":
             return _cycled(self.groups, self.length, generator).to(self.images.device)
-        # Each class in whole rounds and a part of one; which classes get the odd image is drawn.
-        picks, share = [], n // len(self.groups)
-        for rank, place in enumerate(torch.randperm(len(self.groups), generator=generator)):
-            group, want = self.groups[place], share + (rank < n % len(self.groups))
-            rounds = [shuffled(group) for _ in range(-(-want // len(group)))]
-            picks.append(torch.cat(rounds)[:want])
-        return shuffled(torch.cat(picks)).to(self.images.device)
+        return balanced_order(self.groups, n, generator).to(self.images.device)
 
     @torch.no_grad()
     def batch(self, member: int, step: int, positions: Tensor) -> tuple[Tensor, Tensor]:
@@ -197,6 +187,25 @@ class Feed:
             generator = self.generators("cutmix", member, step)
             x, targets = cutmix(x, targets, generator, self.training.cutmix)
         return x, targets
+
+
+def balanced_order(groups: Sequence[Tensor], length: int, generator: torch.Generator) -> Tensor:
+    """Return ``length`` positions in random order, of every group equally many.
+
+    Each group gives whole shuffled rounds and a part of one; which groups give an odd position is
+    drawn.
+    """
+
+    def shuffled(positions: Tensor) -> Tensor:
+        return positions[torch.randperm(len(positions), generator=generator)]
+
+    picks, share = [], length // len(groups)
+    for rank, place in enumerate(torch.randperm(len(groups), generator=generator)):
+        group, want = groups[place], share + (rank < length % len(groups))
+        rounds = [shuffled(group) for _ in range(-(-want // len(group)))]
+        if rounds:
+            picks.append(torch.cat(rounds)[:want])
+    return shuffled(torch.cat(picks))
 
 
 def _cycled(groups: Sequence[Tensor], length: int, generator: torch.Generator) -> Tensor:

@@ -80,6 +80,7 @@ def _html(runs: Sequence[RunFolder]) -> str:
         title=" · ".join(names) if len(names) <= 4 else f"{len(names)} runs",
         runs=len(runs),
         networks=networks,
+        inheriting=_inheriting(rows, networks),
         rows=rows,
         best=_best(rows, networks),
         references=_reference_rows(rows),
@@ -134,6 +135,15 @@ def _rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
         row["devices"] = _unique(record.get("device") for record in records)
         row["students"] = _unique(record.get("runs") for record in records)
     return list(rows.values())
+
+
+def _inheriting(rows: Sequence[dict[str, Any]], networks: Sequence[str]) -> list[str]:
+    """Backbones under which some run was scored with its sender's classifier."""
+    return [
+        network
+        for network in networks
+        if any(part(row["cells"].get(network), "inherited") for row in rows)
+    ]
 
 
 def _unique(values: Any) -> str:

@@ -35,6 +35,8 @@ def protocol_label(protocol: Any) -> str:
 def score_table(records: Iterable[Any]) -> list[Row]:
     """Return one row per record and training set: distilled, its 8-bit view, random, full.
 
+    What a classifier inherited from the sender reaches has rows and a label tier of its own.
+
     Args:
         records: entries of ``scores.json``, or what ``evaluate`` returned. A record may also carry
             "method", "data", "imbalance_factor" and "ipc" to tell runs apart.
@@ -55,6 +57,8 @@ def score_table(records: Iterable[Any]) -> list[Row]:
             ("distilled, 8-bit", part(record, "quantized"), tier),
             ("random real", part(record, "random"), "hard"),
             ("full real", part(record, "full"), "hard"),
+            ("distilled, KD from the head", part(record, "kd"), "online"),
+            (_inherited_title(part(record, "inherited")), part(record, "inherited"), "inherited"),
         ]
         for name, facts, labels in variants:
             if part(facts, "accuracy"):
@@ -70,8 +74,12 @@ def score_table(records: Iterable[Any]) -> list[Row]:
     return [{key: value for key, value in row.items() if key in used} for row in rows]
 
 
+def _inherited_title(facts: Mapping[str, Any]) -> str:
+    """The map was fitted on the distilled images, unless both backbones are one."""
+    return "inherited head alone" if facts.get("same_backbone") else "distilled + inherited head"
+
+
 def _scores(facts: Mapping[str, Any], labels: Any, record: Mapping[str, Any]) -> Row:
-    distilled = "receiver_bytes" in facts
     accuracy = facts["accuracy"]
     runs = len(accuracy.get("values") or ()) or record.get("runs")
     # older files have a spread of 0.0 for one student
@@ -85,8 +93,8 @@ def _scores(facts: Mapping[str, Any], labels: Any, record: Mapping[str, Any]) ->
             key: value | single if value else None
             for key, value in {"balanced": part(facts, "balanced"), **groups}.items()
         },
-        "bytes": record.get("receiver_bytes") if distilled else None,
-        "seconds": record.get("seconds") if distilled else None,
+        "bytes": facts.get("receiver_bytes"),
+        "seconds": facts.get("seconds"),
     }
 
 

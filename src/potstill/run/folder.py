@@ -21,6 +21,7 @@ _CLEARED = (
     "pictures",
     "iterates",
     "scores.json",
+    "head.safetensors",
     "report.html",
 )
 

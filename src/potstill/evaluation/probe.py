@@ -1,0 +1,133 @@
+"""Linear-probe protocols: a student is a linear head on a frozen backbone.
+
+LGM's and SFM's evaluation (Cazenavette et al., NeurIPS 2025, arXiv 2511.16674, released code): a
+fresh head on the features of augmented synthetic images, Adam, cosine, no weight decay, the test
+set looked at once after the last epoch. Features of ``stored_views`` random views are computed once
+and every head draws from them, instead of a new pass of the backbone in every epoch; the protocol
+ending in ``-published`` keeps the pass.
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, fields, replace
+from typing import Any
+
+from potstill.data.views import Views
+from potstill.nets.heads import HeadTraining
+from potstill.run import InputError, nearest
+from potstill.run.checkpoint import digest
+
+__all__ = ["PROBES", "Probe"]
+
+_HEAD, _FULL = HeadTraining(epochs=1000), HeadTraining(epochs=100, batch=128)
+_VIEWS = Views(noise=0.0)  # flip and random resized crop, no noise
+_LABELS = ("auto", "hard", "soft")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Probe:
+    """How a linear head is trained on an artifact and on real images.
+
+    Raises:
+        InputError: a field is out of range.
+    """
+
+    name: str  # for people; not part of the hash
+    training: HeadTraining = _HEAD  # on the artifact and on random images
+    views: Views = _VIEWS
+    stored_views: int = 64  # per image; 0 = fresh views in every epoch, as published
+    full: HeadTraining = _FULL  # on all real images; more epochs where they are few
+    full_steps: int = 10_000  # at least as many steps on all real images
+    full_views: int = 4  # stored views of each real image
+    labels: str = "auto"  # "auto" (soft where there are any), "hard" or "soft"
+
+    selection = "last"  # of the epoch that counts; for tables
+
+    def __post_init__(self) -> None:
+        if self.labels not in _LABELS:
+            raise InputError(f"labels is {self.labels!r}{nearest(self.labels, _LABELS)}")
+        if self.stored_views < 0 or self.full_views < 1:
+            raise InputError(
+                f"stored_views is {self.stored_views} and full_views is {self.full_views}; use at "
+                "least 0 (fresh views) and 1"
+            )
+
+    def full_training(self, images: int) -> HeadTraining:
+        """Return how heads are trained on so many real images."""
+        steps = -(-images // min(self.full.batch, images))
+        return replace(self.full, epochs=max(self.full.epochs, -(-self.full_steps // steps)))
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Every field but the name, JSON-like."""
+        return {
+            "kind": "linear probe",
+            "training": self.training.facts,
+            "views": self.views.facts,
+            "stored_views": self.stored_views,
+            "full": self.full.facts,
+            "full_views": self.full_views,
+            "full_steps": self.full_steps,
+            "labels": self.labels,
+            "selection": self.selection,
+        }
+
+    @property
+    def hash(self) -> str:
+        """8 hexadecimal digits over :attr:`facts`; 1 equals 1.0."""
+        return digest(json.loads(json.dumps(self.facts), parse_int=float))[:8]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return name, hash, the sentence of :meth:`describe` and all facts."""
+        return {
+            "name": self.name,
+            "hash": self.hash,
+            "description": self.describe(),
+            **self.facts,
+        }
+
+    def describe(self) -> str:
+        """Return one line that says what a head goes through."""
+        t, v = self.training, self.views
+        seen = f"{self.stored_views} stored views" if self.stored_views else "fresh views"
+        mirror = f", flip {v.flip:g}" if v.flip else ", no flip"
+        return (
+            f"{self.name} [{self.hash}]: linear head on a frozen backbone, {t.epochs} epochs, Adam "
+            f"lr {t.lr:g} for 256 images, cosine, batch {t.batch}; {seen} of each image (crops "
+            f"from {v.crop_min:g} of the area{mirror}); accuracy after the last epoch. All real "
+            f"images: {self.full.epochs} epochs (at least {self.full_steps} steps), batch "
+            f"{self.full.batch}, {self.full_views} views"
+        )
+
+    def students(self, runs: int) -> int:
+        """How many heads one score comes from when ``runs`` are asked for."""
+        return runs
+
+    def with_(self, **changes: Any) -> Probe:
+        """Return a copy with fields replaced; it gets an asterisk after its name.
+
+        ``epochs``, ``batch`` and ``lr`` are those of the heads on the artifact.
+        """
+        own, inner = {f.name for f in fields(self)}, {f.name for f in fields(HeadTraining)}
+        for key in changes:
+            if key not in own | inner:
+                raise InputError(f"{key} is not a field of a probe{nearest(key, own | inner)}")
+        training = replace(
+            changes.pop("training", self.training),
+            **{key: changes.pop(key) for key in inner & changes.keys()},
+        )
+        changed = replace(self, training=training, **changes)
+        if changed.hash != self.hash and "name" not in changes:
+            changed = replace(changed, name=self.name.rstrip("*") + "*")
+        return changed
+
+
+PROBES: dict[str, Probe] = {
+    probe.name: probe
+    for probe in (
+        Probe(name="probe"),
+        Probe(name="probe-noflip", views=Views(noise=0.0, flip=0.0)),
+        Probe(name="probe-published", stored_views=0, full_views=10),
+    )
+}
