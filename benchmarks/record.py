@@ -16,10 +16,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from potstill.evaluation import find_protocol
+from potstill.evaluation import Probe, find_protocol
 from potstill.job import Data
 from potstill.nets import parse
-from potstill.recipe import method_of, read_recipe
+from potstill.recipe import method_of, names_of, read_recipe
 from potstill.run import InputError
 
 
@@ -34,7 +34,8 @@ def differences(recipe: dict[str, Any], job: dict[str, Any], data: dict[str, Any
     found = [key for key, value in wanted.items() if job[key] != value]
     options = asdict(Data(**recipe.get("data", {})))
     options.pop("data")
-    found += [key for key, value in options.items() if job["data"].get(key, value) != value]
+    asked_for = asdict(Data())
+    found += [k for k, value in options.items() if job["data"].get(k, asked_for[k]) != value]
     fingerprint = recipe.get("about", {}).get("fingerprint")
     if fingerprint is not None and data.get("fingerprint") != fingerprint:
         found.append("fingerprint")
@@ -50,17 +51,20 @@ def score_of(
     asked = {"network": "convnet-w128-in", "protocol": "default", "runs": 5}
     asked |= recipe.get("evaluate", {})
     names = [asked["network"]] if isinstance(asked["network"], str) else asked["network"]
-    networks = {str(parse(name).at((shape[1], shape[2]))) for name in names}
-    protocol = find_protocol(asked["protocol"]).hash
+    how = find_protocol(asked["protocol"])
+    protocol, networks = how.hash, set(names)
+    if not isinstance(how, Probe):
+        networks = {str(parse(name).at((shape[1], shape[2]))) for name in names}
     own = [score for score in scores if score.get("artifact") == run["artifact"]]
     if not own:
         raise InputError(f"scores.json has no score of the run's artifact {run['artifact']}")
     train = ("", run["job"].get("train_checksum"))  # "" in files of older versions
     fits = {
-        "network": lambda s: s["network"] in networks,
+        "network": lambda s: bool(networks & set(names_of(s["network"], s.get("backbone")))),
         "protocol": lambda s: s["protocol"]["hash"] == protocol,
         "runs": lambda s: s["runs"] == asked["runs"],
         "train_checksum": lambda s: s.get("train_checksum", "") in train,
+        "inherit": lambda s: "inherit" not in asked or s.get("inherited") is not None,
     }
     for name, fit in fits.items():
         own = [score for score in own if fit(score)]
@@ -69,8 +73,13 @@ def score_of(
     return own[-1]
 
 
-def measured(run: dict[str, Any], score: dict[str, Any]) -> dict[str, Any]:
+def measured(run: dict[str, Any], score: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
     """Fields of the table; ``seconds`` are those of distilling, trained networks included."""
+    beside = {}
+    for name in ("full", "inherited", "kd"):
+        if score.get(name):
+            beside |= {f"{name}_accuracy": score[name]["accuracy"]["mean"]}
+            beside |= {f"{name}_std": score[name]["accuracy"]["std"]}
     random, protocol = (score["random"] or {}).get("accuracy"), score["protocol"]
     steps = run["job"]["fields"].get("steps", 0)
     return {
@@ -80,6 +89,9 @@ def measured(run: dict[str, Any], score: dict[str, Any]) -> dict[str, Any]:
         **{"runs": score["runs"]},
         **{name: group["mean"] for name, group in score["groups"].items()},
         **({"random_accuracy": random["mean"], "random_std": random["std"]} if random else {}),
+        **beside,
+        **{"peak_memory_gb": made.get("peak_memory_gb")},
+        **{"backbone_seconds": (made.get("backbone") or {}).get("trained_seconds")},
         **{"network": score["network"], "protocol": protocol["name"]},
         **{"protocol_hash": protocol["hash"], "artifact": score["artifact"]},
     }
@@ -97,7 +109,7 @@ def record(folder: Path, path: Path) -> None:
     if other:
         raise InputError(f"{folder} differs from {path} in {', '.join(other)}; give its own run")
     score = score_of(recipe, run, scores, artifact["shape"])
-    fields = {key: value for key, value in measured(run, score).items() if value is not None}
+    fields = {key: value for key, value in measured(run, score, made).items() if value is not None}
     tidy = {k: round(v, 2) if isinstance(v, float) else v for k, v in fields.items()}
     lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in tidy.items()]
     with path.open("a", encoding="utf-8") as file:

@@ -26,8 +26,10 @@ BLOCK = re.compile(r"(<!-- results(?: (\w+))? -->\n).*?(<!-- /results -->)", re.
 NEEDED = ("date", "device", "accuracy", "runs", "network", "protocol", "protocol_hash")
 COLUMNS = (
     "method", "data", "imbalance", "IPC", "budget", "student", "protocol", "accuracy",
-    "head / medium / tail", "random", "paper", "device", "seconds",
+    "head / medium / tail", "random", "full", "inherited head", "paper", "device", "seconds",
+    "peak GB",
 )  # fmt: skip
+SPARSE = ("full", "inherited head", "peak GB")  # left out of tables in which no row has one
 Entry = tuple[str, dict[str, Any], dict[str, Any]]  # recipe's name, recipe, measurement or {}
 
 
@@ -49,7 +51,8 @@ def order(entry: Entry) -> tuple[Any, ...]:
     _, recipe, row = entry
     about, data = recipe["distill"], recipe.get("data", {})
     return (
-        data.get("data", "digits"), data.get("imbalance_factor", 1), about.get("ipc", 10),
+        data.get("data", "digits"), data.get("subset", ""), data.get("imbalance_factor", 1),
+        about.get("ipc", 10),
         about.get("budget", "quick"), row["network"], row["protocol_hash"], row["device"],
         list(CATALOGUE).index(about["method"]), len(recipe.get("method", {})),
     )  # fmt: skip
@@ -64,21 +67,26 @@ def cells(recipe: dict[str, Any], row: dict[str, Any]) -> list[str]:
     """One table row, as text."""
     about, data, paper = recipe["distill"], recipe.get("data", {}), recipe.get("about", {})
     groups = [f"{row[name]:.1f}" for name in ("head", "medium", "tail") if name in row]
-    random = "–"
-    if "random_accuracy" in row:
-        random = spread(row["random_accuracy"], row.get("random_std"))
+
+    def beside(name: str) -> str:
+        found = row.get(f"{name}_accuracy")
+        return "–" if found is None else spread(found, row.get(f"{name}_std"))
+
+    random = beside("random")
     published = f"{paper['paper_accuracy']:.1f}" if "paper_accuracy" in paper else "–"
     if "paper_protocol" in paper:
         published += f" ({paper['paper_protocol']})"
     changed = ", ".join(f"{k} {v}" for k, v in recipe.get("method", {}).items())
     values = [
         about["method"] + (f" ({changed})" if changed else ""),
-        data.get("data", "digits"), f"{data.get('imbalance_factor', 1):g}",
+        data.get("data", "digits") + (f" ({data['subset']})" if "subset" in data else ""),
+        f"{data.get('imbalance_factor', 1):g}",
         about.get("ipc", 10), about.get("budget", "quick"), row["network"],
         f"{row['protocol']} `{row['protocol_hash']}`",
         f"{spread(row['accuracy'], row.get('std'))} ({row['runs']})", " / ".join(groups) or "–",
-        random, published, f"{row['device']}, {row['date']}",
+        random, beside("full"), beside("inherited"), published, f"{row['device']}, {row['date']}",
         f"{row['seconds']:.0f}" if "seconds" in row else "–",
+        f"{row['peak_memory_gb']:.2f}" if "peak_memory_gb" in row else "–",
     ]  # fmt: skip
     return [str(value).replace("|", r"\|") for value in values]
 
@@ -87,7 +95,12 @@ def table(root: Path, method: str | None, brief: bool = False) -> str:
     """Markdown of all measurements, or of one method's; then what waits to be measured."""
     chosen = [e for e in entries(root) if method in (None, e[1]["distill"]["method"])]
     measured = sorted((e for e in chosen if e[2]), key=order)
-    rows = [COLUMNS, ["---"] * len(COLUMNS), *(cells(recipe, row) for _, recipe, row in measured)]
+    body = [cells(recipe, row) for _, recipe, row in measured]
+    kept = [
+        k for k, name in enumerate(COLUMNS)
+        if name not in SPARSE or any(row[k] != "–" for row in body)
+    ]  # fmt: skip
+    rows = [[row[k] for k in kept] for row in (list(COLUMNS), ["---"] * len(COLUMNS), *body)]
     lines = [f"| {' | '.join(row)} |" for row in rows] if measured else []
     waiting = [f"`{name}`" for name, _, row in chosen if not row]
     if waiting:

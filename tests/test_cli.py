@@ -183,7 +183,7 @@ def test_bad_values_are_refused_before_data_are_even_opened(flags, tmp_path, ref
     def opened(*_: object, **__: object) -> None:
         raise AssertionError("data were opened")
 
-    monkeypatch.setattr("potstill.job.load_pair", opened)
+    monkeypatch.setattr("potstill.opening.load_pair", opened)
     said = refused(["distill", "csdm", *TINY, "--out", f"{tmp_path}/run", *flags.split()])
     assert VALUES[flags] in said
     assert not (tmp_path / "run").exists()

@@ -23,6 +23,7 @@ ORDER = (
     "methods",
     "evaluation",
     "reports",
+    "opening",
     "job",
     "recipe",
     "flags",

@@ -156,7 +156,7 @@ def test_mistakes_are_found_before_anything_begins(change, tiny, monkeypatch):
     def opened(*_: object, **__: object) -> None:
         raise AssertionError("data were opened")
 
-    monkeypatch.setattr("potstill.job.load_pair", opened)
+    monkeypatch.setattr("potstill.opening.load_pair", opened)
     old, new = change.split("|")
     assert old in TINY
     tiny.write_text(TINY.replace(old, new, 1))

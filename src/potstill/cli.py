@@ -124,10 +124,10 @@ class Evaluate:
     """Train students on a synthetic set; score them on the test split beside a random subset."""
 
     folder: tyro.conf.Positional[Path]  # run folder
-    # student networks; with a probe protocol backbones ("same": the one that distilled). Default:
-    # what suits the set and the machine
-    network: list[str] = field(default_factory=list)
-    # quick, default, dc, dsa, mtt, lad, idc, ncfm, probe (and *-published); default: what suits
+    # student networks; with a probe protocol backbones ("same": the one that distilled)
+    network: list[str] | None = None
+    # quick, default, dc, dsa, mtt, lad, idc, ncfm, probe (and *-published); default: quick without
+    # a GPU, probe for what a backbone distilled, lad for learned step sizes
     protocol: str | None = None
     runs: int = 5  # students per network
     seed: int = 0  # of the students
@@ -143,7 +143,7 @@ class Evaluate:
 
 
 def _evaluate(words: list[str]) -> None:
-    from potstill.evaluation.linear import inheritance
+    from potstill.evaluation.inheritance import inheritance
     from potstill.job import evaluate_run
     from potstill.reports.tables import plain, score_table
 
@@ -200,17 +200,9 @@ def _methods(words: list[str]) -> None:
 
     if words and words[0] not in ("-h", "--help"):
         raise InputError(f"potstill methods is followed by {words[0]!r}; it takes no flags")
+    shown = ("name", "title", "paper", "year", "family", "labels", "long_tail", "cost")
     rows = [
-        {
-            "name": m.info.name,
-            "method": m.info.title,
-            "paper": m.info.paper,
-            "year": m.info.year or "",
-            "family": m.info.family,
-            "labels": m.info.labels,
-            "long tail": m.info.long_tail,
-            "cost": m.info.cost,
-        }
+        {("method" if key == "title" else key): getattr(m.info, key) or "" for key in shown}
         for m in CATALOGUE.values()
     ]
     print(plain(rows))

@@ -122,9 +122,11 @@ def default_student(learned_lr: bool = False, backbone: bool = False) -> tuple[s
     return ("convnet-w128-in" if gpu else "convnet-w32-in"), fitting[learned_lr][gpu]
 
 
-def suiting(folder: Path, networks: list[str], protocol: str | None) -> tuple[list[str], str]:
+def suiting(
+    folder: Path, networks: list[str] | None, protocol: str | None
+) -> tuple[list[str], str]:
     """Complete what was not said about an evaluation by what suits the set in ``folder``."""
-    if networks and protocol:
+    if networks is not None and protocol is not None:
         return networks, protocol
     from potstill.evaluation import Probe, find_protocol
     from potstill.synthetic import SyntheticSet
@@ -136,7 +138,7 @@ def suiting(folder: Path, networks: list[str], protocol: str | None) -> tuple[li
     if protocol is not None:
         backbone = isinstance(find_protocol(protocol), Probe)
     network, suits = default_student(learned, backbone)
-    return networks or [network], protocol or suits
+    return [network] if networks is None else networks, protocol or suits
 
 
 def data_flags(taken: Container[str]) -> Any:

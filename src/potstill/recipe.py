@@ -13,7 +13,7 @@ Running a recipe again resumes an unfinished run and skips finished parts.
 from __future__ import annotations
 
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
@@ -105,11 +105,11 @@ def _fits(value: Any, kind: Any) -> bool:
     return isinstance(value, int | float if kind is float else kind)
 
 
-def names_of(score: Any) -> list[str]:
-    """Names by which a recipe's [evaluate] may have asked for a score."""
-    if score.backbone is None:
-        return [score.network]
-    return [score.backbone["name"], *(["same"] if score.backbone["same"] else [])]
+def names_of(network: str, backbone: Mapping[str, Any] | None) -> list[str]:
+    """Names by which a recipe's [evaluate] may have asked for a score with these facts."""
+    if backbone is None:
+        return [network]
+    return [backbone["name"], *(["same"] if backbone["same"] else [])]
 
 
 def method_of(recipe: dict[str, Any]) -> Any:
@@ -133,7 +133,7 @@ def run_recipe(
     (the artifact, a score of the same protocol, runs and seed) is not done again.
     """
     from potstill.evaluation import Probe, find_protocol, read_scores
-    from potstill.evaluation.linear import inheritance
+    from potstill.evaluation.inheritance import inheritance
     from potstill.nets import parse
     from potstill.nets.backbone import split_name
     from potstill.reports import report
@@ -177,7 +177,7 @@ def run_recipe(
             full = score.full is not None or not options["full"]
             passed = score.inherited is not None or inherit is None
             if same and own and full and passed:
-                found.update(dict.fromkeys(names_of(score), score))
+                found.update(dict.fromkeys(names_of(score.network, score.backbone), score))
         return found
 
     missing = [name for name in wanted if name not in scores()]

@@ -105,13 +105,18 @@ def test_area_and_aspect_have_the_stated_laws():
         spread = (b - a) / 12**0.5
         assert abs(value.mean() - (a + b) / 2) < 5 * spread / n**0.5
         assert value.std().item() == pytest.approx(spread, rel=0.02)
-    share = (left / (1 - width))[width < 0.9]
-    assert share.min() >= -1e-5 and share.max() <= 1 + 1e-5
-    assert share.mean().item() == pytest.approx(0.5, abs=0.02)
-    both_inside = (left >= -1e-6) & (left + width <= 1 + 1e-6)
-    assert both_inside[width <= 1].all() and not both_inside[width > 1.001].any()
-    assert (width > 1.001).any()  # no rejection
-    assert abs(torch.corrcoef(torch.stack([area, lean, left, top]))[0, 1]) < 0.05
+    inside = (width < 0.9) & (height < 0.9)
+    across, down = (left / (1 - width))[inside], (top / (1 - height))[inside]
+    for share in (across, down):
+        assert share.min() >= -1e-5 and share.max() <= 1 + 1e-5
+        assert share.mean().item() == pytest.approx(0.5, abs=0.02)
+    # a side above 1 is not drawn again: then the image lies inside the box
+    for start, side in ((left, width), (top, height)):
+        assert (side > 1.001).any()
+        fits = (start >= -1e-6) & (start + side <= 1 + 1e-6)
+        assert fits[side <= 1].all() and not fits[side > 1.001].any()
+    drawn = torch.corrcoef(torch.stack([area[inside], lean[inside], across, down]))
+    assert (drawn - torch.eye(4)).abs().max() < 0.05
 
 
 def test_probabilities_of_flip_and_noise():

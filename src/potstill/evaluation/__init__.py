@@ -1,7 +1,8 @@
 """Evaluation: protocols, students, label tiers and scores."""
 
+from potstill.evaluation.inheritance import Heir, Inheritance, inheritance
 from potstill.evaluation.labels import TIERS, receiver_bytes, soft_labels, with_soft_labels
-from potstill.evaluation.linear import Inheritance, LinearBench
+from potstill.evaluation.linear import LinearBench
 from potstill.evaluation.metrics import class_accuracy, mean_std, summary
 from potstill.evaluation.probe import PROBES, Probe
 from potstill.evaluation.protocol import PROTOCOLS, Protocol, find_protocol
@@ -11,6 +12,7 @@ from potstill.evaluation.student import train_students
 __all__ = [
     "PROBES",
     "PROTOCOLS",
+    "Heir",
     "Inheritance",
     "LinearBench",
     "Probe",
@@ -21,6 +23,7 @@ __all__ = [
     "evaluate",
     "find_protocol",
     "full_name",
+    "inheritance",
     "mean_std",
     "read_scores",
     "receiver_bytes",

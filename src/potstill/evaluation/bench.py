@@ -14,6 +14,7 @@ from potstill.data import ImageSet
 from potstill.evaluation.cached import remembered
 from potstill.evaluation.metrics import mean_std, overall, summary
 from potstill.evaluation.protocol import Protocol
+from potstill.evaluation.record import Result
 from potstill.evaluation.student import (
     full_training,
     machine_options,
@@ -29,8 +30,6 @@ from potstill.synthetic.iterates import load_iterate, step_of
 from potstill.synthetic.tensors import checksum
 
 __all__ = ["Bench", "Result"]
-
-Result = dict[str, Any]  # accuracy, balanced, per_class, groups; "last" and "epochs" if selected
 
 
 @dataclass(frozen=True, eq=False)

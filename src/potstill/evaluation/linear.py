@@ -1,17 +1,13 @@
-"""Scores of linear heads on frozen backbones, and what a classifier inherited from the sender adds.
+"""Scores of linear heads on frozen backbones.
 
 For every backbone: heads on the artifact, on its 8-bit view, on a random real subset and on all
-real images, all repeats at once on cached features. Beside these, as other budgets of information
-and never mixed with them: the sender's own head, reached through a linear map between the two
-backbones (classifier inheritance), and distillation from that head (KD).
+real images, all repeats at once on cached features.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
-from dataclasses import dataclass, replace
-from pathlib import Path
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -20,65 +16,18 @@ from torch import Tensor
 from potstill import __version__
 from potstill.data import ImageSet
 from potstill.evaluation.cached import remembered
-from potstill.evaluation.labels import receiver_bytes
 from potstill.evaluation.metrics import class_accuracy, summary
 from potstill.evaluation.probe import Probe
+from potstill.evaluation.record import Result
 from potstill.evaluation.student import random_rows
 from potstill.experts.backbones import backbone_for
 from potstill.experts.features import collect_features, image_features
-from potstill.experts.heads import HEAD_PRIORS, Head, train_head
 from potstill.nets.backbone import Backbone
-from potstill.nets.heads import (
-    HeadTraining,
-    Projector,
-    adam_projector,
-    ridge_projector,
-    train_heads,
-)
-from potstill.run import InputError, Run, nearest
+from potstill.nets.heads import HeadTraining, train_heads
+from potstill.run import InputError, Run
 from potstill.synthetic import SyntheticSet
 
-__all__ = ["PROJECTORS", "Inheritance", "LinearBench", "inheritance"]
-
-PROJECTORS = ("ridge", "adam")
-Result = dict[str, Any]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Inheritance:
-    """What a receiver gets besides the images, and what it does with it.
-
-    Raises:
-        InputError: unknown projector.
-    """
-
-    projector: str = "ridge"  # closed form, or "adam" as published
-    prior: str = "logit_adjusted"  # how the head was debiased, see HEAD_PRIORS
-    kd: bool = False  # distil the head into one of the receiver's own as well
-    head: Head | None = None  # the shipped head; None = train it on the real set
-
-    def __post_init__(self) -> None:
-        if self.projector not in PROJECTORS:
-            raise InputError(f"inherit is {self.projector!r}{nearest(self.projector, PROJECTORS)}")
-        if self.prior not in HEAD_PRIORS:
-            raise InputError(f"head_prior is {self.prior!r}{nearest(self.prior, HEAD_PRIORS)}")
-
-
-def inheritance(inherit: str | None, head_prior: str | None, kd: bool | None) -> Inheritance | None:
-    """Return what flags or a recipe ask for; None without a projector or KD.
-
-    Raises:
-        InputError: a prior without a classifier.
-    """
-    if inherit in (None, "none") and not kd:
-        if head_prior is not None:
-            raise InputError(f"head_prior is {head_prior!r} without inherit; use inherit = 'ridge'")
-        return None
-    return Inheritance(
-        projector="ridge" if inherit in (None, "none") else str(inherit),
-        prior=head_prior or "logit_adjusted",
-        kd=bool(kd),
-    )
+__all__ = ["LinearBench"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -211,112 +160,6 @@ class LinearBench:
             return self.measure(backbone, table, self.train.labels, training, runs)
 
         return self._remembered({"what": "full"}, backbone, runs, compute)
-
-    def inherited(self, name: str, backbone: Backbone, how: Inheritance, runs: int) -> Result:
-        """Score the sender's head behind a linear map from this backbone to the sender's.
-
-        The map is fitted on views of the synthetic images alone. If both backbones are one, it is
-        the identity and the images play no part.
-        """
-        began = time.perf_counter()
-        sender, _ = self.open("same")
-        head = self.head(sender, how)
-        same = sender.key == backbone.key
-        projectors: list[Projector | None] = [None]
-        if not same:
-            projectors = list(self.projectors(backbone, sender, how, runs))
-
-        def logits(z: Tensor) -> Tensor:
-            return torch.stack([head(z if p is None else p(z)) for p in projectors])
-
-        result = self.tested(backbone, logits)
-        sent = head.nbytes
-        return result | {
-            "label_tier": "inherited",
-            "runs": len(projectors),
-            "same_backbone": same,
-            "head": {"bytes": sent, **head.facts},
-            "projector": None
-            if projectors[0] is None
-            else {"bytes_if_sent": projectors[0].nbytes, **projectors[0].about},
-            "receiver_bytes": receiver_bytes(self.syn, "inherited", held=sent),
-            "sender_backbone": {"label": sender.label, "key": sender.key, "bytes": sender.nbytes},
-            "seconds": time.perf_counter() - began,
-        }
-
-    def head(self, sender: Backbone, how: Inheritance) -> Head:
-        """The head that was shipped, or one trained on the real set."""
-        head = how.head or train_head(
-            self.train, sender, self.run, prior=how.prior, views=self.probe.views
-        )
-        head.check(sender, self.syn.classes)
-        return head
-
-    def with_head(self, how: Inheritance, path: Path) -> Inheritance:
-        """Return ``how`` with the head at ``path``, trained and written if there is another."""
-        sender, _ = self.open("same")
-        wanted = (how.prior, self.train.checksum, sender.key)
-        if how.head is None and path.is_file():
-            head = Head.load(path)
-            if (head.facts.get("prior"), head.facts.get("data"), head.backbone) == wanted:
-                return replace(how, head=head)
-        head = self.head(sender, how)
-        head.save(path)
-        return replace(how, head=head)
-
-    def projectors(
-        self, backbone: Backbone, sender: Backbone, how: Inheritance, runs: int
-    ) -> list[Projector]:
-        """Maps from ``backbone`` to ``sender``: one closed form, or ``runs`` by Adam."""
-        source, goal = self._paired(backbone, sender)
-        if how.projector == "ridge":
-            return [ridge_projector(source, goal)]
-        return [
-            adam_projector(
-                source,
-                goal,
-                lambda purpose, _, index, run=number: self.run.generator(  # type: ignore[misc]
-                    f"projector/{purpose}", run, index
-                ),
-                epochs=self.probe.training.epochs,
-            )
-            for number in range(runs)
-        ]
-
-    def _paired(self, backbone: Backbone, sender: Backbone) -> tuple[Tensor, Tensor]:
-        """Features of the same stored views as seen by both."""
-        images = self.syn.decoded()[0]
-        bench = self
-        if not self.probe.stored_views:
-            stored = self.probe.with_(stored_views=64, name=self.probe.name)
-            bench = replace(self, probe=stored)
-        return bench.table(images, backbone), bench.table(images, sender)
-
-    def kd(self, backbone: Backbone, how: Inheritance, runs: int) -> Result:
-        """Score heads of this backbone that learn from the sender's head on the same views.
-
-        α T² KL + (1 - α) cross-entropy with T = 4 and α = 0.5 (SFM's released code).
-        """
-        began = time.perf_counter()
-        sender, _ = self.open("same")
-        head = self.head(sender, how)
-        source, goal = self._paired(backbone, sender)
-        result = self.measure(
-            backbone,
-            source,
-            self.syn.decoded()[1],
-            self.probe.training,
-            runs,
-            teacher=torch.stack([head(view) for view in goal]),
-        )
-        held = head.nbytes + sender.nbytes
-        return result | {
-            "label_tier": "online",
-            "runs": runs,
-            "head": {"bytes": head.nbytes, **head.facts},
-            "receiver_bytes": receiver_bytes(self.syn, "inherited", held=held),
-            "seconds": time.perf_counter() - began,
-        }
 
     def _remembered(
         self, facts: dict[str, Any], backbone: Backbone, runs: int, compute: Callable[[], Result]

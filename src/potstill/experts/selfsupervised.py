@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -138,7 +138,7 @@ def train_backbone(real: ImageSet, how: SelfSupervision, run: Run, folder: Path)
     }
     save_backbone(found, str(parse(how.network).at(real.shape[1:])), folder, about)
     (folder / "training.safetensors").unlink(missing_ok=True)
-    return found
+    return replace(found, trained_seconds=seconds)
 
 
 def _trained(

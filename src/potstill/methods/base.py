@@ -97,6 +97,14 @@ class Method:
         """JSON-like facts about a finished run that belong into its provenance."""
         return {}
 
+    def seconds_saved(self) -> float:
+        """Seconds that caches saved this run; they are part of what the result costs."""
+        return 0.0
+
+    def seconds_apart(self) -> float:
+        """Seconds of this run that are not the result's, such as training a backbone."""
+        return 0.0
+
     def key(self, real: ImageSet, ipc: int, run: Run) -> str:
         """Identify (method, fields, data, ipc, seed): what determines the result."""
         return digest([self.info.name, self.fields(), real.checksum, ipc, run.seed, run.precision])
@@ -148,7 +156,8 @@ class Selector(Method):
         self.check(real)
         began = time.monotonic()
         positions = self.select(real, ipc, run)
-        provenance = self.provenance(real, ipc, run, time.monotonic() - began)
+        seconds = time.monotonic() - began + self.seconds_saved() - self.seconds_apart()
+        provenance = self.provenance(real, ipc, run, seconds)
         provenance["indices"] = real.indices[positions].tolist()
         provenance |= self.facts()
         return SyntheticSet(
@@ -217,10 +226,6 @@ class Matcher(Method):
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Put back what :meth:`state` returned."""
 
-    def seconds_saved(self) -> float:
-        """Seconds that caches saved this run; they are part of what the result costs."""
-        return 0.0
-
     def step_size(self, classes: int) -> float:
         """Step size of one step of all classes together."""
         return self.lr_images
@@ -247,7 +252,8 @@ class Matcher(Method):
             label=self.info.name,
         )
         saved = self.seconds_saved()
-        provenance = self.provenance(real, ipc, run, prepared + outcome["seconds"] + saved)
+        seconds = prepared + outcome["seconds"] + saved - self.seconds_apart()
+        provenance = self.provenance(real, ipc, run, seconds)
         provenance["seconds_from_cache"] = round(saved, 2)
         return SyntheticSet(
             labels=canvas.labels.cpu(),

@@ -15,10 +15,9 @@ import torch
 from torch import Tensor
 
 from potstill.data import ImageSet
-from potstill.experts.features import collect_features, sub_centres
+from potstill.experts.features import FeatureStats, sub_centres
 from potstill.methods.base import MethodInfo
 from potstill.methods.nearest import BackboneSelector, free_nearest
-from potstill.nets.backbone import Backbone
 from potstill.run import Run
 
 __all__ = ["Centroids"]
@@ -40,9 +39,8 @@ class Centroids(BackboneSelector):
         cost="one pass of the real set",
     )
 
-    def choose(self, real: ImageSet, backbone: Backbone, ipc: int, run: Run) -> Tensor:
+    def choose(self, real: ImageSet, stats: FeatureStats, ipc: int, run: Run) -> Tensor:
         """Return positions (n,), class-sorted."""
-        stats = collect_features(real, backbone, run, bank=True)
         assert stats.bank is not None
         goals = stats.centres[:, None] if ipc == 1 else sub_centres(stats, ipc, run)
         chosen = []

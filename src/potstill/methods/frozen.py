@@ -9,6 +9,7 @@ features is.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -87,6 +88,7 @@ def backbone_facts(backbone: Backbone) -> dict[str, Any]:
         "mean": backbone.transform.mean.tolist(),
         "std": backbone.transform.std.tolist(),
         "bytes": backbone.nbytes,
+        "trained_seconds": backbone.trained_seconds,
     }
 
 
@@ -138,7 +140,9 @@ class BackboneMatcher(Matcher):
         """Open the backbone, so that nothing is made in vain, and return the coarsest level."""
         if ipc < 1:
             raise InputError(f"ipc is {ipc}; use at least 1 image per class")
+        began = time.monotonic()
         self.backbone_ = open_for(self, real, run)
+        self.apart_ = time.monotonic() - began
         labels = torch.arange(real.num_classes).repeat_interleave(ipc)
         return PyramidCanvas(
             labels,
@@ -210,6 +214,10 @@ class BackboneMatcher(Matcher):
         )
         matched = known(value, list(grads.values()), list(leaves.values()))
         yield Term("match", matched, facts=facts)
+
+    def seconds_apart(self) -> float:
+        """Opening the backbone, or training it: its own cost, named in the provenance."""
+        return self.apart_
 
     def facts(self) -> dict[str, Any]:
         """Which backbone saw the images."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -9,6 +10,7 @@ import torch
 from torch import Tensor
 
 from potstill.data import ImageSet
+from potstill.experts.features import FeatureStats, collect_features
 from potstill.methods.base import Selector
 from potstill.methods.frozen import (
     backbone_facts,
@@ -17,7 +19,6 @@ from potstill.methods.frozen import (
     open_for,
     without_place,
 )
-from potstill.nets.backbone import Backbone
 from potstill.run import Run
 from potstill.run.checkpoint import digest
 
@@ -49,12 +50,24 @@ class BackboneSelector(Selector):
 
     def select(self, real: ImageSet, ipc: int, run: Run) -> Tensor:
         """Return positions (n,), class-sorted, as seen by the backbone."""
+        began = time.monotonic()
         self.backbone_ = open_for(self, real, run)
-        return self.choose(real, self.backbone_, ipc, run)
+        self.apart_ = time.monotonic() - began
+        stats = collect_features(real, self.backbone_, run, bank=True)
+        self.saved_ = stats.seconds_saved
+        return self.choose(real, stats, ipc, run)
 
-    def choose(self, real: ImageSet, backbone: Backbone, ipc: int, run: Run) -> Tensor:
-        """Return positions (n,), class-sorted."""
+    def choose(self, real: ImageSet, stats: FeatureStats, ipc: int, run: Run) -> Tensor:
+        """Return positions (n,), class-sorted, by the features of clean views."""
         raise NotImplementedError
+
+    def seconds_saved(self) -> float:
+        """The pass of the real images that an earlier run had left behind."""
+        return self.saved_
+
+    def seconds_apart(self) -> float:
+        """Opening the backbone, or training it: its own cost, named in the provenance."""
+        return self.apart_
 
     def facts(self) -> dict[str, Any]:
         """Which backbone saw the images."""

@@ -18,10 +18,9 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from potstill.data import ImageSet
-from potstill.experts.features import collect_features, image_features
+from potstill.experts.features import FeatureStats, image_features
 from potstill.methods.base import MethodInfo
 from potstill.methods.nearest import BackboneSelector, free_nearest
-from potstill.nets.backbone import Backbone
 from potstill.run import InputError, Run
 from potstill.run.checkpoint import digest
 from potstill.synthetic import SyntheticSet
@@ -68,7 +67,7 @@ class Neighbours(BackboneSelector):
         """As every method's, with the content of the distilled set."""
         return digest([super().key(real, ipc, run), self._distilled(real).checksum])
 
-    def choose(self, real: ImageSet, backbone: Backbone, ipc: int, run: Run) -> Tensor:
+    def choose(self, real: ImageSet, stats: FeatureStats, ipc: int, run: Run) -> Tensor:
         """Return positions (n,), class-sorted."""
         syn = self._distilled(real)
         images, labels, _, _ = syn.decoded()
@@ -78,9 +77,8 @@ class Neighbours(BackboneSelector):
                 f"ipc is {ipc}, but {self.of!r} has {int(counts.max())} images per class; use "
                 f"--ipc {int(counts.max())}"
             )
-        stats = collect_features(real, backbone, run, bank=True)
         assert stats.bank is not None
-        goals = normalize(image_features(images, backbone, None, None).cpu(), dim=1)
+        goals = normalize(image_features(images, self.backbone_, None, None).cpu(), dim=1)
         chosen = []
         for label in range(real.num_classes):
             own = real.of_class(label)

@@ -72,7 +72,8 @@ class SFM(BackboneMatcher):
             "backbone": "self:convnet-w32-bn",
             "steps": 500,
             "grow_every": 40,
-            "lr_images": 1e-2,
+            "lr_images": 3e-2,
+            "sub_centres": "both",
         },
         "standard": {},
     }

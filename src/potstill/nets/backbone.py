@@ -22,6 +22,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,7 +178,8 @@ def _ours(path: Path) -> Backbone:
         found = own_backbone(network, shape, torch.Generator().manual_seed(0), transform)
         found.body.load_state_dict(tensors)
         found = frozen(str(facts["label"]), found.body, found.size, channels, transform)
-        stated = facts["key"]
+        seconds = float(facts.get("about", {}).get("seconds", 0.0))
+        found, stated = replace(found, trained_seconds=seconds), facts["key"]
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:
         if isinstance(error, ArtifactError):
             raise

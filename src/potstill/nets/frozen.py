@@ -33,6 +33,7 @@ class Backbone:
     channels: int  # of its input
     transform: Normalize  # its own mean and standard deviation
     key: str  # 16 hexadecimal digits
+    trained_seconds: float = 0.0  # of the training that made it, where that is ours and known
     device: str = "cpu"
     precision: str = "fp32"  # "bf16": autocast on a GPU
 

@@ -1,0 +1,169 @@
+"""Classifier inheritance: what the sender's own classifier adds to the distilled images.
+
+SFM (arXiv 2602.05391, released code): the sender ships a linear head that was trained on all real
+images. A receiver with another backbone fits a linear map from its features to the sender's on the
+distilled images and classifies there (inheritance), or lets the head teach one of its own (KD).
+Either is another budget of information than images alone, so it stands in columns of its own.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from potstill.evaluation.labels import receiver_bytes
+from potstill.evaluation.linear import LinearBench
+from potstill.evaluation.record import Result
+from potstill.experts.heads import HEAD_PRIORS, Head, train_head
+from potstill.nets.backbone import Backbone
+from potstill.nets.heads import Projector, adam_projector, ridge_projector
+from potstill.run import InputError, nearest
+
+__all__ = ["PROJECTORS", "Heir", "Inheritance", "inheritance"]
+
+PROJECTORS = ("ridge", "adam")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Inheritance:
+    """What a receiver gets besides the images, and what it does with it.
+
+    Raises:
+        InputError: unknown projector.
+    """
+
+    projector: str = "ridge"  # closed form, or "adam" as published
+    prior: str = "logit_adjusted"  # how the head was debiased, see HEAD_PRIORS
+    kd: bool = False  # distil the head into one of the receiver's own as well
+    head: Head | None = None  # the shipped head; None = train it on the real set
+
+    def __post_init__(self) -> None:
+        if self.projector not in PROJECTORS:
+            raise InputError(f"inherit is {self.projector!r}{nearest(self.projector, PROJECTORS)}")
+        if self.prior not in HEAD_PRIORS:
+            raise InputError(f"head_prior is {self.prior!r}{nearest(self.prior, HEAD_PRIORS)}")
+
+
+def inheritance(inherit: str | None, head_prior: str | None, kd: bool | None) -> Inheritance | None:
+    """Return what flags or a recipe ask for; None without a projector or KD.
+
+    Raises:
+        InputError: a prior without a classifier.
+    """
+    if inherit in (None, "none") and not kd:
+        if head_prior is not None:
+            raise InputError(f"head_prior is {head_prior!r} without inherit; use inherit = 'ridge'")
+        return None
+    return Inheritance(
+        projector="ridge" if inherit in (None, "none") else str(inherit),
+        prior=head_prior or "logit_adjusted",
+        kd=bool(kd),
+    )
+
+
+@dataclass(frozen=True, eq=False)
+class Heir:
+    """A receiver that also gets the sender's head."""
+
+    bench: LinearBench
+    how: Inheritance
+
+    @cached_property
+    def sender(self) -> Backbone:
+        """The backbone that distilled, on which the head was trained."""
+        return self.bench.open("same")[0]
+
+    @cached_property
+    def head(self) -> Head:
+        """The head that was shipped, or one trained on the real set."""
+        bench = self.bench
+        head = self.how.head or train_head(
+            bench.train, self.sender, bench.run, prior=self.how.prior, views=bench.probe.views
+        )
+        head.check(self.sender, bench.syn.classes)
+        return head
+
+    def kept(self, path: Path) -> Inheritance:
+        """Return what is inherited with the head at ``path``, trained and written if need be."""
+        wanted = (self.how.prior, self.bench.train.checksum, self.sender.key)
+        if self.how.head is None and path.is_file():
+            head = Head.load(path)
+            if (head.facts.get("prior"), head.facts.get("data"), head.backbone) == wanted:
+                return replace(self.how, head=head)
+        self.head.save(path)
+        return replace(self.how, head=self.head)
+
+    def inherited(self, backbone: Backbone, runs: int) -> Result:
+        """Score the sender's head behind a linear map from this backbone to the sender's.
+
+        The map is fitted on views of the synthetic images alone. If both backbones are one, it is
+        the identity and the images play no part.
+        """
+        began = time.perf_counter()
+        same = self.sender.key == backbone.key
+        maps = [] if same else self.projectors(backbone, runs)
+
+        def logits(z: Tensor) -> Tensor:
+            return torch.stack([self.head(move(z)) for move in maps] or [self.head(z)])
+
+        result = self.bench.tested(backbone, logits)
+        sender = self.sender
+        return result | {
+            "label_tier": "inherited",
+            "runs": max(1, len(maps)),
+            "same_backbone": same,
+            "head": {"bytes": self.head.nbytes, **self.head.facts},
+            "projector": {"bytes_if_sent": maps[0].nbytes, **maps[0].about} if maps else None,
+            "receiver_bytes": receiver_bytes(self.bench.syn, "inherited", held=self.head.nbytes),
+            "sender_backbone": {"label": sender.label, "key": sender.key, "bytes": sender.nbytes},
+            "seconds": time.perf_counter() - began,
+        }
+
+    def projectors(self, backbone: Backbone, runs: int) -> list[Projector]:
+        """Maps from ``backbone`` to the sender's: one in closed form, or ``runs`` by Adam."""
+        source, goal = self._paired(backbone)
+        if self.how.projector == "ridge":
+            return [ridge_projector(source, goal)]
+        run, epochs = self.bench.run, self.bench.probe.training.epochs
+
+        def draws(number: int) -> Callable[[str, int, int], torch.Generator]:
+            return lambda purpose, _, index: run.generator(f"projector/{purpose}", number, index)
+
+        return [adam_projector(source, goal, draws(k), epochs=epochs) for k in range(runs)]
+
+    def _paired(self, backbone: Backbone) -> tuple[Tensor, Tensor]:
+        """Features of the same stored views as seen by both."""
+        images, bench = self.bench.syn.decoded()[0], self.bench
+        if not bench.probe.stored_views:
+            bench = replace(bench, probe=replace(bench.probe, stored_views=64))
+        return bench.table(images, backbone), bench.table(images, self.sender)
+
+    def kd(self, backbone: Backbone, runs: int) -> Result:
+        """Score heads of this backbone that learn from the sender's head on the same views.
+
+        α T² KL + (1 - α) cross-entropy with T = 4 and α = 0.5 (SFM's released code).
+        """
+        began = time.perf_counter()
+        source, goal = self._paired(backbone)
+        result = self.bench.measure(
+            backbone,
+            source,
+            self.bench.syn.decoded()[1],
+            self.bench.probe.training,
+            runs,
+            teacher=torch.stack([self.head(view) for view in goal]),
+        )
+        held = self.head.nbytes + self.sender.nbytes
+        return result | {
+            "label_tier": "online",
+            "runs": runs,
+            "head": {"bytes": self.head.nbytes, **self.head.facts},
+            "receiver_bytes": receiver_bytes(self.bench.syn, "inherited", held=held),
+            "seconds": time.perf_counter() - began,
+        }

@@ -1,0 +1,104 @@
+"""Opening real data for a job: as flags, a recipe or ``run.json`` describe them."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from potstill.data import ImageSet, load_pair
+from potstill.data.longtail import Profile
+from potstill.run import InputError, Run
+
+__all__ = ["Data", "open_data"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Data:
+    """Which real images; the same fields are command-line flags and a recipe's [data] table."""
+
+    data: str = "digits"  # digits, a folder, a Parquet/Arrow data set, an .npz file or a hub name
+    test: str | None = None  # source of the test split; by default the same source's
+    image_size: int | None = None  # resize to this many pixels; needed when sizes differ
+    resize: str = "crop"  # "crop" (short side, centre), "stretch" or "pad"
+    channels: int | None = None  # force 1 (grey) or 3 (RGB)
+    labels: str | None = None  # label column, for tables with several
+    subset: str | None = None  # classes: imagenet-nette, or positions or names joined by commas
+    imbalance_factor: float = 1.0  # n_max / n_min to cut the train split to; 1 = as it is
+    profile: Profile = "exponential"  # shape of the long tail
+
+    def open(self, run: Run, source: Any = None) -> tuple[ImageSet, ImageSet, str]:
+        """Return (train, test, sentence about the test); ``source`` stands in for ``data``."""
+        train, test, note = load_pair(
+            self.data if source is None else source,
+            test=self.test,
+            image_size=self.image_size,
+            resize=self.resize,
+            channels=self.channels,
+            labels=self.labels,
+            subset=self.subset,
+            memory_gb=run.memory_gb,
+            cache=run.cache,
+            quiet=run.quiet,
+        )
+        if self.imbalance_factor != 1:
+            train = train.long_tailed(self.imbalance_factor, profile=self.profile)
+        return train, test, note
+
+    def facts(self) -> dict[str, Any]:
+        """Fields for ``run.json``; what older runs did not know is left out unless it is asked."""
+        return {key: value for key, value in asdict(self).items() if key != "subset" or value}
+
+
+def open_data(
+    record: dict[str, Any], run: Run, data: str | None = None
+) -> tuple[ImageSet, ImageSet, str]:
+    """Open the data of a finished run again, from its ``run.json``; refuse changed data.
+
+    ``data`` names another place for them; what was asked for besides (size, imbalance) still holds.
+    An :class:`ImageSet` is loaded again from its source where that gives the same images.
+    """
+    asked = dict(record["job"]["data"])
+    in_memory, made_from = asked.pop("in_memory", False), record["job"].get("train_checksum")
+    try:
+        described = Data(**asked | ({"data": data} if data is not None else {}))
+    except TypeError:
+        raise InputError("run.json has unknown data options; distil again with --force") from None
+    again = InputError(
+        "the run was made from arrays in memory; call potstill.evaluate with the same arrays"
+    )
+    history = record["job"].get("history")  # of an ImageSet; arrays have none
+    if in_memory and history is None and data is None:
+        raise again
+    try:
+        train, test, note = described.open(run)
+        if in_memory and history:
+            train = _replayed(train, history)
+    except InputError as error:
+        if in_memory and data is None:
+            raise again from error
+        raise
+    if train.checksum == made_from:
+        return train, test, note
+    if in_memory and data is None:
+        raise again
+    if data is None:
+        raise InputError(
+            f"data {described.data!r} has changed since the run was made (checksum "
+            f"{train.checksum}, then {made_from}); distil again with --force"
+        )
+    raise InputError(
+        f"data {data!r} are not what the run was made from (checksum {train.checksum}, the run's "
+        f"{made_from}); give the same data from another place"
+    )
+
+
+def _replayed(train: ImageSet, history: list[dict[str, Any]]) -> ImageSet:
+    """Repeat the long-tailed cuts that ``history`` has and ``train`` has not.
+
+    Any other selection is left out; the checksum then tells the two sets apart.
+    """
+    for fact in history[len(train.history) :]:
+        if fact.get("op") == "long_tailed" and "imbalance_factor" in fact:
+            how = {key: fact[key] for key in ("profile", "draw", "seed") if key in fact}
+            train = train.long_tailed(fact["imbalance_factor"], **how)
+    return train
