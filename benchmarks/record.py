@@ -44,10 +44,13 @@ def differences(recipe: dict[str, Any], job: dict[str, Any], data: dict[str, Any
     return found
 
 
-def score_of(
+def scores_of(
     recipe: dict[str, Any], run: dict[str, Any], scores: list[dict[str, Any]], shape: list[int]
-) -> dict[str, Any]:
-    """Newest score of the run's artifact on its own data, taken as the recipe's [evaluate] says."""
+) -> list[dict[str, Any]]:
+    """Newest score by each network of the recipe, of the run's artifact on its own data.
+
+    All else has to be as [evaluate] says, too.
+    """
     asked = {"network": "convnet-w128-in", "protocol": "default", "runs": 5}
     asked |= recipe.get("evaluate", {})
     names = [asked["network"]] if isinstance(asked["network"], str) else asked["network"]
@@ -70,7 +73,7 @@ def score_of(
         own = [score for score in own if fit(score)]
         if not own:
             raise InputError(f"no score has the {name} of the recipe; run the recipe on its folder")
-    return own[-1]
+    return list({score["network"]: score for score in own}.values())
 
 
 def measured(run: dict[str, Any], score: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
@@ -108,12 +111,16 @@ def record(folder: Path, path: Path) -> None:
     other = differences(recipe, run["job"], made["data"])
     if other:
         raise InputError(f"{folder} differs from {path} in {', '.join(other)}; give its own run")
-    score = score_of(recipe, run, scores, artifact["shape"])
-    fields = {key: value for key, value in measured(run, score, made).items() if value is not None}
-    tidy = {k: round(v, 2) if isinstance(v, float) else v for k, v in fields.items()}
-    lines = [f"{key} = {json.dumps(value, ensure_ascii=False)}" for key, value in tidy.items()]
-    with path.open("a", encoding="utf-8") as file:
-        file.write("\n[[measured]]\n" + "\n".join(lines) + "\n")
+    for score in scores_of(recipe, run, scores, artifact["shape"]):
+        fields = measured(run, score, made)
+        tidy = {k: round(v, 2) if isinstance(v, float) else v for k, v in fields.items()}
+        lines = [
+            f"{key} = {json.dumps(value, ensure_ascii=False)}"
+            for key, value in tidy.items()
+            if value is not None
+        ]
+        with path.open("a", encoding="utf-8") as file:
+            file.write("\n[[measured]]\n" + "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from potstill.data import ImageSet, Normalize
-from potstill.evaluation import bench
+from potstill.evaluation import bench, cached
 from potstill.evaluation.protocol import PROTOCOLS, Protocol
 from potstill.evaluation.scores import Score, evaluate, read_scores, write_scores
 from potstill.nets import Training
@@ -155,7 +155,7 @@ def test_a_cache_that_cannot_be_written_costs_no_score(syn, data, run, monkeypat
     def full_disk(path, content):
         raise StorageError("disk full")
 
-    monkeypatch.setattr(bench, "write_json", full_disk)
+    monkeypatch.setattr(cached, "write_json", full_disk)
     assert score(syn, data, run, quantized=False).random["accuracy"]["mean"] > 0
 
 
