@@ -4,24 +4,24 @@ The plain side is LGM's released step as its description has it: the backbone's 
 gradients, which nobody uses or clears; real images are seen with a graph, which lives as long as
 the step; synthetic images are decoded, repeated and seen at once; both gradients of the random head
 are autograd's, the synthetic one differentiated again. Both sides share weights, views, pyramid
-(all levels there) and draws, images are noise: time does not depend on them.
+(all levels there) and draws; images are noise, on which time does not depend.
 
-"sfm": one SFM step, one view, real side cached, against the released LGM step with ``--views``.
+"sfm": one SFM step, one view, real side cached, against the released LGM step of ``--views``.
 
 "lgm": our LGM on the same real images and the same views, in one pass and in two passes (as if
-memory held ``--chunk`` views), with its real features from images and from the bank. Each line
-states the cosine of our gradient with the plain side's (the bank has real views of its own).
+memory held ``--chunk`` views); real features from images or from the bank. With images, it states 1
+minus the cosine of our gradient with the plain side's (the bank has real views of its own).
 
-"classes": memory of one SFM step with many images against few, at the same chunk of views.
+"classes": memory of an SFM step with ``--many`` images against ``--few``, same chunk of views. The
+gradient is as large as the result itself and stays; "beyond" is without it, by stage of the step:
+while the gradient is "found", "handed" to the leaves, and while Adam has "moved" them.
 
-Every measurement is a process of its own, one after the other. "peak_gb" is the most memory in use
-during a step, "added_gb" what of it was not there before: weights, images and Adam's state were.
+Every measurement is a process of its own, one after the other. Memory is that of the second step:
+"peak_gb" is all of the process (on a CPU with its libraries; Linux only), "added_gb" what was not
+there before the step, as weights, images and Adam's state were.
 
-    python benchmarks/backbone.py [--device cpu] [--threads 1] [--repeats 3] [--subject sfm lgm]
-                                  [--model timm-random:vit_small_patch16_224] [--canvas 256]
-                                  [--classes 4] [--views 10] [--chunk 8] [--drop-real-graph]
-                                  [--small-model convnet-w32-in] [--small-canvas 32]
-                                  [--few 100x1] [--many 1000x10] [--small-chunk 64]
+    python benchmarks/backbone.py [--subject sfm lgm classes] [--device cpu] [--threads 1]
+                                  [--repeats 3] [--drop-real-graph] and sizes (see DEFAULTS)
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ import subprocess
 import sys
 import tempfile
 import time
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -45,22 +47,35 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.canvas.pyramid import PyramidCanvas
 from potstill.data import ImageSet
-from potstill.data.views import Draw
 from potstill.methods import LGM, SFM
 from potstill.methods.frozen import BackboneMatcher
 from potstill.run import Run
-from potstill.run.machine import describe, peak_memory_gb, tune_allocator
+from potstill.run.machine import describe, tune_allocator
 
 LR, HEAD_STD = 2e-3, 0.01
 ENOUGH_GB = 1000.0  # no step is cut in pieces
-OURS = {
-    "images, one pass": ("images", False),
-    "images, two passes": ("images", True),
-    "bank, one pass": ("bank", False),
-    "bank, two passes": ("bank", True),
+OURS = ("images, one pass", "images, two passes", "bank, one pass", "bank, two passes")
+DEFAULTS = {
+    "device": "cpu",
+    "precision": "auto",  # fp32, bf16; auto = bf16 on a GPU
+    "threads": 1,
+    "repeats": 3,
+    "model": "timm-random:vit_small_patch16_224",
+    "canvas": 256,
+    "classes": 4,
+    "views": 10,
+    "chunk": 8,
+    "small_model": "convnet-w32-in",
+    "small_canvas": 32,
+    "small_chunk": 64,
+    "few": "100x1",  # classes x images per class
+    "many": "1000x10",
+    "cache": "",
 }
+SIZES = ("repeats", "model", "canvas", "classes", "views", "chunk", "drop_real_graph")
+Options = argparse.Namespace
+Mark = Callable[[str], None]
 
 
 def noise_images(classes: int, per_class: int, side: int) -> ImageSet:
@@ -68,8 +83,7 @@ def noise_images(classes: int, per_class: int, side: int) -> ImageSet:
     draw = torch.Generator().manual_seed(0)
     count = classes * per_class
     images = torch.randint(0, 256, (count, 3, side, side), generator=draw, dtype=torch.uint8)
-    labels = torch.arange(classes).repeat_interleave(per_class)
-    names = tuple(f"class {label}" for label in range(classes))
+    labels, names = torch.arange(count) // per_class, tuple(map(str, range(classes)))
     return ImageSet(images, labels, names, "noise", torch.arange(count), f"noise-{count}-{side}")
 
 
@@ -84,46 +98,40 @@ class Step:
     ) -> None:
         self.method, self.real, self.number = method, real, 0
         canvas = method.make_canvas(real, ipc, run).to(run.device)
-        assert isinstance(canvas, PyramidCanvas)
         canvas.arrange_(10 * method.grow_every)
         fit = ENOUGH_GB if chunk is None else (chunk + 0.5) * method.image_bytes(canvas) / 0.5e9
         self.canvas, self.run = canvas, run.with_(memory_gb=fit)
         method.setup(real, canvas, self.run)
         self.leaves = list(canvas.parameters().values())
         self.optimizer = torch.optim.Adam(self.leaves, lr=LR)
-        for leaf in self.leaves:  # so that its state is there
-            leaf.grad = torch.zeros_like(leaf)
-        self.optimizer.step()
-        self.optimizer.zero_grad()
 
-    def gradients(self) -> None:
+    def gradients(self, mark: Mark) -> None:
         for term in self.method.terms(self.number, self.canvas, self.canvas.classes):
+            mark("found")
             term.values.sum().backward()
+        mark("handed")
 
-    def __call__(self) -> None:
+    def __call__(self, mark: Mark = lambda stage: None) -> None:
         self.optimizer.zero_grad()
-        self.gradients()
+        self.gradients(mark)
         self.optimizer.step()
+        mark("moved")
         self.number += 1
-
-    def gradient(self) -> Tensor:
-        """What the last step left in the leaves, flat."""
-        return torch.cat([leaf.grad.flatten() for leaf in self.leaves])
 
 
 class Released(Step):
-    """The released LGM step on the draws of our method."""
+    """The released LGM step, on the draws of our method."""
 
-    def __init__(self, method: LGM, real: ImageSet, run: Run, drop: bool = False) -> None:
+    def __init__(self, method: LGM, real: ImageSet, run: Run, drop: bool) -> None:
         super().__init__(method, real, 1, run)
         self.lgm, self.drop = method, drop
         method.backbone_.body.requires_grad_(True)
 
-    def features(self, images: Tensor, draw: Draw) -> Tensor:
+    def features(self, images: Tensor, draw: dict[str, Tensor]) -> Tensor:
         backbone = self.method.backbone_
         return backbone.features(self.method._views().apply(images, draw, backbone.size))
 
-    def gradients(self) -> None:
+    def gradients(self, mark: Mark) -> None:
         run, step, views = self.run, self.number, self.method._views()
         shape = (self.canvas.classes, self.method.backbone_.dim)
         weight = HEAD_STD * torch.randn(shape, generator=run.generator("head", step))
@@ -146,10 +154,12 @@ class Released(Step):
         slopes = torch.autograd.grad(mean, (weight, bias), create_graph=True)
         found = torch.cat([slope.flatten() for slope in slopes])
         (1 - F.cosine_similarity(goal, found, dim=0)).backward()
+        mark("handed")
 
 
-def make(side: str, options: argparse.Namespace, cache: Path) -> Step:
-    """Return the step of a name: "released", "sfm", one of OURS, or CLASSESxIPC for SFM."""
+def make(side: str, options: Options) -> Step:
+    """Return the step of a name: "released", "sfm", one of OURS, or SFM's CLASSESxIPC."""
+    cache = Path(options.cache)
     run = Run(device=options.device, precision=options.precision, cache=cache, quiet=True)
     if side[0].isdigit():
         classes, ipc = (int(word) for word in side.split("x"))
@@ -158,41 +168,57 @@ def make(side: str, options: argparse.Namespace, cache: Path) -> Step:
     real = noise_images(options.classes, 2 * options.views, options.canvas)
     if side == "sfm":
         return Step(SFM(backbone=options.model), real, 1, run)
-    source, pieces = OURS.get(side, ("images", False))
-    how = {"backbone": options.model, "augmentations": options.views, "bank_views": 2}
-    method = LGM(real_side=source, **how)
+    source = side.split(",")[0] if side in OURS else "images"
+    how: dict[str, Any] = {"backbone": options.model, "augmentations": options.views}
+    method = LGM(real_side=source, bank_views=2, **how)
     if side == "released":
         return Released(method, real, run, options.drop_real_graph)
-    return Step(method, real, 1, run, options.chunk if pieces else None)
+    return Step(method, real, 1, run, options.chunk if "two" in side else None)
 
 
-def resident_gb(line: str) -> float:
-    """A line of Linux's account of this process, such as VmRSS."""
-    lines = Path("/proc/self/status").read_text().splitlines()
-    return next(int(text.split()[1]) for text in lines if text.startswith(line)) * 1024 / 1e9
+class Meter:
+    """Peak memory in GB of the stages of a step, and what was there before."""
+
+    def __init__(self, device: str) -> None:
+        self.on_gpu, self.peaks = device.startswith("cuda"), {}
+        gc.collect()
+        if not self.on_gpu:
+            ctypes.CDLL("libc.so.6").malloc_trim(0)
+        self._peak()
+        self.before = self._peak()
+
+    def __call__(self, stage: str) -> None:
+        self.peaks[stage] = self._peak()
+
+    def _peak(self) -> float:
+        """Peak since the last call."""
+        if self.on_gpu:
+            peak = torch.cuda.max_memory_allocated() / 1e9
+            torch.cuda.reset_peak_memory_stats()
+            return peak
+        lines = Path("/proc/self/status").read_text().splitlines()
+        peak = next(int(line.split()[1]) for line in lines if line.startswith("VmHWM")) * 1024 / 1e9
+        Path("/proc/self/clear_refs").write_text("5")  # Linux: forget it
+        return peak
 
 
-def added_by(step: Step, options: argparse.Namespace) -> dict[str, float]:
-    """Peak memory in GB of one step, and what of it was not there before."""
-    gc.collect()
-    if options.device.startswith("cuda"):
-        torch.cuda.reset_peak_memory_stats(options.device)
-        before = torch.cuda.memory_allocated(options.device) / 1e9
-        step()
-        peak = peak_memory_gb(options.device)
-    else:
-        ctypes.CDLL("libc.so.6").malloc_trim(0)
-        Path("/proc/self/clear_refs").write_text("5")  # the peak is what is there now
-        before = resident_gb("VmRSS")
-        step()
-        peak = resident_gb("VmHWM")
-    gradient = sum(leaf.nbytes for leaf in step.leaves) / 1e9
+def weighed(step: Step, options: Options) -> dict[str, Any]:
+    """Memory in GB of the second step, in which no library is loaded and no state is made."""
+    step()
+    step.optimizer.zero_grad()
+    meter = Meter(options.device)
+    step(meter)
     count = step.method.augmentations * len(step.canvas.labels)
-    features = 4 * count * step.method.backbone_.dim / 1e9
-    return {"peak": peak, "added": peak - before, "gradient": gradient, "features": features}
+    return {
+        "before": meter.before,
+        "peak": max(meter.peaks.values()),
+        "stages": meter.peaks,
+        "gradient": sum(leaf.nbytes for leaf in step.leaves) / 1e9,
+        "features": 4 * count * step.method.backbone_.dim / 1e9,
+    }
 
 
-def timed(sides: dict[str, Step], options: argparse.Namespace) -> dict[str, Any]:
+def timed(sides: dict[str, Step], options: Options) -> dict[str, Any]:
     """Seconds of all steps in turn, and cosines of their first gradients with the plain side's."""
     alone = options.threads == 1 and options.device == "cpu"
     clock = time.process_time if alone else time.perf_counter
@@ -204,138 +230,108 @@ def timed(sides: dict[str, Step], options: argparse.Namespace) -> dict[str, Any]
             torch.cuda.synchronize()
         return clock() - began
 
-    def first(step: Step) -> Tensor:
+    gradients = {}
+    for side, step in sides.items():
         step()
-        return step.gradient()
-
-    gradients = {side: first(step) for side, step in sides.items()}
-    cosines = {
-        side: float(torch.cosine_similarity(found, gradients["released"], dim=0))
-        for side, found in gradients.items()
-    }
+        gradients[side] = torch.cat([leaf.grad.flatten() for leaf in step.leaves]).double()
+    plain = gradients["released"]
+    cosines = {s: float(F.cosine_similarity(g, plain, dim=0)) for s, g in gradients.items()}
     rounds = [{s: seconds(step) for s, step in sides.items()} for _ in range(options.repeats)]
     return {"rounds": rounds, "cosines": cosines, "clock": "cpu" if alone else "wall"}
 
 
-def child(kind: str, sides: list[str], options: argparse.Namespace) -> None:
-    """Measure in this process and print what was found."""
-    steps = {side: make(side, options, Path(options.cache)) for side in sides}
-    found = timed(steps, options) if kind == "time" else added_by(steps[sides[0]], options)
-    print(json.dumps(found))
-
-
-def ask(kind: str, sides: list[str], cache: str) -> Any:
+def ask(kind: str, sides: tuple[str, ...], options: Options) -> Any:
     """Measure in a process of its own."""
-    words = [sys.executable, __file__, *sys.argv[1:], "--cache", cache, "--child", kind, *sides]
-    done = subprocess.run(words, stdout=subprocess.PIPE, text=True, check=True)
+    words = [sys.executable, __file__, *sys.argv[1:], "--cache", options.cache, "--child", kind]
+    done = subprocess.run([*words, *sides], stdout=subprocess.PIPE, text=True, check=True)
     return json.loads(done.stdout)
 
 
-def circumstances(options: argparse.Namespace) -> dict[str, Any]:
-    return {
-        "precision": Run(device=options.device, precision=options.precision).precision,
-        "device": describe(options.device)["device"],
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+def tell(options: Options, **facts: Any) -> None:
+    """Print one line."""
+    facts["precision"] = Run(device=options.device, precision=options.precision).precision
+    facts["device"], facts["threads"] = describe(options.device)["device"], options.threads
+    rounded = json.loads(json.dumps(facts), parse_float=lambda text: float(f"{float(text):.4g}"))
+    print(json.dumps(rounded | {"torch": torch.__version__}), flush=True)
 
 
-def against_released(name: str, ours: list[str], options: argparse.Namespace, cache: str) -> None:
+def against_released(name: str, ours: tuple[str, ...], options: Options) -> None:
     """One line of time and memory for each of our sides."""
-    memory = {side: ask("memory", [side], cache) for side in ["released", *ours]}
-    found = ask("time", [*ours, "released"], cache)
+    memory = {side: ask("memory", (side,), options) for side in ("released", *ours)}
+    found = ask("time", (*ours, "released"), options)
+    rounds = found["rounds"]
     for side in ours:
-        ratios = [times["released"] / times[side] for times in found["rounds"]]
-        usual = {
-            s: statistics.median(times[s] for times in found["rounds"]) for s in (side, "released")
-        }
-        own, plain = memory[side], memory["released"]
-        record = {
-            "benchmark": f"{name}: {side}",
-            "ratio": round(statistics.median(ratios), 2),
-            "ratio_min": round(min(ratios), 2),
-            "ratio_max": round(max(ratios), 2),
-            "ours_s": round(usual[side], 3),
-            "plain_s": round(usual["released"], 3),
-            "clock": found["clock"],
-            "repeats": options.repeats,
-            "memory_ratio": round(plain["peak"] / own["peak"], 2),
-            "memory_ratio_added": round(plain["added"] / own["added"], 2),
-            "peak_gb": [round(m["peak"], 3) for m in (own, plain)],
-            "added_gb": [round(m["added"], 3) for m in (own, plain)],
-            "cosine_of_gradients": round(found["cosines"][side], 6),
-            "model": options.model,
-            "classes": options.classes,
-            "views_plain": options.views,
-            "chunk": options.chunk if "two" in side else None,
-            "plain_real_graph": "dropped" if options.drop_real_graph else "kept",
-            **circumstances(options),
-        }
-        print(json.dumps(record), flush=True)
+        ratios = [times["released"] / times[side] for times in rounds]
+        peaks = [memory[s]["peak"] for s in (side, "released")]
+        added = [memory[s]["peak"] - memory[s]["before"] for s in (side, "released")]
+        tell(
+            options,
+            benchmark=f"{name}: {side}",
+            ratio=statistics.median(ratios),
+            ratio_min=min(ratios),
+            ratio_max=max(ratios),
+            ours_s=statistics.median(times[side] for times in rounds),
+            plain_s=statistics.median(times["released"] for times in rounds),
+            clock=found["clock"],
+            memory_ratio=peaks[1] / peaks[0],
+            memory_ratio_added=added[1] / added[0],
+            peak_gb=peaks,
+            added_gb=added,
+            one_minus_cosine=1 - found["cosines"][side] if "images" in side else None,
+            **{name: getattr(options, name) for name in SIZES},
+        )
 
 
-def sfm(options: argparse.Namespace, cache: str) -> None:
-    against_released("SFM step against the released LGM step", ["sfm"], options, cache)
-
-
-def lgm(options: argparse.Namespace, cache: str) -> None:
-    against_released("LGM step against the released one", list(OURS), options, cache)
-
-
-def classes(options: argparse.Namespace, cache: str) -> None:
-    """Memory with many images against few; the gradient is as large as the result itself."""
+def classes(options: Options) -> None:
+    """One line: memory with many images against few."""
     sizes = (options.few, options.many)
-    few, many = (ask("memory", [size], cache) for size in sizes)
-    beyond = [m["added"] - m["gradient"] for m in (few, many)]
-    record = {
-        "benchmark": "memory of an SFM step by classes and images",
-        "classes_x_ipc": sizes,
-        "ratio_beyond_gradient": round(beyond[1] / beyond[0], 2),
-        "peak_gb": [round(m["peak"], 3) for m in (few, many)],
-        "added_gb": [round(m["added"], 3) for m in (few, many)],
-        "gradient_gb": [round(m["gradient"], 4) for m in (few, many)],
-        "beyond_gradient_gb": [round(size, 3) for size in beyond],
-        "features_gb": [round(m["features"], 4) for m in (few, many)],
-        "model": options.small_model,
-        "canvas": options.small_canvas,
-        "chunk": options.small_chunk,
-        **circumstances(options),
+    both = [ask("memory", (size,), options) for size in sizes]
+    beyond = {
+        stage: [m["stages"][stage] - m["before"] - m["gradient"] for m in both]
+        for stage in both[0]["stages"]
     }
-    print(json.dumps(record), flush=True)
+    few, many = (max(pair[place] for pair in beyond.values()) for place in (0, 1))
+    tell(
+        options,
+        benchmark="memory of an SFM step by classes and images",
+        classes_x_ipc=sizes,
+        ratio=many / few,
+        ratio_by_stage={stage: pair[1] / few for stage, pair in beyond.items()},
+        peak_gb=[m["peak"] for m in both],
+        added_gb=[m["peak"] - m["before"] for m in both],
+        gradient_gb=[m["gradient"] for m in both],
+        beyond_gb=beyond,
+        features_gb=[m["features"] for m in both],
+        **{name: getattr(options, name) for name in ("small_model", "small_canvas", "small_chunk")},
+    )
 
 
-SUBJECTS = {"sfm": sfm, "lgm": lgm, "classes": classes}
+SUBJECTS = {
+    "sfm": partial(against_released, "SFM step against the released LGM step", ("sfm",)),
+    "lgm": partial(against_released, "LGM step against the released one", OURS),
+    "classes": classes,
+}
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
-    parser.add_argument("--device", default="cpu")
-    parser.add_argument("--precision", default="auto", help="fp32, bf16; auto = bf16 on a GPU")
-    parser.add_argument("--threads", type=int, default=1)
-    parser.add_argument("--repeats", type=int, default=3)
+    for name, value in DEFAULTS.items():
+        parser.add_argument(f"--{name.replace('_', '-')}", type=type(value), default=value)
     parser.add_argument("--subject", nargs="+", choices=SUBJECTS, default=list(SUBJECTS))
-    parser.add_argument("--model", default="timm-random:vit_small_patch16_224")
-    parser.add_argument("--canvas", type=int, default=256)
-    parser.add_argument("--classes", type=int, default=4)
-    parser.add_argument("--views", type=int, default=10, help="of an image in an LGM step")
-    parser.add_argument("--chunk", type=int, default=8, help="views in memory, two passes")
     parser.add_argument("--drop-real-graph", action="store_true", help="at once, plain side")
-    parser.add_argument("--small-model", default="convnet-w32-in")
-    parser.add_argument("--small-canvas", type=int, default=32)
-    parser.add_argument("--small-chunk", type=int, default=64)
-    parser.add_argument("--few", default="100x1", help="classes x images per class")
-    parser.add_argument("--many", default="1000x10")
-    parser.add_argument("--cache", help=argparse.SUPPRESS)
     parser.add_argument("--child", nargs="+", metavar="SIDE", help=argparse.SUPPRESS)
     options = parser.parse_args()
     tune_allocator()
     torch.set_num_threads(options.threads)
     if options.child:
-        child(options.child[0], options.child[1:], options)
+        kind, *sides = options.child
+        steps = {side: make(side, options) for side in sides}
+        found = timed(steps, options) if kind == "time" else weighed(steps[sides[0]], options)
+        print(json.dumps(found))
         return
-    with tempfile.TemporaryDirectory() as cache:
+    with tempfile.TemporaryDirectory() as options.cache:
         for name in options.subject:
-            SUBJECTS[name](options, cache)
+            SUBJECTS[name](options)
 
 
 if __name__ == "__main__":

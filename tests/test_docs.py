@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from potstill.data.subsets import SUBSETS
-from potstill.evaluation import PROTOCOLS, Protocol, find_protocol
+from potstill.evaluation import PROBES, PROTOCOLS, Protocol, find_protocol
 from potstill.experts.backbones import self_training
 from potstill.methods import CATALOGUE
 from potstill.nets import parse
@@ -111,7 +111,7 @@ def test_every_method_stands_in_the_readme():
 
 def test_every_protocol_stands_in_the_guide():
     text = (ROOT / "docs" / "guide.md").read_text("utf-8")
-    for name in PROTOCOLS:
+    for name in (*PROTOCOLS, *PROBES):
         assert f"`{name}`" in text, name
 
 

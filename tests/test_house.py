@@ -131,7 +131,8 @@ def test_import_is_light():
     code = (
         "import time, torch; t = time.perf_counter(); import potstill; potstill.Run; "
         "print(time.perf_counter() - t); import sys; "
-        "heavy = ('datasets', 'sklearn', 'matplotlib', 'torchvision', 'PIL', 'scipy'); "
+        "heavy = ('datasets', 'sklearn', 'matplotlib', 'torchvision', 'PIL', 'scipy', 'timm', "
+        "'transformers'); "
         "print([m for m in heavy if m in sys.modules])"
     )
     times = []

@@ -180,7 +180,7 @@ def counted(monkeypatch, die_after=None):
 
 
 def files(folder):
-    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith("seconds")}
+    return {p.name: p.read_bytes() for p in folder.iterdir() if not p.name.startswith("about")}
 
 
 OPTIONS = {"views": VIEWS, "count": 2, "moment": "balanced", "bank": True}  # 2 x 3 blocks
@@ -270,7 +270,7 @@ def test_everything_that_matters_is_in_the_key(real, backbone, run, make_blobs):
     assert collect_features(real, backbone, run.with_(seed=5)).key == keys[0]
 
 
-@pytest.mark.parametrize("name", ["stats.safetensors", "bank.f16", "seconds.safetensors"])
+@pytest.mark.parametrize("name", ["stats.safetensors", "bank.f16", "about.safetensors"])
 def test_a_damaged_cache_is_passed_again(real, backbone, run, monkeypatch, name):
     first = collect_features(real, backbone, run, **OPTIONS)
     path = run.cache / "features" / first.key / name

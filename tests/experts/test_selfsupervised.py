@@ -123,13 +123,29 @@ def test_grey_images(make_blobs, run, tmp_path):
     assert found.channels == 1 and torch.isfinite(found.features(torch.rand(2, 1, 8, 8))).all()
 
 
+def test_the_two_views_of_an_image_are_drawn_apart(real, run, tmp_path, monkeypatch):
+    seen, original = [], room.self_supervised
+
+    def watching(objective, a, b, temperature):
+        seen.append((a.detach(), b.detach()))
+        return original(objective, a, b, temperature)
+
+    monkeypatch.setattr(room, "self_supervised", watching)
+    train_backbone(real, replace(HOW, epochs=1), run, tmp_path)
+    assert len(seen) == 2 and all(a.shape == b.shape == (16, 8) for a, b in seen)
+    for a, b in seen:
+        assert ((a - b).norm(dim=1) > 1e-3 * a.norm(dim=1)).all()
+    assert not torch.allclose(seen[0][0], seen[1][0])
+
+
 def test_fewer_images_than_a_batch(make_blobs, run, tmp_path):
     found = train_backbone(make_blobs((4, 3), channels=3), replace(HOW, batch=256), run, tmp_path)
     assert len(losses(tmp_path)) == 3 and found.dim == 32
 
 
 @pytest.mark.parametrize(
-    "changes", [{"color": 0.0}, {"flip": 0.0}, {"crop_min": 1.0}, {"temperature": 0.5}]
+    "changes",
+    [{"color": 0.0}, {"color": 1.0}, {"flip": 0.0}, {"crop_min": 1.0}, {"temperature": 0.5}],
 )
 def test_every_choice_changes_the_weights(real, run, tmp_path, changes):
     first = train_backbone(real, replace(HOW, epochs=1), run, tmp_path / "a")

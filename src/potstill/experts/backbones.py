@@ -7,6 +7,7 @@ real set that is distilled and kept in the cache; every other name is
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 
 from potstill.data import ImageSet, Normalize
@@ -49,9 +50,17 @@ def identify(name: str, real: ImageSet, run: Run, *, epochs: int = 30, flip: flo
     if (folder / FILE).is_file():
         return digest([load_state(folder / FILE)[1].get("key"), size, imagenet])
     if folder.is_dir():
-        stamps = [(p.name, p.stat().st_size) for p in sorted(folder.iterdir())]
-        return digest([stamps, size, imagenet])
+        return digest([_content(folder), size, imagenet])
     return digest([name, run.seed])
+
+
+def _content(folder: Path) -> list[tuple[str, str]]:
+    """Name and SHA-256 of every file of a folder that another library wrote."""
+    found = []
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        with path.open("rb") as file:
+            found.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
+    return found
 
 
 def backbone_for(
@@ -74,4 +83,4 @@ def backbone_for(
         draw = run.generator("backbone/weights")
         found = open_backbone(name, real.shape, draw, Normalize.fit(real))
     found.check(real.shape)
-    return found.on(run.device, run.precision)
+    return found.on(run.device, run.precision, run.compile)

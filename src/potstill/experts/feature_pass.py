@@ -20,9 +20,18 @@ from potstill.nets.backbone import Backbone
 from potstill.run import ArtifactError, InputError, Run, StorageError, logger, progress
 from potstill.run.checkpoint import digest, load_state, save_state
 
-__all__ = ["BLOCK", "MOMENTS", "FeaturePass", "FeatureStats", "bank_is_whole"]
+__all__ = [
+    "ABOUT",
+    "BANK",
+    "BLOCK",
+    "MOMENTS",
+    "FeaturePass",
+    "FeatureStats",
+    "bank_is_whole",
+]
 
 MOMENTS = ("none", "natural", "balanced")  # second moments: off, over images, over classes
+BANK, ABOUT = "bank.f16", "about.safetensors"  # files beside the statistics
 BLOCK = 64  # images per pass; part of what "features-1" stands for, because sums round by it
 
 
@@ -122,7 +131,7 @@ class FeaturePass:
     ) -> None:
         self.real, self.backbone, self.run = real, backbone, run
         self.views, self.count = views, count
-        self.folder, self.facts, self.key = folder, facts, digest(facts)
+        self.folder, self.facts, self.key = folder, facts, digest([facts, bank])
         classes, dim, device = real.num_classes, backbone.dim, run.device
         self.sums = torch.zeros(classes, dim, dtype=torch.float64, device=device)
         self.squares = torch.zeros_like(self.sums)
@@ -135,7 +144,7 @@ class FeaturePass:
             "natural": torch.full_like(counts, 1 / (len(real) * count)),
         }
         self.weights = weights.get(moment, counts).to(device)  # of an image in the moment
-        self.bank = folder / "bank.f16" if bank else None
+        self.bank = folder / BANK if bank else None
         self.next, self.spent, self.began = 0, 0.0, time.monotonic()
 
     @property
@@ -163,11 +172,12 @@ class FeaturePass:
             squares=self.squares.cpu(),
             views=self.count,
             facts=self.facts,
-            key=self.key,
+            key=digest(self.facts),
             moment=None if self.moment is None else self.moment.cpu(),
         )
         seconds = self.spent + time.monotonic() - self.began
-        save_state(self.folder / "seconds.safetensors", {}, {"seconds": seconds})
+        about = {"seconds": seconds, "bank": self.bank is not None}
+        save_state(self.folder / ABOUT, {}, about)
         stats.save(self.folder / "stats.safetensors")
         partial.unlink(missing_ok=True)
         return stats

@@ -19,6 +19,8 @@ from torch import Tensor
 from potstill.data import ImageSet
 from potstill.data.views import Views, clean_view, part_of
 from potstill.experts.feature_pass import (
+    ABOUT,
+    BANK,
     BLOCK,
     MOMENTS,
     FeaturePass,
@@ -26,7 +28,7 @@ from potstill.experts.feature_pass import (
     bank_is_whole,
 )
 from potstill.nets.backbone import Backbone
-from potstill.run import ArtifactError, InputError, Run, logger
+from potstill.run import InputError, Run, logger
 from potstill.run.checkpoint import digest, load_state
 
 __all__ = ["FeatureStats", "collect_features", "image_features", "sub_centres"]
@@ -68,7 +70,6 @@ def collect_features(
         "views": None if views is None else views.facts,
         "count": count,
         "moment": moment,
-        "bank": bank,
         "seed": run.seed if views is not None else 0,
         "precision": backbone.precision,
         "device": run.device.split(":")[0],
@@ -79,14 +80,15 @@ def collect_features(
     folder = run.cache / "features" / digest(facts)
     done = folder / "stats.safetensors"
     shape = (count, len(real), backbone.dim)
-    if done.is_file() and (not bank or bank_is_whole(folder / "bank.f16", shape)):
+    if done.is_file():
         try:
-            stats = FeatureStats.load(done)
-            saved = float(load_state(folder / "seconds.safetensors")[1]["seconds"])
-        except ArtifactError as error:
+            stats, about = FeatureStats.load(done), load_state(folder / ABOUT)[1]
+            stats.check(real, backbone)
+            stats = replace(stats, seconds_saved=float(about["seconds"]))
+            if not bank or (about["bank"] and bank_is_whole(folder / BANK, shape)):
+                return _with_bank(stats, real, folder, shape, bank, run)
+        except (InputError, KeyError) as error:  # damaged, or put there by somebody
             logger.warning("%s; passing the images again", error)
-        else:
-            return _with_bank(replace(stats, seconds_saved=saved), real, folder, shape, bank, run)
     one = FeaturePass(real, backbone, run, views, count, moment, bank, folder, facts)
     stats = one.finish()
     return _with_bank(stats, real, folder, shape, bank, run)
@@ -103,7 +105,7 @@ def _with_bank(
     """Open the bank: in memory up to a quarter of the budget, else mapped."""
     if not bank:
         return stats
-    path, size = folder / "bank.f16", int(np.prod(shape))
+    path, size = folder / BANK, int(np.prod(shape))
     if 2 * size <= 0.25e9 * run.memory_gb:
         content = torch.from_numpy(np.fromfile(path, np.float16)).view(shape)
     else:

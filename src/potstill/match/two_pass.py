@@ -3,8 +3,9 @@
 If a loss depends on images only through their features, the graph of all images is never needed at
 once (gradient caching): pass one computes features without a graph, the loss gives its gradient in
 the features, and pass two builds the graph of one chunk at a time and sends that gradient through.
-One forward more, exactly the same gradient, peak memory of one chunk for any number of classes,
-images and views.
+Exactly the same gradient, peak memory of one chunk for any number of classes, images and views. The
+price is a second forward pass, but not of what pass one saw last: as many views as fit keep their
+graph from there.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ __all__ = ["feature_gradients"]
 Leaves = Mapping[str, Tensor]
 Render = Callable[[dict[str, Tensor]], Tensor]  # rows of the leaves -> their images
 See = Callable[[Tensor, slice, int], Tensor]  # images, which rows they are, view -> features (r, d)
+Kept = dict[int, tuple[Tensor, dict[int, Tensor]]]  # first row -> images, and features by view
 
 
 def feature_gradients(
@@ -46,30 +48,49 @@ def feature_gradients(
     n = len(next(iter(leaves.values())))
     if n * views <= budget:
         return _whole(leaves, render, see, loss, views)
-    chunks = [slice(first, min(n, first + budget)) for first in range(0, n, budget)]
-    with torch.no_grad():
-        seen = []
-        for rows in chunks:
-            images = render({name: leaf[rows] for name, leaf in leaves.items()})
-            seen.append(torch.stack([see(images, rows, view) for view in range(views)]))
-        z = torch.cat(seen, 1)
-    z.requires_grad_(True)
+    chunks = [slice(max(0, last - budget), last) for last in range(n, 0, -budget)][::-1]
+    z, kept = _look(leaves, render, see, chunks, views, budget)
     with torch.enable_grad():
-        value = loss(z)
+        value = loss(z.requires_grad_())
     (slope,) = torch.autograd.grad(value, z)
+    value = value.detach()
+    del z  # features of all images may be larger than the graph of a chunk
     total = {name: torch.empty_like(leaf) for name, leaf in leaves.items()}
-    for rows in chunks:
+    for rows in reversed(chunks):  # what is kept goes before other graphs are built
         part = {name: leaf[rows].detach().requires_grad_() for name, leaf in leaves.items()}
         with torch.enable_grad():
             images = render(part)
-            x = images.detach().requires_grad_()
-            for view in range(views):
-                torch.autograd.backward(see(x, rows, view), slope[view, rows])
+            x, graphs = kept.pop(rows.start, (images.detach().requires_grad_(), {}))
+            for view in reversed(range(views)):
+                found = graphs.pop(view) if view in graphs else see(x, rows, view)
+                torch.autograd.backward(found, slope[view, rows])
         for name, grad in zip(
             part, torch.autograd.grad(images, list(part.values()), x.grad), strict=True
         ):
             total[name][rows] = grad
-    return value.detach(), total
+    return value, total
+
+
+def _look(
+    leaves: Leaves, render: Render, see: See, chunks: list[slice], views: int, budget: int
+) -> tuple[Tensor, Kept]:
+    """Pass one: features (views, n, d), and the graphs of the last ``budget`` views."""
+    kept: Kept = {}
+    z, left = torch.empty(0), views * chunks[-1].stop
+    for rows in chunks:
+        with torch.no_grad():
+            x = render({name: leaf[rows] for name, leaf in leaves.items()}).detach()
+        for view in range(views):
+            keeps = left <= budget
+            left -= len(x)
+            with torch.set_grad_enabled(keeps):
+                found = see(x.requires_grad_(keeps), rows, view)
+            if keeps:
+                kept.setdefault(rows.start, (x, {}))[1][view] = found
+            if not len(z):
+                z = found.new_empty(views, chunks[-1].stop, *found.shape[1:])
+            z[view, rows] = found.detach()
+    return z, kept
 
 
 def _whole(

@@ -183,6 +183,15 @@ class BackboneMatcher(Matcher):
         image = 4 * math.prod(canvas.shape)
         return self.backbone_.image_bytes() + 3 * pixels + 3 * image
 
+    def _chunk(self, canvas: Canvas, run: Run) -> int:
+        """All classes to begin with: what is cut is the number of views."""
+        return canvas.classes
+
+    def _budget(self, images: int, chunk: int) -> int:
+        """Views at once: what fits, halved with ``chunk`` where memory ran out all the same."""
+        fit = min(self.fit_, images * self.augmentations)
+        return max(1, fit * chunk // self.classes_)
+
     def terms(self, step: int, canvas: Canvas, chunk: int) -> Iterator[Term]:
         """One global loss, back-propagated in as much memory as there is."""
         assert isinstance(canvas, PyramidCanvas)
@@ -210,7 +219,7 @@ class BackboneMatcher(Matcher):
             see,
             loss,
             views=self.augmentations,
-            budget=min(self.fit_, chunk * self.ipc_ * self.augmentations),
+            budget=self._budget(len(canvas.labels), chunk),
         )
         matched = known(value, list(grads.values()), list(leaves.values()))
         yield Term("match", matched, facts=facts)

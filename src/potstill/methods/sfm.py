@@ -75,7 +75,7 @@ class SFM(BackboneMatcher):
             "lr_images": 3e-2,
             "sub_centres": "both",
         },
-        "standard": {},
+        "standard": {"sub_centres": "both"},
     }
 
     augmentations: int = 1  # views of each image per step, features averaged; released code

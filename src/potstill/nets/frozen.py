@@ -37,10 +37,12 @@ class Backbone:
     device: str = "cpu"
     precision: str = "fp32"  # "bf16": autocast on a GPU
 
-    def on(self, device: str, precision: str = "fp32") -> Backbone:
+    def on(self, device: str, precision: str = "fp32", compiled: bool = False) -> Backbone:
         """Return the same backbone on a device; ``precision`` is that of its passes."""
-        self.body.to(device)
-        return replace(self, device=device, precision=precision)
+        body = self.body.to(device)
+        if compiled:
+            body = torch.compile(body)  # type: ignore[assignment]
+        return replace(self, body=body, device=device, precision=precision)
 
     def check(self, shape: tuple[int, int, int]) -> None:
         """Raise InputError unless images of this (c, h, w) can be shown to it."""
