@@ -9,7 +9,7 @@ import torch
 
 from potstill.canvas import start_canvas
 from potstill.data import Normalize
-from potstill.methods import CSDM, DM, LAD, MTT
+from potstill.methods import CSDM, DM, LAD, LGM, MTT, SFM
 from potstill.nets import Examples, Training, create, train_many
 from potstill.run import Run
 
@@ -33,6 +33,10 @@ TINY = {
     "classifier_steps": 4,
     "span": 1,
     "start_max": 3,
+    "backbone": "convnet-d2-w16-in",
+    "augmentations": 2,
+    "bank_views": 2,
+    "noise": 0.0,  # each device has its own
 }
 
 
@@ -152,3 +156,36 @@ def test_experts_stacked_agree_with_one_after_another(make_blobs, run):
         weights.append([p.detach().cpu() for net in networks for p in net.parameters()])
     for one, other in zip(*weights, strict=True):
         assert torch.allclose(one, other, atol=1e-4)
+
+
+@pytest.mark.parametrize("kind", [LGM, SFM])
+@pytest.mark.parametrize("memory_gb", [4.0, 1e-6])
+def test_backbone_gradient_agrees_with_the_cpu(make_blobs, run, kind, memory_gb):
+    real = make_blobs((40, 20, 8), channels=3, size=16)
+    gradients = []
+    for device in ("cpu", "cuda"):
+        here = Run(
+            device=device, precision="fp32", memory_gb=memory_gb, cache=run.cache, quiet=True
+        )
+        method = tiny(kind, canvas="pixels")
+        canvas = method.make_canvas(real, 3, here).to(here.device)
+        method.setup(real, canvas, here)
+        for term in method.terms(0, canvas, canvas.classes):
+            term.values.backward()
+        gradients.append(canvas.images.grad.cpu().flatten())
+    assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.999
+
+
+def test_backbone_methods_and_probes_run_with_a_backbone_of_their_own(make_blobs, run):
+    from potstill.evaluation import PROBES, Inheritance, evaluate
+
+    real, device = make_blobs((40, 20, 8), channels=3, size=16), run.with_(device="cuda")
+    own = {"backbone": "self:convnet-d2-w16-bn", "backbone_epochs": 1, "noise": 0.5, "steps": 3}
+    probe = PROBES["probe"].with_(epochs=5, stored_views=2, full_steps=10)
+    for method in (tiny(LGM, **own), tiny(SFM, **own)):
+        syn = method(real, 2, device)
+        (score, other) = evaluate(
+            syn, real, real, network=["same", "convnet-d2-w16-in"], protocol=probe, runs=2,
+            run=device, inherit=Inheritance(kd=True),
+        )  # fmt: skip
+        assert 0 <= score.accuracy["mean"] <= 100 and not other.inherited["same_backbone"]

@@ -257,7 +257,6 @@ def test_everything_that_matters_is_in_the_key(real, backbone, run, make_blobs):
     keys = [
         collect_features(real, backbone, run).key,
         collect_features(real, backbone, run, moment="natural").key,
-        collect_features(real, backbone, run, bank=True).key,
         collect_features(real, backbone, run, views=VIEWS).key,
         collect_features(real, backbone, run, views=VIEWS, count=2).key,
         collect_features(real, backbone, run, views=Views(noise=0.4)).key,
@@ -266,8 +265,20 @@ def test_everything_that_matters_is_in_the_key(real, backbone, run, make_blobs):
         collect_features(make_blobs((9, 9), channels=3), backbone, run).key,
     ]
     assert len(set(keys)) == len(keys)
-    # the clean view has no draws, so its seed is no matter
+    # a bank is more of the same, and the clean view has no draws, so its seed is no matter
+    assert collect_features(real, backbone, run, bank=True).key == keys[0]
     assert collect_features(real, backbone, run.with_(seed=5)).key == keys[0]
+
+
+def test_a_pass_with_a_bank_serves_one_without_but_not_the_other_way(
+    real, backbone, run, monkeypatch
+):
+    plain = collect_features(real, backbone, run)
+    banked = collect_features(real, backbone, run, bank=True)
+    assert torch.equal(plain.sums, banked.sums) and banked.bank is not None
+    assert banked.seconds_saved == 0  # passed again, for the features
+    again = collect_features(real, backbone, run)
+    assert again.seconds_saved > 0 and again.bank is None
 
 
 @pytest.mark.parametrize("name", ["stats.safetensors", "bank.f16", "about.safetensors"])

@@ -84,7 +84,12 @@ class Heir:
         """The head that was shipped, or one trained on the real set."""
         bench = self.bench
         head = self.how.head or train_head(
-            bench.train, self.sender, bench.run, prior=self.how.prior, views=bench.probe.views
+            bench.train,
+            self.sender,
+            bench.run,
+            prior=self.how.prior,
+            views=bench.probe.views,
+            least_steps=bench.probe.full_steps,
         )
         head.check(self.sender, bench.syn.classes)
         return head

@@ -1,0 +1,139 @@
+"""The whole way of the pre-trained family on long-tailed digits, with a backbone of its own."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+import potstill
+from potstill.evaluation import PROBES, Inheritance
+from potstill.experts.heads import Head
+from potstill.job import distill, evaluate_run
+from potstill.reports import compare, report
+from potstill.run import InputError, Run
+
+EYE = {"backbone": "self:convnet-d2-w16-bn", "backbone_epochs": 100, "flip": 0.0}
+SEEN = {"crop_min": 0.5, "noise_mean": 0.0}
+
+
+@pytest.fixture(scope="module")
+def place(tmp_path_factory) -> Path:
+    return tmp_path_factory.mktemp("pretrained")
+
+
+@pytest.fixture
+def here(place) -> Run:
+    return Run(device="cpu", cache=place / "cache", quiet=True)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    train, test, _ = potstill.load_pair("digits")
+    return train.long_tailed(50), test
+
+
+PROBE = PROBES["probe-noflip"].with_(epochs=400, stored_views=16, full_steps=2000)
+
+
+def score(syn, digits, here, **more):
+    (found,) = potstill.evaluate(
+        syn, *digits, network="same", protocol=PROBE, runs=3, run=here, quantized=False, **more
+    )
+    return found
+
+
+def test_flows_and_gradients_are_worth_more_than_random_images_and_centroids(digits, here):
+    train, _ = digits
+    means = {}
+    for name, fields in (
+        ("sfm", {"steps": 300, "grow_every": 25, **SEEN}),
+        ("lgm", {"steps": 300, "grow_every": 25, "balance": "sampling", **SEEN}),
+        ("centroids", {}),
+    ):
+        method = potstill.CATALOGUE[name].budget("quick", **EYE, **fields)
+        found = score(method(train, 10, here), digits, here)
+        means[name] = found.accuracy["mean"]
+        means["random"] = found.random["accuracy"]["mean"]
+    assert min(means["sfm"], means["lgm"]) > means["random"] + 5, means
+    assert means["sfm"] > means["centroids"], means
+
+
+def test_a_run_is_scored_across_backbones_with_an_inherited_classifier(place, here, monkeypatch):
+    brief = PROBE.with_(epochs=50, full_steps=100, stored_views=4)
+    monkeypatch.setattr("potstill.evaluation.protocol.PROBES", {"probe": brief})
+    folder = place / "run"
+    method = potstill.CATALOGUE["sfm"].budget("quick", steps=20, grow_every=5, **EYE, **SEEN)
+    syn = distill(method, "digits", ipc=3, imbalance_factor=20, out=folder, run=here)
+    same, other = evaluate_run(
+        folder,
+        here,
+        network=["same", "convnet-d2-w16-in"],
+        protocol="probe",
+        runs=2,
+        inherit=Inheritance(kd=True),
+        full=True,
+    )
+    assert same.backbone["same"] and not other.backbone["same"]
+    assert same.inherited["same_backbone"] and not other.inherited["same_backbone"]
+    assert (same.label_tier, other.inherited["label_tier"]) == ("hard", "inherited")
+    classes, dim = 10, syn.provenance["backbone"]["features"]
+    sent = 4 * classes * (dim + 1)
+    assert other.inherited["head"]["bytes"] == sent
+    assert other.inherited["receiver_bytes"] == other.receiver_bytes + sent
+    assert other.kd["receiver_bytes"] > other.inherited["receiver_bytes"]  # and the backbone
+    head = Head.load(folder / "head.safetensors")
+    assert head.backbone == syn.provenance["backbone"]["key"] == same.backbone["key"]
+    page = report(folder).read_text()
+    assert "With the inherited head" in page and "distilled + inherited head" in page
+    page = compare([folder], place / "compare.html").read_text()
+    assert "inherited head" in page and "without the images" in page
+    assert "inherited from the sender" in (folder / "synthetic" / "README.md").read_text()
+    assert str(place) not in (folder / "synthetic" / "provenance.json").read_text()
+
+
+def test_what_needs_a_probe_or_a_backbone_says_so(digits, here):
+    syn = potstill.CATALOGUE["random"]()(digits[0], 2, here)
+    with pytest.raises(InputError, match="no backbone distilled the artifact"):
+        potstill.evaluate(syn, *digits, network="same", protocol=PROBE, run=here)
+    with pytest.raises(InputError, match="inherited under a probe"):
+        potstill.evaluate(syn, *digits, protocol="quick", run=here, inherit=Inheritance())
+    with pytest.raises(InputError, match="did you mean 'ridge'"):
+        Inheritance(projector="rigde")
+    with pytest.raises(InputError, match="did you mean 'post_hoc'"):
+        Inheritance(prior="posthoc")
+
+
+def test_debiased_heads_are_better_on_the_tail(digits, here):
+    from potstill.data import Normalize
+    from potstill.experts.features import collect_features
+    from potstill.experts.heads import HEAD_PRIORS, train_head
+    from potstill.nets.backbone import open_backbone
+
+    train, test = digits
+    draw = here.generator("backbone")
+    backbone = open_backbone("convnet-d2-w16-in", train.shape, draw, Normalize.fit(train))
+    bank = collect_features(test, backbone, here, bank=True).bank[0]
+    tail = [label for label in train.groups["tail"]]
+    rows = sum(test.labels == label for label in tail).bool()
+    right = {}
+    for prior in HEAD_PRIORS:
+        head = train_head(train, backbone, here, prior=prior, least_steps=1500)
+        assert head.facts["prior"] == prior
+        right[prior] = float((head(bank).argmax(1) == test.labels)[rows].float().mean())
+    assert min(right["balanced"], right["logit_adjusted"], right["post_hoc"]) > right["plain"]
+
+
+def test_a_head_of_something_else_is_refused(place, digits, here, tmp_path):
+    import torch
+
+    head = Head(torch.ones(10, 4), torch.zeros(10), digits[0].classes, "another", {"label": "x"})
+    head.save(tmp_path / "head.safetensors")
+    again = Head.load(tmp_path / "head.safetensors")
+    assert torch.equal(again.weight, head.weight) and again.classes == head.classes
+    syn = potstill.CATALOGUE["centroids"].budget("quick", **EYE)(digits[0], 1, here)
+    with pytest.raises(InputError, match="head was trained on backbone 'x'"):
+        score(syn, digits, here, inherit=Inheritance(head=head))
+    (tmp_path / "head.safetensors").write_bytes(b"x" * 40)
+    with pytest.raises(InputError, match="damaged"):
+        Head.load(tmp_path / "head.safetensors")
