@@ -9,8 +9,8 @@ are autograd's, the synthetic one differentiated again. Both sides share weights
 "sfm": one SFM step, one view, real side cached, against the released LGM step of ``--views``.
 
 "lgm": our LGM on the same real images and the same views, in one pass and in two passes (as if
-memory held ``--chunk`` views); real features from images or from the bank. With images, it states 1
-minus the cosine of our gradient with the plain side's (the bank has real views of its own).
+memory held ``--chunk`` views); real features from images or from the bank. With images, it states
+how our gradient compares with the plain side's (the bank has real views of its own).
 
 "classes": memory of an SFM step with ``--many`` images against ``--few``, same chunk of views. The
 gradient is as large as the result itself and stays; "beyond" is without it, by stage of the step:
@@ -219,7 +219,7 @@ def weighed(step: Step, options: Options) -> dict[str, Any]:
 
 
 def timed(sides: dict[str, Step], options: Options) -> dict[str, Any]:
-    """Seconds of all steps in turn, and cosines of their first gradients with the plain side's."""
+    """Seconds of all steps in turn; how their first gradients compare with the plain side's."""
     alone = options.threads == 1 and options.device == "cpu"
     clock = time.process_time if alone else time.perf_counter
 
@@ -235,9 +235,15 @@ def timed(sides: dict[str, Step], options: Options) -> dict[str, Any]:
         step()
         gradients[side] = torch.cat([leaf.grad.flatten() for leaf in step.leaves]).double()
     plain = gradients["released"]
-    cosines = {s: float(F.cosine_similarity(g, plain, dim=0)) for s, g in gradients.items()}
+    alike = {
+        side: {
+            "cosine": float(F.cosine_similarity(found, plain, dim=0)),
+            "relative_difference": float((found - plain).norm() / plain.norm()),
+        }
+        for side, found in gradients.items()
+    }
     rounds = [{s: seconds(step) for s, step in sides.items()} for _ in range(options.repeats)]
-    return {"rounds": rounds, "cosines": cosines, "clock": "cpu" if alone else "wall"}
+    return {"rounds": rounds, "alike": alike, "clock": "cpu" if alone else "wall"}
 
 
 def ask(kind: str, sides: tuple[str, ...], options: Options) -> Any:
@@ -277,7 +283,7 @@ def against_released(name: str, ours: tuple[str, ...], options: Options) -> None
             memory_ratio_added=added[1] / added[0],
             peak_gb=peaks,
             added_gb=added,
-            one_minus_cosine=1 - found["cosines"][side] if "images" in side else None,
+            gradients=found["alike"][side] if "images" in side else None,
             **{name: getattr(options, name) for name in SIZES},
         )
 

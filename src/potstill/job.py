@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 from potstill.data import ImageSet
+from potstill.experts.backbones import check_backbone
 from potstill.methods import Method, find
-from potstill.nets.backbone import split_name
 from potstill.opening import Data, open_data
 from potstill.reports.gallery import Gallery, picture_real
 from potstill.run import InputError, Run, logger
@@ -25,6 +25,12 @@ from potstill.run.folder import claimed, read_record, refuse_unfinished
 from potstill.synthetic import SyntheticSet
 
 __all__ = ["Data", "distill", "evaluate_run", "open_data"]
+
+
+def check_probed(name: str) -> None:
+    """Refuse a name that is no backbone's under a probe."""
+    if name != "same":
+        check_backbone(name, None)
 
 
 def evaluate_run(
@@ -61,7 +67,7 @@ def evaluate_run(
     if not network:
         raise InputError("network names none; give at least one, such as convnet-w128-in")
     for name in network:  # before data are decoded
-        split_name(name) if probed else parse(name)
+        check_probed(name) if probed else parse(name)
     if not folder.exists():
         raise InputError(
             f"folder is {folder}, which does not exist; give the folder of a distillation run"

@@ -18,7 +18,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
-from potstill.job import Data, distill, evaluate_run, open_data
+from potstill.job import Data, check_probed, distill, evaluate_run, open_data
 from potstill.methods import find
 from potstill.run import InputError, Run, nearest
 from potstill.run.folder import read_record
@@ -135,7 +135,6 @@ def run_recipe(
     from potstill.evaluation import Probe, find_protocol, read_scores
     from potstill.evaluation.inheritance import inheritance
     from potstill.nets import parse
-    from potstill.nets.backbone import split_name
     from potstill.reports import report
 
     recipe = read_recipe(path)
@@ -149,7 +148,7 @@ def run_recipe(
     protocol = find_protocol(options.pop("protocol", "default"))
     probed = isinstance(protocol, Probe)
     for name in networks:
-        split_name(name) if probed else parse(name)
+        check_probed(name) if probed else parse(name)
     passed_on = ("inherit", "head_prior", "kd")
     inherit = inheritance(*(options.pop(key, None) for key in passed_on))
     if options["runs"] < 1:

@@ -18,11 +18,16 @@ from potstill.nets.heads import HeadTraining
 from potstill.run import InputError, nearest
 from potstill.run.checkpoint import digest
 
-__all__ = ["PROBES", "Probe"]
+__all__ = ["PROBES", "Probe", "short_hash"]
 
 _HEAD, _FULL = HeadTraining(epochs=1000), HeadTraining(epochs=100, batch=128)
 _VIEWS = Views(noise=0.0)  # flip and random resized crop, no noise
 _LABELS = ("auto", "hard", "soft")
+
+
+def short_hash(facts: dict[str, Any]) -> str:
+    """8 hexadecimal digits over JSON-like facts; independent of their order, 1 equals 1.0."""
+    return digest(json.loads(json.dumps(facts), parse_int=float))[:8]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,8 +80,8 @@ class Probe:
 
     @property
     def hash(self) -> str:
-        """8 hexadecimal digits over :attr:`facts`; 1 equals 1.0."""
-        return digest(json.loads(json.dumps(self.facts), parse_int=float))[:8]
+        """8 hexadecimal digits over :attr:`facts`; independent of field order, 1 equals 1.0."""
+        return short_hash(self.facts)
 
     def to_json(self) -> dict[str, Any]:
         """Return name, hash, the sentence of :meth:`describe` and all facts."""

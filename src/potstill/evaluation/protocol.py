@@ -14,10 +14,9 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 from potstill.data.augment import DSA
-from potstill.evaluation.probe import PROBES, Probe
+from potstill.evaluation.probe import PROBES, Probe, short_hash
 from potstill.nets import Training
 from potstill.run import InputError, nearest
-from potstill.run.checkpoint import digest
 
 __all__ = ["PROTOCOLS", "Protocol", "find_protocol"]
 
@@ -92,7 +91,7 @@ class Protocol:
     @property
     def hash(self) -> str:
         """8 hexadecimal digits over :attr:`facts`; independent of field order, 1 equals 1.0."""
-        return digest(json.loads(json.dumps(self.facts), parse_int=float))[:8]
+        return short_hash(self.facts)
 
     def to_json(self) -> dict[str, Any]:
         """Return name, hash, the sentence of :meth:`describe` and all facts."""

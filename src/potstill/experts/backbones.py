@@ -10,15 +10,39 @@ from __future__ import annotations
 import hashlib
 from pathlib import Path
 
+import torch
+
 from potstill.data import ImageSet, Normalize
 from potstill.experts.selfsupervised import SelfSupervision, recipe, train_backbone
-from potstill.nets.backbone import FILE, Backbone, is_own_network, open_backbone, split_name
+from potstill.nets.backbone import (
+    FILE,
+    Backbone,
+    check_name,
+    is_own_network,
+    open_backbone,
+    split_name,
+)
 from potstill.run import InputError, Run
 from potstill.run.checkpoint import digest, load_state
 
-__all__ = ["backbone_for", "identify", "self_training"]
+__all__ = ["backbone_for", "check_backbone", "identify", "self_training"]
 
 _SELF = "self:"
+
+
+def check_backbone(name: str, real: ImageSet | None, epochs: int = 30, flip: float = 0.5) -> None:
+    """Refuse a name before anything is trained or written; with ``real`` its weights are fetched.
+
+    Raises:
+        InputError: unknown, not to be had, or unable to see these images.
+    """
+    if self_training(name, epochs, flip) is not None:
+        return
+    check_name(name)
+    if real is not None:
+        plain = Normalize(torch.full(real.shape[:1], 0.5), torch.full(real.shape[:1], 0.25))
+        draw = torch.Generator().manual_seed(0)
+        open_backbone(name, real.shape, draw, plain).check(real.shape)
 
 
 def self_training(name: str, epochs: int = 30, flip: float = 0.5) -> SelfSupervision | None:

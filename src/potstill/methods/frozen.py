@@ -23,7 +23,7 @@ from potstill.canvas.pyramid import PyramidCanvas, check_form
 from potstill.data import ImageSet, Normalize
 from potstill.data.transform import Transform
 from potstill.data.views import Views, part_of
-from potstill.experts.backbones import backbone_for, identify, self_training
+from potstill.experts.backbones import backbone_for, check_backbone, identify
 from potstill.match.rollout import known
 from potstill.match.two_pass import feature_gradients
 from potstill.methods.base import Matcher
@@ -51,11 +51,10 @@ class Looks(Protocol):
     flip: float
 
 
-def check_name(method: Looks) -> None:
-    """Refuse a name that cannot be a backbone's, before anything is loaded."""
+def check_name(method: Looks, real: ImageSet | None) -> None:
+    """Refuse a backbone before anything is trained or written."""
     at_least(method, backbone_epochs=1)
-    split_name(method.backbone)
-    self_training(method.backbone, method.backbone_epochs, method.flip)
+    check_backbone(method.backbone, real, method.backbone_epochs, method.flip)
 
 
 def meaning(method: Looks, real: ImageSet, run: Run) -> str:
@@ -117,7 +116,7 @@ class BackboneMatcher(Matcher):
         check_form(self.canvas, self.grow_every, self.growth)
         at_least(self, augmentations=1)
         self._views()
-        check_name(self)
+        check_name(self, real)
 
     def shown(self) -> dict[str, Any]:
         """As every method's; a backbone's folder may have a size or constants after it."""

@@ -38,7 +38,7 @@ class BackboneSelector(Selector):
     def check(self, real: ImageSet | None = None) -> None:
         """Check the backbone's name."""
         super().check(real)
-        check_name(self)
+        check_name(self, real)
 
     def shown(self) -> dict[str, Any]:
         """As every method's; a backbone's folder may have a size or constants after it."""

@@ -39,6 +39,7 @@ __all__ = [
     "BACKBONES",
     "FILE",
     "Backbone",
+    "check_name",
     "is_own_network",
     "open_backbone",
     "own_backbone",
@@ -65,6 +66,23 @@ def split_name(name: str) -> tuple[str, int | None, bool]:
     return base, int(size) if size else None, bool(imagenet)
 
 
+def check_name(name: str) -> None:
+    """Refuse what no backbone can be called, without loading anything.
+
+    Raises:
+        InputError: names the nearest one.
+    """
+    base, _, _ = split_name(name)
+    prefixed = base.partition(":")[0] in ("timm", "timm-random", "transformers") and ":" in base
+    if not (
+        base in BACKBONES or prefixed or Path(base).expanduser().is_dir() or is_own_network(base)
+    ):
+        names = [*BACKBONES, "timm:", "timm-random:", "transformers:", "self:convnet-w64-bn"]
+        raise InputError(
+            f"backbone is {name!r}, neither a folder nor a known name{nearest(base, names)}"
+        )
+
+
 def is_own_network(name: str) -> bool:
     """Whether a name is that of one of our own networks."""
     try:
@@ -87,6 +105,7 @@ def open_backbone(
         InputError: unknown name, weights that cannot be had, or a network that cannot see images.
         ArtifactError: a damaged folder.
     """
+    check_name(name)
     base, size, imagenet = split_name(name)
     if base in BACKBONES:
         inner, default, _ = split_name(BACKBONES[base])  # of which @SIZE is a part
@@ -97,13 +116,8 @@ def open_backbone(
         found = from_transformers(base.partition(":")[2], size)
     elif Path(base).expanduser().is_dir():
         found = _from_folder(Path(base).expanduser(), size)
-    elif is_own_network(base):
-        found = own_backbone(base, shape, generator, transform)
     else:
-        names = [*BACKBONES, "timm:", "timm-random:", "transformers:", "self:convnet-w64-in"]
-        raise InputError(
-            f"backbone is {name!r}, neither a folder nor a known name{nearest(base, names)}"
-        )
+        found = own_backbone(base, shape, generator, transform)
     if size is not None and found.size != (size, size):
         own = f"{found.size[0]}x{found.size[1]}"
         raise InputError(f"backbone is {name!r}, whose input is {own}; leave out @{size}")

@@ -49,7 +49,8 @@ def _obtained(name: str, error: Exception) -> InputError:
     offline = os.environ.get("HF_HUB_OFFLINE", "0").upper() in ("1", "TRUE", "YES", "ON")
     fix = "unset HF_HUB_OFFLINE" if offline else "connect to the network once"
     lines = str(error).strip().splitlines()
-    reason = f"{type(error).__name__}: {lines[0][:120]}" if lines else type(error).__name__
+    kind = type(error).__name__
+    reason = f"{kind}: {lines[0][:120].rstrip(' .')}" if lines else kind
     return InputError(
         f"backbone is {name!r}, whose weights could not be obtained ({reason}); {fix}, give a "
         "folder, or use 'self:convnet-w64-in', which is trained on your own images"
