@@ -83,6 +83,8 @@ def measured(run: dict[str, Any], score: dict[str, Any], made: dict[str, Any]) -
         if score.get(name):
             beside |= {f"{name}_accuracy": score[name]["accuracy"]["mean"]}
             beside |= {f"{name}_std": score[name]["accuracy"]["std"]}
+    if beside.get("inherited_accuracy") and score["inherited"]["same_backbone"]:
+        beside["inherited_alone"] = True  # the images play no part in it
     random, protocol = (score["random"] or {}).get("accuracy"), score["protocol"]
     steps = run["job"]["fields"].get("steps", 0)
     return {

@@ -70,7 +70,8 @@ def cells(recipe: dict[str, Any], row: dict[str, Any]) -> list[str]:
 
     def beside(name: str) -> str:
         found = row.get(f"{name}_accuracy")
-        return "–" if found is None else spread(found, row.get(f"{name}_std"))
+        alone = " (head alone)" if row.get(f"{name}_alone") else ""
+        return "–" if found is None else spread(found, row.get(f"{name}_std")) + alone
 
     random = beside("random")
     published = f"{paper['paper_accuracy']:.1f}" if "paper_accuracy" in paper else "–"
@@ -94,6 +95,8 @@ def cells(recipe: dict[str, Any], row: dict[str, Any]) -> list[str]:
 def table(root: Path, method: str | None, brief: bool = False) -> str:
     """Markdown of all measurements, or of one method's; then what waits to be measured."""
     chosen = [e for e in entries(root) if method in (None, e[1]["distill"]["method"])]
+    if brief:  # by the first student of each recipe
+        chosen = list({entry[0]: entry for entry in reversed(chosen)}.values())[::-1]
     measured = sorted((e for e in chosen if e[2]), key=order)
     body = [cells(recipe, row) for _, recipe, row in measured]
     kept = [
