@@ -103,7 +103,7 @@ class Step:
         self.canvas, self.run = canvas, run.with_(memory_gb=fit)
         method.setup(real, canvas, self.run)
         self.leaves = list(canvas.parameters().values())
-        self.optimizer = torch.optim.Adam(self.leaves, lr=LR)
+        self.optimizer = torch.optim.Adam(self.leaves, lr=LR, fused=True)  # as the loop does
 
     def gradients(self, mark: Mark) -> None:
         for term in self.method.terms(self.number, self.canvas, self.canvas.classes):

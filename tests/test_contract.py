@@ -88,7 +88,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lgm-analytic": ("lgm", {"real_side": "analytic", "canvas": "pixels"}),
     "sfm-sub-centres": ("sfm", {"sub_centres": "both", "shrinkage": 5.0}),
     "sfm-augmented": ("sfm", {"centre_views": "augmented", "reduction": "per_class"}),
-    "sfm-decouple": ("sfm", {"decouple": True, "decouple_alpha": 0.5}),
+    "sfm-decouple": ("sfm", {"decouple": True, "decouple_alpha": 0.5, "sub_centres": "off"}),
     "sfm-self": ("sfm", {"backbone": "self:convnet-d2-w8-bn", "backbone_epochs": 1}),
 }
 MATCHERS = [v for v, (name, _) in VARIANTS.items() if issubclass(CATALOGUE[name], Matcher)]

@@ -252,6 +252,35 @@ class _Known(torch.autograd.Function):
         return None, None, *gradients
 
 
-def known(value: Tensor, gradients: Sequence[Tensor | None], inputs: Sequence[Tensor]) -> Tensor:
-    """Return ``value`` as a function of ``inputs`` that has these ``gradients``."""
+class _HandedOut(torch.autograd.Function):
+    """The same, once: the gradients become those of the inputs without a copy."""
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, gradients: list[Tensor], *_: Tensor) -> Tensor:
+        ctx.gradients = gradients
+        return value.clone()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, slope: Tensor) -> tuple[Tensor | None, ...]:
+        own = [ctx.gradients.pop(0).mul_(slope) for _ in range(len(ctx.gradients))]
+        if len(own) + 2 != len(ctx.needs_input_grad):
+            raise RuntimeError("these gradients have been handed out already")
+        return None, None, *own
+
+
+def known(
+    value: Tensor,
+    gradients: Sequence[Tensor | None],
+    inputs: Sequence[Tensor],
+    *,
+    hand_out: bool = False,
+) -> Tensor:
+    """Return ``value`` as a function of ``inputs`` that has these ``gradients``.
+
+    ``hand_out``: take the list over and empty it in the one backward pass there may be, so that
+    no gradient is there twice.
+    """
+    if hand_out:
+        return _HandedOut.apply(value, gradients, *inputs)
     return _Known.apply(value, gradients, *inputs)

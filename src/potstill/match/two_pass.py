@@ -3,9 +3,9 @@
 If a loss depends on images only through their features, the graph of all images is never needed at
 once (gradient caching): pass one computes features without a graph, the loss gives its gradient in
 the features, and pass two builds the graph of one chunk at a time and sends that gradient through.
-Exactly the same gradient, peak memory of one chunk for any number of classes, images and views. The
-price is a second forward pass, but not of what pass one saw last: as many views as fit keep their
-graph from there.
+Exactly the same gradient, peak memory of one chunk (and of all features) for any number of classes,
+images and views. The price is a second forward pass, but with few chunks not of what pass
+one saw last: as many views as fit keep their graph from there.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from potstill.run import InputError
 
 __all__ = ["feature_gradients"]
 
+_FEW = 8  # chunks up to which a kept graph is worth being there beside all features
 Leaves = Mapping[str, Tensor]
 Render = Callable[[dict[str, Tensor]], Tensor]  # rows of the leaves -> their images
 See = Callable[[Tensor, slice, int], Tensor]  # images, which rows they are, view -> features (r, d)
@@ -49,7 +50,8 @@ def feature_gradients(
     if n * views <= budget:
         return _whole(leaves, render, see, loss, views)
     chunks = [slice(max(0, last - budget), last) for last in range(n, 0, -budget)][::-1]
-    z, kept = _look(leaves, render, see, chunks, views, budget)
+    keeps = budget if n * views <= _FEW * budget else 0
+    z, kept = _look(leaves, render, see, chunks, views, keeps)
     with torch.enable_grad():
         value = loss(z.requires_grad_())
     (slope,) = torch.autograd.grad(value, z)
@@ -72,16 +74,16 @@ def feature_gradients(
 
 
 def _look(
-    leaves: Leaves, render: Render, see: See, chunks: list[slice], views: int, budget: int
+    leaves: Leaves, render: Render, see: See, chunks: list[slice], views: int, keep: int
 ) -> tuple[Tensor, Kept]:
-    """Pass one: features (views, n, d), and the graphs of the last ``budget`` views."""
+    """Pass one: features (views, n, d), and the graphs of the last ``keep`` views."""
     kept: Kept = {}
     z, left = torch.empty(0), views * chunks[-1].stop
     for rows in chunks:
         with torch.no_grad():
             x = render({name: leaf[rows] for name, leaf in leaves.items()}).detach()
         for view in range(views):
-            keeps = left <= budget
+            keeps = left <= keep
             left -= len(x)
             with torch.set_grad_enabled(keeps):
                 found = see(x.requires_grad_(keeps), rows, view)

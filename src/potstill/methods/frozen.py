@@ -220,7 +220,9 @@ class BackboneMatcher(Matcher):
             views=self.augmentations,
             budget=self._budget(len(canvas.labels), chunk),
         )
-        matched = known(value, list(grads.values()), list(leaves.values()))
+        own = [grads.pop(name) for name in leaves]  # the only hands on them, so none is copied
+        matched = known(value, own, list(leaves.values()), hand_out=True)
+        del own
         yield Term("match", matched, facts=facts)
 
     def seconds_apart(self) -> float:

@@ -95,7 +95,9 @@ class SFM(BackboneMatcher):
         if not 0 <= self.decouple_alpha <= 1:
             raise InputError(f"decouple_alpha is {self.decouple_alpha}; use a share from 0 to 1")
         if self.decouple and self.sub_centres != "off":
-            raise InputError("decouple is set with sub_centres; use one of them")
+            raise InputError(
+                f"decouple is set with sub_centres {self.sub_centres!r}; set sub_centres to 'off'"
+            )
 
     def prepare(self, real: ImageSet, run: Run) -> None:
         """Take the real centres, and their parts for ``sub_centres``."""
@@ -121,7 +123,7 @@ class SFM(BackboneMatcher):
 
     def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One cosine between the flows, or what replaces it."""
-        images = z.mean(0)  # over views
+        images = z[0] if len(z) == 1 else z.mean(0)  # over views
         centres = class_centres(images, self.labels_.to(z.device), self.classes_)
         found = flows(centres)
         facts = {"cosine": row_cosines(self.flows_, found)}

@@ -68,7 +68,8 @@ class Descent:
             groups.append(group | ({"momentum": rate.momentum} if self.optimizer == "sgd" else {}))
         if self.optimizer == "sgd":
             return torch.optim.SGD(groups, lr=self.lr)
-        return torch.optim.Adam(groups, lr=self.lr)
+        # fused: without temporaries of the size of the largest leaf
+        return torch.optim.Adam(groups, lr=self.lr, fused=True)
 
 
 class Schedule:

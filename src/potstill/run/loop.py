@@ -90,6 +90,7 @@ class _Step:
 
     def __init__(self, problem: Problem, surface: Surface, classes: int) -> None:
         self.problem, self.surface, self.classes = problem, surface, classes
+        self.terms = 0  # of the step before
 
     def run(self, step: int, chunk: int, detailed: bool) -> None:
         """Fill ``records``, ``losses``, ``facts`` (per class) for this step."""
@@ -99,7 +100,8 @@ class _Step:
         self.records: list[tuple[str, int, Tensor]] = []
         self.facts: dict[str, Tensor] = {}
         self.pull: dict[str, Tensor] = {}
-        before = torch.zeros(())
+        before: list[Tensor] | None = None
+        alone, terms = self.terms == 1, 0  # a single term's pull is the gradient: no copy needed
         for term in self.problem.terms(step, self.surface, chunk):
             values = term.values
             if values.requires_grad:
@@ -108,26 +110,32 @@ class _Step:
             for name, fact in term.facts.items():
                 row = self.facts.setdefault(name, fact.new_full((self.classes,), math.nan))
                 row[term.first : term.first + len(fact)] = fact.detach()
-            if detailed:
+            terms += 1
+            if detailed and not alone:
                 before = self._measure(term.name, before)
-        self.records.append(("gradient", 0, self._norms(self._gradient())))
+        lengths = self._norms(self._gradient())
+        if detailed and alone and terms == 1:
+            self.pull = {self.records[0][0]: lengths}
+        self.terms = terms
+        self.records.append(("gradient", 0, lengths))
 
-    def _gradient(self) -> Tensor:
-        """Gradient of all pixels, (n, p)."""
+    def _gradient(self) -> list[Tensor]:
+        """Gradients of the leaves that hold pixels, (n, p) each."""
         leaves = self.surface.picture_leaves()
         grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
-        flat = [grad.flatten(1) for grad in grads]
-        return flat[0] if len(flat) == 1 else torch.cat(flat, 1)
+        return [grad.flatten(1) for grad in grads]
 
-    def _norms(self, gradient: Tensor) -> Tensor:
+    def _norms(self, gradients: list[Tensor]) -> Tensor:
         """Length of the image gradient per class, (classes,)."""
-        labels = self.surface.labels.to(gradient.device)
-        squares = gradient.square().sum(1)
+        labels = self.surface.labels.to(gradients[0].device)
+        squares = sum(torch.linalg.vector_norm(part, dim=1).square() for part in gradients)
+        assert isinstance(squares, Tensor)
         return squares.new_zeros(self.classes).index_add_(0, labels, squares).sqrt()
 
-    def _measure(self, name: str, before: Tensor) -> Tensor:
-        now = self._gradient().clone()
-        pull = self._norms(now - before)
+    def _measure(self, name: str, before: list[Tensor] | None) -> list[Tensor]:
+        now = [part.clone() for part in self._gradient()]
+        moved = now if before is None else [a - b for a, b in zip(now, before, strict=True)]
+        pull = self._norms(moved)
         self.pull[name] = self.pull[name] + pull if name in self.pull else pull
         return now
 
