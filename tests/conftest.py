@@ -6,6 +6,9 @@ import os
 from collections.abc import Callable
 from pathlib import Path
 
+# read once, when the hub's library is imported; later settings would come too late
+os.environ["HF_HUB_OFFLINE"] = "1"
+
 import pytest
 import torch
 

@@ -23,7 +23,7 @@ from potstill.methods import CSDM
 from potstill.run import Run, loop
 
 TINY = shlex.split(
-    "distill csdm --data digits --imbalance-factor 20 --ipc 1 --steps 60 --network convnet-d2-w8-in"
+    "distill csdm --data digits --imbalance-factor 20 --ipc 1 --steps 150 --network convnet-d2-w8-in"
     " --networks 2 --pool-epochs 20 --entries 4 --frequencies 16 --batch-real 8 --device cpu"
     " --threads 1 --checkpoint-seconds 0"
 )
@@ -118,7 +118,7 @@ def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(tmp_pat
     assert main([*TINY, "--out", str(tmp_path / "undisturbed")]) == 0
     assert artifact(folder) == artifact(tmp_path / "undisturbed")
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
-    assert [line["step"] for line in lines] == list(range(60))
+    assert [line["step"] for line in lines] == list(range(150))
     assert not list(folder.glob(".*.part"))
 
 
