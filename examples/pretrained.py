@@ -1,7 +1,7 @@
 """Distil for a frozen backbone, and let a receiver with another backbone inherit a classifier.
 
-Run it with ``python examples/pretrained.py [--quick]``. The backbone is trained without labels on the
-images themselves, so nothing is downloaded; ``backbone="dinov2_vitb"`` would take a pre-trained one.
+Run it with ``python examples/pretrained.py [--quick]``. The backbone is trained without labels on
+the images themselves; ``backbone="dinov2_vitb"`` would download a pre-trained one.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ for method in (sfm, near):
     )
     print(
         f"{method.info.name:10s} same backbone {same.accuracy['mean']:.1f} %, another "
-        f"{other.accuracy['mean']:.1f} %; with an inherited classifier "
-        f"{other.inherited['accuracy']['mean']:.1f} % for {other.inherited['head']['bytes']} bytes more"
+        f"{other.accuracy['mean']:.1f} %; with an inherited classifier of "
+        f"{other.inherited['head']['bytes']} bytes {other.inherited['accuracy']['mean']:.1f} %"
     )
 print(f"random     same backbone {same.random['accuracy']['mean']:.1f} %")

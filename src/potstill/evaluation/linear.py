@@ -104,9 +104,7 @@ class LinearBench:
             weights=weights,
             teacher=teacher,
         )
-        return self.tested(
-            backbone, lambda z: torch.einsum("nd,rcd->rnc", z, weight) + bias[:, None]
-        )
+        return self.tested(backbone, lambda z: z @ weight.transpose(1, 2) + bias[:, None])
 
     def tested(self, backbone: Backbone, logits: Callable[[Tensor], Tensor]) -> Result:
         """Test ``logits``, features (n, d) -> (R, n, C), on clean views of the test set."""

@@ -44,7 +44,7 @@ def report(folder: str | Path, out: str | Path | None = None) -> Path:
 def _html(run: RunFolder) -> str:
     kept = stored(run)
     shown = [r for r in run.scores if not _looked(r)] or run.scores  # a fair one, if there is one
-    last = shown[-1] if shown else {}
+    last = _foremost(shown)
     return render(
         "page.html",
         run=run,
@@ -76,6 +76,19 @@ def _html(run: RunFolder) -> str:
         protocols=_protocols(run.scores),
         provenance=_sections(run.provenance or run.job),
     )
+
+
+def _foremost(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The newest score; under a probe that of the backbone that distilled, if it has one."""
+    if not records:
+        return {}
+    newest = records[-1]
+    own = [
+        r
+        for r in records
+        if part(r, "backbone").get("same") and r.get("protocol") == newest.get("protocol")
+    ]
+    return (own or [newest])[-1]
 
 
 def _long_tail(run: RunFolder, kept: SyntheticSet | None) -> list[dict[str, Any]]:
