@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from potstill.evaluation import Probe, find_protocol
+from potstill.evaluation.inheritance import fits, inheritance
 from potstill.job import Data
 from potstill.nets import parse
 from potstill.recipe import method_of, names_of, read_recipe
@@ -58,22 +59,24 @@ def scores_of(
     protocol, networks = how.hash, set(names)
     if not isinstance(how, Probe):
         networks = {str(parse(name).at((shape[1], shape[2]))) for name in names}
+    inherit = inheritance(*(asked.get(key) for key in ("inherit", "head_prior", "kd")))
     own = [score for score in scores if score.get("artifact") == run["artifact"]]
     if not own:
         raise InputError(f"scores.json has no score of the run's artifact {run['artifact']}")
     train = ("", run["job"].get("train_checksum"))  # "" in files of older versions
-    fits = {
+    conditions = {
         "network": lambda s: bool(networks & set(names_of(s["network"], s.get("backbone")))),
         "protocol": lambda s: s["protocol"]["hash"] == protocol,
         "runs": lambda s: s["runs"] == asked["runs"],
         "train_checksum": lambda s: s.get("train_checksum", "") in train,
-        "inherit": lambda s: "inherit" not in asked or s.get("inherited") is not None,
+        "inherit": lambda s: fits(inherit, s.get("inherited"), s.get("kd")),
     }
-    for name, fit in fits.items():
+    for name, fit in conditions.items():
         own = [score for score in own if fit(score)]
         if not own:
             raise InputError(f"no score has the {name} of the recipe; run the recipe on its folder")
-    return list({score["network"]: score for score in own}.values())
+    seen = {(score["network"], (score.get("backbone") or {}).get("key")): score for score in own}
+    return list(seen.values())
 
 
 def measured(run: dict[str, Any], score: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:

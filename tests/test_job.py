@@ -76,6 +76,8 @@ class Process:
         self.process = subprocess.Popen(
             [sys.executable, "-m", "potstill.cli", *words, "--out", str(folder)],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+            # a shell's background job ignores interruptions, and would pass that on
+            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
         )  # fmt: skip
 
     def stop(self, when: Callable[[], bool], how: signal.Signals) -> str:

@@ -81,7 +81,8 @@ def test_a_run_is_scored_across_backbones_with_an_inherited_classifier(place, he
     sent = 4 * classes * (dim + 1)
     assert other.inherited["head"]["bytes"] == sent
     assert other.inherited["receiver_bytes"] == other.receiver_bytes + sent
-    assert other.kd["receiver_bytes"] > other.inherited["receiver_bytes"]  # and the backbone
+    assert other.kd["receiver_bytes"] == other.inherited["receiver_bytes"]
+    assert other.kd["sender_backbone"]["bytes"] > 0  # needed for either, and named beside
     head = Head.load(folder / "head.safetensors")
     assert head.backbone == syn.provenance["backbone"]["key"] == same.backbone["key"]
     page = report(folder).read_text()
@@ -90,6 +91,54 @@ def test_a_run_is_scored_across_backbones_with_an_inherited_classifier(place, he
     assert "inherited head" in page and "without the images" in page
     assert "inherited from the sender" in (folder / "synthetic" / "README.md").read_text()
     assert str(place) not in (folder / "synthetic" / "provenance.json").read_text()
+
+
+def test_a_head_that_came_along_is_used_and_never_written_over(place, here, digits, tmp_path):
+    """The artifact and its head at somebody else's, who has other data of the same kind."""
+    import shutil
+
+    folder = tmp_path / "artifact"
+    shutil.copytree(place / "run" / "synthetic", folder)
+    shutil.copy(place / "run" / "head.safetensors", folder)
+    before = (folder / "head.safetensors").read_bytes()
+    how = {"network": ["convnet-d2-w16-in"], "protocol": "probe-noflip", "runs": 1}
+    (score,) = evaluate_run(
+        folder, here, data="digits", inherit=Inheritance(), baseline=False, quantized=False, **how
+    )
+    sent = Head.load(place / "run" / "head.safetensors")
+    assert score.inherited["head"] == {"bytes": sent.nbytes, **sent.facts}
+    assert (folder / "head.safetensors").read_bytes() == before
+    (folder / "head.safetensors").unlink()
+    with pytest.raises(InputError, match="needs the sender's classifier"):
+        evaluate_run(folder, here, data="digits", inherit=Inheritance(), **how)
+    assert not (folder / "head.safetensors").exists()
+
+
+def test_what_was_inherited_otherwise_does_not_count_as_asked_for():
+    from potstill.evaluation.inheritance import fits
+
+    had = {"head": {"prior": "plain"}, "projector": {"kind": "ridge"}, "same_backbone": False}
+    assert fits(None, None, None) and fits(Inheritance(prior="plain"), had, None)
+    assert not fits(Inheritance(), had, None)  # another prior
+    assert not fits(Inheritance(prior="plain", projector="adam"), had, None)
+    assert not fits(Inheritance(prior="plain", kd=True), had, None)
+    assert fits(
+        Inheritance(prior="plain", projector="adam"),
+        had | {"same_backbone": True, "projector": None},
+        None,
+    )
+
+
+def test_an_artifact_of_anybody_is_not_believed(digits, here):
+    syn = potstill.CATALOGUE["centroids"].budget("quick", **EYE)(digits[0], 1, here)
+    for facts in ({"method": "x"}, {"backbone": "x"}, {"method": {"fields": {"backbone": 3}}}):
+        syn.provenance.update(facts)
+        with pytest.raises(InputError):
+            score(syn, digits, here)
+    fields = {"backbone": EYE["backbone"], "backbone_epochs": "many"}
+    syn.provenance.update({"method": {"fields": fields}, "backbone": {"key": "k"}})
+    with pytest.raises(InputError, match="backbone_epochs 'many'"):
+        score(syn, digits, here)
 
 
 def test_what_needs_a_probe_or_a_backbone_says_so(digits, here):

@@ -138,6 +138,7 @@ class Evaluate:
     # what is done about uneven classes in it: plain, balanced, logit_adjusted (default), post_hoc
     head_prior: str | None = None
     kd: bool = False  # probe: score heads that learn from that classifier, too
+    sender: str | None = None  # the backbone that distilled, if it has moved since
     data: str | None = None  # source to test on, if not the one in run.json
     machine: Annotated[Machine, FLAT] = field(default_factory=Machine)
 
@@ -159,6 +160,7 @@ def _evaluate(words: list[str]) -> None:
         baseline=chosen.baseline,
         quantized=chosen.quantized,
         full=chosen.full,
+        **({} if chosen.sender is None else {"sender": chosen.sender}),
         data=chosen.data,
     )
     print(plain(score_table(records)))

@@ -17,6 +17,7 @@ from typing import Any
 from potstill.data import ImageSet
 from potstill.experts.backbones import check_backbone
 from potstill.methods import Method, find
+from potstill.nets import parse
 from potstill.opening import Data, open_data
 from potstill.reports.gallery import Gallery, picture_real
 from potstill.run import InputError, Run, logger
@@ -31,6 +32,13 @@ def check_probed(name: str) -> None:
     """Refuse a name that is no backbone's under a probe."""
     if name != "same":
         check_backbone(name, None)
+
+
+def check_student(name: str) -> None:
+    """Refuse a name that is no student network's under any other protocol."""
+    if name == "same":
+        raise InputError("network is 'same', which is a backbone; use a probe (--protocol probe)")
+    parse(name)
 
 
 def evaluate_run(
@@ -58,7 +66,6 @@ def evaluate_run(
         full_name,
         write_scores,
     )
-    from potstill.nets import parse
     from potstill.reports import write_card
     from potstill.synthetic.iterates import list_iterates
 
@@ -67,7 +74,7 @@ def evaluate_run(
     if not network:
         raise InputError("network names none; give at least one, such as convnet-w128-in")
     for name in network:  # before data are decoded
-        check_probed(name) if probed else parse(name)
+        check_probed(name) if probed else check_student(name)
     if not folder.exists():
         raise InputError(
             f"folder is {folder}, which does not exist; give the folder of a distillation run"
@@ -88,7 +95,8 @@ def evaluate_run(
     options.setdefault("iterates", list_iterates(folder))
     if inherit is not None and isinstance(how, Probe):
         bench = LinearBench(syn, train, test, how, run, options.get("sender"))
-        inherit = Heir(bench, inherit).kept(folder / "head.safetensors")
+        own = (folder / "run.json").is_file()
+        inherit = Heir(bench, inherit).kept(folder / "head.safetensors", own)
     for name in network:
         records += evaluate(
             syn,

@@ -133,7 +133,7 @@ def run_recipe(
     (the artifact, a score of the same protocol, runs and seed) is not done again.
     """
     from potstill.evaluation import Probe, find_protocol, read_scores
-    from potstill.evaluation.inheritance import inheritance
+    from potstill.evaluation.inheritance import fits, inheritance
     from potstill.nets import parse
     from potstill.reports import report
 
@@ -174,7 +174,7 @@ def run_recipe(
             same = (score.artifact, score.protocol.get("hash"), score.runs, score.seed) == asked
             own = (score.train_checksum, score.test_checksum) == (train.checksum, test.checksum)
             full = score.full is not None or not options["full"]
-            passed = score.inherited is not None or inherit is None
+            passed = fits(inherit, score.inherited, score.kd)
             if same and own and full and passed:
                 found.update(dict.fromkeys(names_of(score.network, score.backbone), score))
         return found

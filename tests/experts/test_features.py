@@ -323,7 +323,7 @@ def marked(real, bad, row=70):
     images = real.images.clone()
     images[row] = 255
     plain = Normalize(torch.zeros(3), torch.ones(3))
-    seen = frozen("marked", Marked(bad), (8, 8), 3, plain)
+    seen = frozen("marked", Marked(bad), (8, 8), 3, plain, "test")
     return replace(real, images=images, indices=real.indices + 1000), seen
 
 

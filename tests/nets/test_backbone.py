@@ -159,10 +159,10 @@ def test_a_body_that_gives_no_finite_features_is_refused():
     with torch.no_grad():
         next(broken.parameters()).fill_(float("nan"))
     with pytest.raises(InputError, match="'mine', whose features of a grey image are not finite"):
-        frozen("mine", broken, (8, 8), 3, RGB)
+        frozen("mine", broken, (8, 8), 3, RGB, "test")
     with pytest.raises(InputError, match=r"'mine', which cannot see images of 8x8 with 3 channel"):
         five = create(OWN, channels=5, size=8, classes=1, generator=generator()).body
-        frozen("mine", five, (8, 8), 3, RGB)
+        frozen("mine", five, (8, 8), 3, RGB, "test")
 
 
 def test_constants_of_imagenet():
@@ -398,6 +398,33 @@ def test_a_folder_of_transformers(transformers, tmp_path, prefix):
     (folder / "preprocessor_config.json").write_text(json.dumps(constants))
     told = own(name=f"{prefix}{folder}")
     assert told.transform.mean.tolist() == pytest.approx([0.1, 0.2, 0.3]) and told.key != found.key
+
+
+def test_a_checkpoint_without_a_pooler_gives_its_class_token(transformers, tmp_path):
+    folder = tmp_path / "bare"
+    config = vit(transformers, tmp_path / "other").config
+    with torch.random.fork_rng(devices=[]):
+        model = transformers.ViTModel(config, add_pooling_layer=False).eval()
+    model.save_pretrained(folder)
+    first, again = own(name=str(folder)), own(name=str(folder))
+    assert first.key == again.key  # nothing random stands in for the pooler
+    x = images(2, 3, 16, 16)
+    with torch.no_grad():
+        expected = model(pixel_values=first.transform(x)).last_hidden_state[:, 0]
+    torch.testing.assert_close(first.features(x), expected, atol=1e-5, rtol=0)
+
+
+def test_equal_weights_that_compute_something_else_are_another_backbone():
+    average, largest = own(name="convnet-d2-w8-in"), own(name="convnet-d2-w8-in-max")
+    for one, other in zip(average.body.parameters(), largest.body.parameters(), strict=True):
+        assert torch.equal(one, other)
+    assert average.key != largest.key
+
+
+def test_short_names_of_clip_are_what_openai_trained():
+    for name, place in BACKBONES.items():
+        if name.startswith("clip_vit"):
+            assert "quickgelu" in place
 
 
 def test_of_clip_only_the_images_side(transformers, tmp_path):

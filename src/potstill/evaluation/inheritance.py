@@ -13,19 +13,20 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from potstill.evaluation.labels import receiver_bytes
 from potstill.evaluation.linear import LinearBench
-from potstill.evaluation.record import Result
+from potstill.evaluation.record import Result, part
 from potstill.experts.heads import HEAD_PRIORS, Head, train_head
 from potstill.nets.backbone import Backbone
 from potstill.nets.heads import Projector, adam_projector, ridge_projector
-from potstill.run import InputError, nearest
+from potstill.run import InputError, logger, nearest
 
-__all__ = ["PROJECTORS", "Heir", "Inheritance", "inheritance"]
+__all__ = ["PROJECTORS", "Heir", "Inheritance", "fits", "inheritance"]
 
 PROJECTORS = ("ridge", "adam")
 
@@ -67,6 +68,16 @@ def inheritance(inherit: str | None, head_prior: str | None, kd: bool | None) ->
     )
 
 
+def fits(how: Inheritance | None, inherited: Any, kd: Any) -> bool:
+    """Whether parts of a score are what ``how`` asks for."""
+    if how is None:
+        return True
+    kind = part(inherited, "projector").get("kind")
+    right = kind == how.projector or bool(part({"_": inherited}, "_").get("same_backbone"))
+    known = part(inherited, "head").get("prior") == how.prior
+    return right and known and (kd is not None or not how.kd)
+
+
 @dataclass(frozen=True, eq=False)
 class Heir:
     """A receiver that also gets the sender's head."""
@@ -82,26 +93,44 @@ class Heir:
     @cached_property
     def head(self) -> Head:
         """The head that was shipped, or one trained on the real set."""
-        bench = self.bench
-        head = self.how.head or train_head(
-            bench.train,
-            self.sender,
-            bench.run,
-            prior=self.how.prior,
-            views=bench.probe.views,
-            least_steps=bench.probe.full_steps,
-        )
+        bench, head = self.bench, self.how.head
+        if head is None:
+            self._refuse_other_data()
+            head = train_head(
+                bench.train,
+                self.sender,
+                bench.run,
+                prior=self.how.prior,
+                views=bench.probe.views,
+                least_steps=bench.probe.full_steps,
+            )
         head.check(self.sender, bench.syn.classes)
         return head
 
-    def kept(self, path: Path) -> Inheritance:
-        """Return what is inherited with the head at ``path``, trained and written if need be."""
-        wanted = (self.how.prior, self.bench.train.checksum, self.sender.key)
-        if self.how.head is None and path.is_file():
+    def _refuse_other_data(self) -> None:
+        """A head of the receiver's own data would be nothing that was inherited."""
+        made = part(self.bench.syn.provenance, "data").get("checksum")
+        if made not in (None, self.bench.train.checksum):
+            raise InputError(
+                "inherit needs the sender's classifier, and these are not the data that the "
+                "artifact was made from; put the sender's head.safetensors beside the artifact"
+            )
+
+    def kept(self, path: Path, own: bool) -> Inheritance:
+        """Return what is inherited with the head at ``path``.
+
+        Args:
+            own: the folder is that of the sender's run; the head is trained (or taken from the
+                cache) and written there. Otherwise a head that is there came with the artifact, is
+                used as it is and never written over.
+        """
+        if self.how.head is None and path.is_file() and not own:
             head = Head.load(path)
-            if (head.facts.get("prior"), head.facts.get("data"), head.backbone) == wanted:
-                return replace(self.how, head=head)
-        self.head.save(path)
+            if head.facts.get("prior") != self.how.prior:
+                logger.warning("the head that came along is %r", head.facts.get("prior"))
+            return replace(self.how, head=head)
+        if own:
+            self.head.save(path)
         return replace(self.how, head=self.head)
 
     def inherited(self, backbone: Backbone, runs: int) -> Result:
@@ -164,11 +193,12 @@ class Heir:
             runs,
             teacher=torch.stack([self.head(view) for view in goal]),
         )
-        held = self.head.nbytes + self.sender.nbytes
+        sender = self.sender
         return result | {
             "label_tier": "online",
             "runs": runs,
             "head": {"bytes": self.head.nbytes, **self.head.facts},
-            "receiver_bytes": receiver_bytes(self.bench.syn, "inherited", held=held),
+            "receiver_bytes": receiver_bytes(self.bench.syn, "inherited", held=self.head.nbytes),
+            "sender_backbone": {"label": sender.label, "key": sender.key, "bytes": sender.nbytes},
             "seconds": time.perf_counter() - began,
         }

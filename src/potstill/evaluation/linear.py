@@ -6,7 +6,9 @@ real images, all repeats at once on cached features.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import json
+from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,16 +20,24 @@ from potstill.data import ImageSet
 from potstill.evaluation.cached import remembered
 from potstill.evaluation.metrics import class_accuracy, summary
 from potstill.evaluation.probe import Probe
-from potstill.evaluation.record import Result
+from potstill.evaluation.record import Result, part
 from potstill.evaluation.student import random_rows
 from potstill.experts.backbones import backbone_for
 from potstill.experts.features import collect_features, image_features
 from potstill.nets.backbone import Backbone
 from potstill.nets.heads import HeadTraining, train_heads
-from potstill.run import InputError, Run
+from potstill.run import ArtifactError, InputError, Run
 from potstill.synthetic import SyntheticSet
 
 __all__ = ["LinearBench"]
+
+
+def _number(facts: Mapping[str, Any], name: str, default: Any) -> Any:
+    """A number from an artifact, which anybody may have written."""
+    value = facts.get(name, default)
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise ArtifactError(f"provenance.json has {name} {value!r}; a number is expected")
+    return type(default)(value)
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,8 +57,8 @@ class LinearBench:
         Raises:
             InputError: the artifact names none, or this name leads to another now.
         """
-        made = self.syn.provenance.get("method", {}).get("fields", {})
-        known = self.syn.provenance.get("backbone", {})
+        made = part(part(self.syn.provenance, "method"), "fields")
+        known = part(self.syn.provenance, "backbone")
         same = name == "same"
         if same:
             name = self.sender or str(made.get("backbone", ""))
@@ -56,20 +66,31 @@ class LinearBench:
                 raise InputError(
                     "network is 'same', but no backbone distilled the artifact; name one"
                 )
+        if same and name.startswith("self:"):
+            name = self._trained_before(known.get("key")) or name
         mine = name in (made.get("backbone"), self.sender)
         backbone = backbone_for(
             name,
             self.train,
             self.run,
-            epochs=int(made.get("backbone_epochs", 30)) if mine else 30,
-            flip=float(made.get("flip", 0.5)) if mine else self.probe.views.flip,
+            epochs=_number(made, "backbone_epochs", 30) if mine else 30,
+            flip=_number(made, "flip", 0.5) if mine else self.probe.views.flip,
         )
         if same and backbone.key != known.get("key"):
             raise InputError(
                 f"backbone is {name!r} with key {backbone.key}, but the artifact was distilled "
-                f"with {known.get('key')}; name the backbone's folder"
+                f"with {known.get('key')}; give the folder or name of that one as sender"
             )
         return backbone, name
+
+    def _trained_before(self, key: Any) -> str | None:
+        """The folder of a ``self:`` backbone in the cache, whatever machine settings made it."""
+        assert self.run.cache is not None
+        for path in sorted((self.run.cache / "backbones").glob("*/backbone.json")):
+            with suppress(OSError, ValueError):
+                if json.loads(path.read_text(encoding="utf-8")).get("key") == key:
+                    return str(path.parent)
+        return None
 
     def table(self, images: Tensor, backbone: Backbone, heads: int = 1) -> Any:
         """Features of random views of ``images``: stored (V, n, d), or a function of the epoch."""
@@ -77,7 +98,13 @@ class LinearBench:
         def seen(*index: int) -> Tensor:
             draw = self.run.generator("probe/views", *index)
             drawn = self.probe.views.draw(len(images), draw)
-            return image_features(images, backbone, self.probe.views, drawn).half()
+            found = image_features(images, backbone, self.probe.views, drawn).half()
+            if not bool(torch.isfinite(found).all()):
+                raise InputError(
+                    f"backbone {backbone.label!r} gives features of the synthetic images that are "
+                    "not finite in half precision; use another backbone"
+                )
+            return found
 
         if self.probe.stored_views:
             return torch.stack([seen(view) for view in range(self.probe.stored_views)])

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -11,7 +11,14 @@ from typing import Any
 from potstill.run import ArtifactError
 from potstill.run.checkpoint import write_json
 
-__all__ = ["Result", "Score", "read_scores", "write_scores"]
+__all__ = ["Result", "Score", "part", "read_scores", "write_scores"]
+
+
+def part(facts: Any, key: str) -> dict[str, Any]:
+    """Return ``facts[key]`` where it is a mapping, else {}: facts may come from anybody."""
+    value = facts.get(key) if isinstance(facts, Mapping) else None
+    return dict(value) if isinstance(value, Mapping) else {}
+
 
 Result = dict[str, Any]  # accuracy, balanced, per_class, groups; "last" and "epochs" if selected
 
@@ -47,7 +54,7 @@ class Score:
     train_checksum: str = ""  # of the real set that groups and references come from
     iterates: dict[str, Any] | None = None  # step of the best iterate, number of looks, accuracies
     backbone: dict[str, Any] | None = None  # under a probe: label, key, name, whether it distilled
-    inherited: Result | None = None  # the sender's classifier, see LinearBench.inherited
+    inherited: Result | None = None  # the sender's classifier, see Heir.inherited
     kd: Result | None = None  # heads that learn from the sender's classifier
 
     def to_json(self) -> dict[str, Any]:

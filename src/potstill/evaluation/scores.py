@@ -22,7 +22,7 @@ from potstill.evaluation.labels import receiver_bytes, tier_of
 from potstill.evaluation.linear import LinearBench
 from potstill.evaluation.probe import Probe
 from potstill.evaluation.protocol import Protocol, find_protocol
-from potstill.evaluation.record import Result, Score, read_scores, write_scores
+from potstill.evaluation.record import Result, Score, part, read_scores, write_scores
 from potstill.nets import create, parse
 from potstill.run import InputError, Run, logger
 from potstill.run.folder import read_record, refuse_unfinished
@@ -188,7 +188,7 @@ def _probed(
     if wanted["quantized"] and eight_bit is None:
         eight_bit = bench.artifact(view, backbone, runs)
     place = Path(own).expanduser()
-    made_with = bench.syn.provenance.get("backbone", {}).get("key")
+    made_with = part(bench.syn.provenance, "backbone").get("key")
     heir = None if inherit is None else Heir(bench, inherit)
     return replace(
         score,

@@ -70,7 +70,7 @@ def identify(name: str, real: ImageSet, run: Run, *, epochs: int = 30, flip: flo
     if how is not None:
         return digest(recipe(real, how, run))
     base, size, imagenet = split_name(name)
-    folder = Path(base).expanduser()
+    folder = Path(base.removeprefix("transformers:")).expanduser()
     if (folder / FILE).is_file():
         return digest([load_state(folder / FILE)[1].get("key"), size, imagenet])
     if folder.is_dir():

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import shutil
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
@@ -32,7 +34,7 @@ __all__ = [
 
 MOMENTS = ("none", "natural", "balanced")  # second moments: off, over images, over classes
 BANK, ABOUT = "bank.f16", "about.safetensors"  # files beside the statistics
-BLOCK = 64  # images per pass; part of what "features-1" stands for, because sums round by it
+BLOCK = 64  # images per pass; part of what "features-2" stands for, because sums round by it
 
 
 @dataclass(frozen=True, eq=False)
@@ -255,13 +257,20 @@ class FeaturePass:
     def _reserve(self) -> None:
         """Give the bank its full size before the first image is passed."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        for name in ("stats.safetensors", ABOUT):  # they must not vouch for a bank in the making
+            (self.folder / name).unlink(missing_ok=True)
         shape = (self.count, len(self.real), self.backbone.dim)
         if self.bank is None or bank_is_whole(self.bank, shape):
             return
         size = 2 * int(np.prod(shape))
         try:
             with self.bank.open("wb") as file:
-                os.posix_fallocate(file.fileno(), 0, size)
+                if hasattr(os, "posix_fallocate"):
+                    os.posix_fallocate(file.fileno(), 0, size)
+                elif shutil.disk_usage(self.folder).free < size:
+                    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+                else:
+                    file.truncate(size)
         except OSError as error:
             with suppress(OSError):
                 self.bank.unlink()

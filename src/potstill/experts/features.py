@@ -64,7 +64,7 @@ def collect_features(
             f"count is {count}; use 1 for the clean view and at least 1 for random ones"
         )
     facts = {
-        "kind": "features-1",  # raise it when views or sums change
+        "kind": "features-2",  # raise it when views or sums change
         "data": real.checksum,
         "backbone": backbone.key,
         "views": None if views is None else views.facts,

@@ -127,7 +127,8 @@ def train_backbone(real: ImageSet, how: SelfSupervision, run: Run, folder: Path)
     network, seconds, losses = _trained(real, transform, how, run, folder, digest(facts))
     label = f"{how.objective}-{parse(how.network).at(real.shape[1:])}"
     size, channels = (real.shape[1], real.shape[2]), real.shape[0]
-    found = frozen(label, network.body, size, channels, transform)
+    computes = f"potstill:{parse(how.network).at(real.shape[1:])}"
+    found = frozen(label, network.body, size, channels, transform, computes)
     about = {
         "recipe": digest(facts),
         "how": facts["how"],

@@ -183,13 +183,8 @@ class BackboneMatcher(Matcher):
         return self.backbone_.image_bytes() + 3 * pixels + 3 * image
 
     def _chunk(self, canvas: Canvas, run: Run) -> int:
-        """All classes to begin with: what is cut is the number of views."""
-        return canvas.classes
-
-    def _budget(self, images: int, chunk: int) -> int:
-        """Views at once: what fits, halved with ``chunk`` where memory ran out all the same."""
-        fit = min(self.fit_, images * self.augmentations)
-        return max(1, fit * chunk // self.classes_)
+        """The pieces are views here, not classes: as many as fit."""
+        return min(self.fit_, len(canvas.labels) * self.augmentations)
 
     def terms(self, step: int, canvas: Canvas, chunk: int) -> Iterator[Term]:
         """One global loss, back-propagated in as much memory as there is."""
@@ -218,7 +213,7 @@ class BackboneMatcher(Matcher):
             see,
             loss,
             views=self.augmentations,
-            budget=self._budget(len(canvas.labels), chunk),
+            budget=chunk,
         )
         own = [grads.pop(name) for name in leaves]  # the only hands on them, so none is copied
         matched = known(value, own, list(leaves.values()), hand_out=True)

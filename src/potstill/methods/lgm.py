@@ -132,7 +132,8 @@ class LGM(BackboneMatcher):
         labels = self.real_.labels[rows]
         weights = self.inverse_.cpu()[labels] if self.balance == "weights" else None
         total = self.head_.new_zeros(self.classes_, self.backbone_.dim + 1)
-        parts = torch.arange(len(rows)).split(1024)
+        size = 64 if self.real_side == "images" else 1024  # images are held at full size
+        parts = torch.arange(len(rows)).split(size)
         whole = len(rows) if weights is None else float(weights.sum())
         for part, z in zip(parts, self._real_features(step, rows, parts), strict=True):
             own = None if weights is None else weights[part].to(z)

@@ -121,10 +121,11 @@ def open_backbone(
     if size is not None and found.size != (size, size):
         own = f"{found.size[0]}x{found.size[1]}"
         raise InputError(f"backbone is {name!r}, whose input is {own}; leave out @{size}")
-    if imagenet and found.channels == 3:
-        found = frozen(
-            f"{found.label}+imagenet", found.body, found.size, 3, Normalize.published("imagenet")
-        )
+    if imagenet and found.channels != 3:
+        raise InputError(f"backbone is {name!r}, which takes grey images; leave out +imagenet")
+    if imagenet:
+        label, constants = f"{found.label}+imagenet", Normalize.published("imagenet")
+        found = frozen(label, found.body, found.size, 3, constants, found.computes)
     return found
 
 
@@ -134,7 +135,8 @@ def own_backbone(
     """Return one of our own networks without its classifier, weights from ``generator``."""
     spec = parse(network).at((shape[1], shape[2]))
     net = create(spec, channels=shape[0], size=shape[1:], classes=1, generator=generator)
-    return frozen(str(spec), net.body, (shape[1], shape[2]), shape[0], transform)
+    size = (shape[1], shape[2])
+    return frozen(str(spec), net.body, size, shape[0], transform, f"potstill:{spec}")
 
 
 def save_backbone(backbone: Backbone, network: str, folder: Path, about: Mapping[str, Any]) -> Path:
@@ -191,7 +193,8 @@ def _ours(path: Path) -> Backbone:
         shape = (channels, height, width)
         found = own_backbone(network, shape, torch.Generator().manual_seed(0), transform)
         found.body.load_state_dict(tensors)
-        found = frozen(str(facts["label"]), found.body, found.size, channels, transform)
+        label, computes = str(facts["label"]), found.computes
+        found = frozen(label, found.body, found.size, channels, transform, computes)
         seconds = float(facts.get("about", {}).get("seconds", 0.0))
         found, stated = replace(found, trained_seconds=seconds), facts["key"]
     except (KeyError, TypeError, ValueError, OverflowError, RuntimeError) as error:

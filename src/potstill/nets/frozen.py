@@ -33,6 +33,7 @@ class Backbone:
     channels: int  # of its input
     transform: Normalize  # its own mean and standard deviation
     key: str  # 16 hexadecimal digits
+    computes: str  # what is done with the weights; part of the key
     trained_seconds: float = 0.0  # of the training that made it, where that is ours and known
     device: str = "cpu"
     precision: str = "fp32"  # "bf16": autocast on a GPU
@@ -72,12 +73,16 @@ class Backbone:
         return sum(value.nbytes for value in self.body.state_dict().values())
 
     def image_bytes(self) -> int:
-        """Bytes that the graph of one image keeps for its backward pass, measured."""
-        x = torch.zeros(1, self.channels, *self.size, device=self.device).requires_grad_(True)
+        """Bytes that the graph of one more image keeps for its backward pass, measured."""
         weights = {value.untyped_storage().data_ptr() for value in self.body.state_dict().values()}
-        with torch.enable_grad():
-            _, size = saved_bytes(lambda: self.features(x), without=weights)
-        return max(1, size)
+
+        def kept(images: int) -> int:
+            shape = (images, self.channels, *self.size)
+            x = torch.zeros(shape, device=self.device).requires_grad_(True)
+            with torch.enable_grad():
+                return saved_bytes(lambda: self.features(x), without=weights)[1]
+
+        return max(1, kept(2) - kept(1))  # autocast keeps a copy of the weights with either
 
 
 def content_key(body: nn.Module, transform: Normalize, facts: Mapping[str, Any]) -> str:
@@ -100,8 +105,12 @@ def frozen(
     size: tuple[int, int],
     channels: int,
     transform: Normalize,
+    computes: str,
 ) -> Backbone:
     """Freeze ``body``, look at one grey image through it and wrap it up.
+
+    ``computes`` says what is done with the weights (architecture, activation, pooling): networks
+    with equal weights are not the same backbone.
 
     Raises:
         InputError: it does not turn an image into a vector of finite features.
@@ -122,6 +131,5 @@ def frozen(
             f"backbone is {label!r}, whose features of a grey image are not finite numbers; "
             "its weights are damaged or it is no feature extractor"
         )
-    facts = {"size": list(size), "channels": channels, "kind": type(body).__name__}
-    key = content_key(body, transform, facts)
-    return Backbone(label, body, found[0].numel(), size, channels, transform, key)
+    key = content_key(body, transform, {"size": list(size), "computes": computes})
+    return Backbone(label, body, found[0].numel(), size, channels, transform, key, computes)

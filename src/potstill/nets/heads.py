@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
 
 import torch
@@ -182,36 +182,85 @@ def ridge_projector(source: Tensor, goal: Tensor, folds: int = 5) -> Projector:
     Args:
         source: (V, n, d_e) features of V views of n images. goal: (V, n, d_d), of the same views.
     """
+    rows, dim = source.shape[0] * source.shape[1], source.shape[2]
+    if rows >= dim:
+        return _ridge(source, goal, folds, dim)
+    # the map lies in the span of the rows, which has fewer dimensions
+    span = torch.linalg.svd(source.flatten(0, 1).double(), full_matrices=False)[2]
+    found = _ridge(source.double() @ span.T, goal, folds, dim)
+    return replace(found, weight=(found.weight.double() @ span).float())
+
+
+def _ridge(source: Tensor, goal: Tensor, folds: int, dim: int) -> Projector:
+    """The closed form; ridges are shares of the mean over ``dim`` eigenvalues."""
     n = source.shape[1]
-    z, y = source.double(), goal.double()
-    if n < 2:
-        best = _RIDGES[2]
-    else:
-        place = torch.arange(n, device=z.device) * min(folds, n) // n
-        errors = torch.zeros(len(_RIDGES), dtype=torch.float64, device=z.device)
-        for fold in range(min(folds, n)):
-            held = place == fold
-            maps = _ridges(z[:, ~held].flatten(0, 1), y[:, ~held].flatten(0, 1), _RIDGES)
-            left, right = z[:, held].flatten(0, 1), y[:, held].flatten(0, 1)
-            errors += torch.stack([(left @ m.T + t - right).square().sum() for m, t in maps])
+    folds = min(folds, n)
+    place = torch.arange(n, device=source.device) * folds // n
+    sums = [_Sums.of(source[:, place == fold], goal[:, place == fold]) for fold in range(folds)]
+    whole, best = sum(sums[1:], sums[0]), _RIDGES[2]
+    if folds > 1:
+        errors = torch.zeros(len(_RIDGES), dtype=torch.float64, device=source.device)
+        for held in sums:
+            maps = (whole - held).maps(_RIDGES, dim)
+            errors += torch.stack([held.error(weight, bias) for weight, bias in maps])
         best = _RIDGES[int(errors.argmin())]
-    ((weight, bias),) = _ridges(z.flatten(0, 1), y.flatten(0, 1), (best,))
+    ((weight, bias),) = whole.maps((best,), dim)
     return Projector(weight.float(), bias.float(), {"kind": "ridge", "lambda": best})
 
 
-def _ridges(z: Tensor, y: Tensor, ridges: tuple[float, ...]) -> list[tuple[Tensor, Tensor]]:
-    """One map per ridge, from one eigendecomposition."""
-    middle, aim = z.mean(0), y.mean(0)
-    z, y = z - middle, y - aim
-    values, vectors = torch.linalg.eigh(z.T @ z)
-    values = values.clamp_min(0)
-    scale = values.mean().clamp_min(torch.finfo(z.dtype).tiny)
-    cross = vectors.T @ (z.T @ y)
-    maps = []
-    for ridge in ridges:
-        weight = (vectors @ (cross / (values + ridge * scale)[:, None])).T
-        maps.append((weight, aim - weight @ middle))
-    return maps
+@dataclass(frozen=True, eq=False)
+class _Sums:
+    """What least squares need of pairs (z, y): their number, sums and products, float64."""
+
+    count: int
+    z: Tensor  # (d_e,)
+    y: Tensor  # (d_d,)
+    zz: Tensor  # (d_e, d_e)
+    zy: Tensor  # (d_e, d_d)
+    yy: Tensor  # scalar, sum of squares
+
+    @staticmethod
+    def of(source: Tensor, goal: Tensor) -> _Sums:
+        """Add up (V, n, d) features, a view at a time."""
+        parts = []
+        for z, y in zip(source, goal, strict=True):
+            z, y = z.double(), y.double()
+            parts.append(_Sums(len(z), z.sum(0), y.sum(0), z.T @ z, z.T @ y, y.square().sum()))
+        return sum(parts[1:], parts[0])
+
+    def _with(self, other: _Sums, sign: int) -> _Sums:
+        own, others = _parts(self), _parts(other)
+        return _Sums(*(a + sign * b for a, b in zip(own, others, strict=True)))
+
+    def __add__(self, other: _Sums) -> _Sums:
+        return self._with(other, 1)
+
+    def __sub__(self, other: _Sums) -> _Sums:
+        return self._with(other, -1)
+
+    def maps(self, ridges: tuple[float, ...], dim: int) -> list[tuple[Tensor, Tensor]]:
+        """One map per ridge (a share of trace / ``dim``), from one eigendecomposition."""
+        middle, aim = self.z / self.count, self.y / self.count
+        values, vectors = torch.linalg.eigh(self.zz - self.count * middle.outer(middle))
+        values = values.clamp_min(0)
+        scale = (values.sum() / dim).clamp_min(torch.finfo(values.dtype).tiny)
+        cross = vectors.T @ (self.zy - self.count * middle.outer(aim))
+        maps = []
+        for ridge in ridges:
+            weight = (vectors @ (cross / (values + ridge * scale)[:, None])).T
+            maps.append((weight, aim - weight @ middle))
+        return maps
+
+    def error(self, weight: Tensor, bias: Tensor) -> Tensor:
+        """Sum of squares of T z + t - y over these pairs."""
+        quadratic = ((weight @ self.zz) * weight).sum() - 2 * (weight.T * self.zy).sum()
+        shift = 2 * bias @ (weight @ self.z - self.y) + self.count * bias @ bias
+        return quadratic + shift + self.yy
+
+
+def _parts(sums: _Sums) -> tuple[Any, ...]:
+    """The fields in order, not copied."""
+    return tuple(getattr(sums, field.name) for field in fields(sums))
 
 
 def adam_projector(

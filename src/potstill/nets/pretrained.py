@@ -5,6 +5,7 @@ Weights come as safetensors wherever the hub has them; nothing that is loaded is
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from pathlib import Path
@@ -20,7 +21,8 @@ from potstill.run import InputError, nearest
 __all__ = ["BACKBONES", "from_timm", "from_timm_folder", "from_transformers"]
 
 # Short names of LGM's and SFM's code. Its "clip_vitb" is B/32 in one and B/16 in the other; here
-# each has its own. CLIP features are the projected image embedding.
+# each has its own. CLIP features are the projected image embedding (``timm:`` names give what comes
+# before any head); its transformers were trained with an approximate GELU.
 BACKBONES: dict[str, str] = {
     "dino_vits16": "timm:vit_small_patch16_224.dino",
     "dino_vits8": "timm:vit_small_patch8_224.dino",
@@ -32,9 +34,9 @@ BACKBONES: dict[str, str] = {
     "dinov3_vitb16": "timm:vit_base_patch16_dinov3.lvd1689m@224",
     "clip_rn50": "timm:resnet50_clip.openai",
     "clip_rn101": "timm:resnet101_clip.openai",
-    "clip_vitb32": "timm:vit_base_patch32_clip_224.openai",
-    "clip_vitb16": "timm:vit_base_patch16_clip_224.openai",
-    "clip_vitl14": "timm:vit_large_patch14_clip_224.openai",
+    "clip_vitb32": "timm:vit_base_patch32_clip_quickgelu_224.openai",
+    "clip_vitb16": "timm:vit_base_patch16_clip_quickgelu_224.openai",
+    "clip_vitl14": "timm:vit_large_patch14_clip_quickgelu_224.openai",
     "eva02_vitt": "timm:eva02_tiny_patch14_224.mim_in22k",
     "eva02_vits": "timm:eva02_small_patch14_224.mim_in22k",
     "eva02_vitb": "timm:eva02_base_patch14_224.mim_in22k",
@@ -72,9 +74,9 @@ def from_timm(label: str, name: str, size: int | None, generator: torch.Generato
         raise InputError(
             f"backbone is {label!r}; timm has no such model{nearest(architecture, known)}"
         )
-    options: dict[str, Any] = {}
-    if "_clip" not in architecture:
-        options["num_classes"] = 0
+    options: dict[str, Any] = {} if label.startswith("clip_") else {"num_classes": 0}
+    if label == "dinov3_vitb16":  # timm averages the patches
+        options["global_pool"] = "token"
     if size is not None:
         options["img_size"] = size
     wanted = kind == "timm"
@@ -88,9 +90,11 @@ def from_timm(label: str, name: str, size: int | None, generator: torch.Generato
         raise _obtained(label, error) from error
     if kind == "timm-random":
         _randomise(body, generator)
-    found = _sized(label, body, size)
+    computes = f"timm:{architecture.partition('.')[0]}"
+    found = _sized(label, body, size, computes)
     if kind == "mocov3":  # timm's constants for this architecture are not what it was trained with
-        return frozen(label, body, found.size, 3, Normalize.published("imagenet"))
+        constants = Normalize.published("imagenet")
+        return frozen(label, body, found.size, 3, constants, found.computes)
     return found
 
 
@@ -104,7 +108,7 @@ def _create_timm(architecture: str, pretrained: bool, options: dict[str, Any]) -
         return timm.create_model(architecture, pretrained=pretrained, **rest)
 
 
-def _sized(label: str, body: nn.Module, size: int | None) -> Backbone:
+def _sized(label: str, body: nn.Module, size: int | None, computes: str) -> Backbone:
     """Wrap a timm model up with the size and constants of its configuration."""
     from timm.data import resolve_model_data_config
 
@@ -112,7 +116,8 @@ def _sized(label: str, body: nn.Module, size: int | None) -> Backbone:
     channels, height, width = config["input_size"]
     transform = Normalize(torch.tensor(config["mean"]), torch.tensor(config["std"]))
     side = (size, size) if size else (height, width)
-    return frozen(label, body, side, channels, transform)
+    computes += f":{getattr(body, 'global_pool', '')}:{getattr(body, 'num_classes', '')}"
+    return frozen(label, body, side, channels, transform, computes)
 
 
 def _undrawn(make: Any) -> Any:
@@ -158,20 +163,21 @@ def from_timm_folder(folder: Path, size: int | None) -> Backbone:
         )
     except Exception as error:  # files hold anything
         raise _obtained(folder.name, error) from error
-    return _sized(folder.name, body, size)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    return _sized(folder.name, body, size, f"timm:{config['architecture']}")
 
 
 class _Pooled(nn.Module):
     """A transformers vision model as images -> features: its pooled output or its class token."""
 
-    def __init__(self, model: nn.Module) -> None:
+    def __init__(self, model: nn.Module, pooled: bool) -> None:
         super().__init__()
-        self.model = model
+        self.model, self.pooled = model, pooled
 
     def forward(self, x: Tensor) -> Tensor:
         """Return (b, d)."""
         out = self.model(pixel_values=x)
-        pooled = getattr(out, "pooler_output", None)
+        pooled = getattr(out, "pooler_output", None) if self.pooled else None
         return out.last_hidden_state[:, 0] if pooled is None else pooled.flatten(1)
 
 
@@ -192,20 +198,31 @@ def from_transformers(place: str, size: int | None) -> Backbone:
     try:
         config = transformers.AutoConfig.from_pretrained(place, trust_remote_code=False)
         config = getattr(config, "vision_config", config)
-        model = _undrawn(
+        model, info = _undrawn(
             lambda: transformers.AutoModel.from_pretrained(
-                place, trust_remote_code=False, use_safetensors=True
+                place, trust_remote_code=False, use_safetensors=True, output_loading_info=True
             )
         )
+        vision = "vision_model." if hasattr(model, "vision_model") else ""
         model = getattr(model, "vision_model", model)
     except Exception as error:  # hubs, files and networks raise whatever they like
         raise _obtained(f"transformers:{label}", error) from error
+    missing = [name for name in info["missing_keys"] if name.startswith(vision)]
+    pooled = not any("pooler" in name for name in missing)  # it would be a random one
+    lost = [name for name in missing if "pooler" not in name]
+    if lost:
+        raise InputError(
+            f"backbone is 'transformers:{label}', whose weights lack {lost[0]!r}; use another"
+        )
     mean, std = _processor_constants(place)
     own = getattr(config, "image_size", None) or 224
     side = int(size or (own[0] if isinstance(own, list | tuple) else own))
     channels = getattr(config, "num_channels", 3)
     transform = Normalize(torch.tensor(mean[:channels]), torch.tensor(std[:channels]))
-    return frozen(f"transformers:{label}", _Pooled(model), (side, side), channels, transform)
+    known = {k: v for k, v in config.to_dict().items() if k != "transformers_version"}
+    computes = f"transformers:{pooled}:{json.dumps(known, sort_keys=True, default=str)}"
+    body = _Pooled(model, pooled)
+    return frozen(f"transformers:{label}", body, (side, side), channels, transform, computes)
 
 
 def _processor_constants(place: str) -> tuple[list[float], list[float]]:

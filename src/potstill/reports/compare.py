@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -43,7 +44,7 @@ def compare(folders: Sequence[str | Path], out: str | Path) -> Path:
     """
     if not folders:
         raise InputError("there is no run to compare; give the folders of one or more runs")
-    runs = [_scored(Path(folder)) for folder in folders]
+    runs = _told_apart([_scored(Path(folder)) for folder in folders])
     twice = [str(run.folder) for run in runs if [r.folder for r in runs].count(run.folder) > 1]
     if twice:
         raise InputError(f"{twice[0]} is given twice; give each run once")
@@ -59,6 +60,22 @@ def _scored(folder: Path) -> RunFolder:
             f"{folder} has no scores; evaluate it first: potstill evaluate {run.folder}"
         )
     return run
+
+
+def _told_apart(runs: Sequence[RunFolder]) -> list[RunFolder]:
+    """The runs with part of the key after the names of backbones that share theirs with another."""
+    keys: dict[Any, set[Any]] = {}
+    for run in runs:
+        for record in run.scores:
+            keys.setdefault(record.get("network"), set()).add(part(record, "backbone").get("key"))
+
+    def named(record: dict[str, Any]) -> dict[str, Any]:
+        key = part(record, "backbone").get("key")
+        if key is None or len(keys[record.get("network")]) == 1:
+            return record
+        return record | {"network": f"{record.get('network')} {str(key)[:4]}"}
+
+    return [replace(run, scores=[named(record) for record in run.scores]) for run in runs]
 
 
 def _current(run: RunFolder) -> list[dict[str, Any]]:

@@ -7,12 +7,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from potstill.evaluation.record import part
 from potstill.run import InputError
 from potstill.run.log import read as read_lines
 from potstill.synthetic import SyntheticSet
 from potstill.synthetic.folder import TENSORS, read_object
 
-__all__ = ["RunFolder", "is_score", "read_run", "stored"]
+__all__ = ["RunFolder", "is_score", "part", "read_run", "stored"]
 
 _FIX = "restore it, or delete it and run again"
 
@@ -151,12 +152,6 @@ def is_score(record: Any) -> bool:
     """Whether a record has the least that a table needs: an accuracy."""
     accuracy = record.get("accuracy") if isinstance(record, Mapping) else None
     return isinstance(accuracy, Mapping) and isinstance(accuracy.get("mean"), (int, float))
-
-
-def part(facts: Any, key: str) -> dict[str, Any]:
-    """Return ``facts[key]`` where it is a mapping, else {}."""
-    value = facts.get(key) if isinstance(facts, Mapping) else None
-    return dict(value) if isinstance(value, Mapping) else {}
 
 
 def _numbers(value: Any) -> bool:

@@ -245,12 +245,14 @@ def _with_memory(one: _Step, step: int, chunk: int, detailed: bool) -> int:
                 raise
             if chunk == 1:
                 raise InputError(
-                    f"the images of one class do not fit into memory at step {step}; use a "
+                    f"not even one piece of the images fits into memory at step {step}; use a "
                     "smaller ipc, a narrower network or a device with more memory"
                 ) from error
             chunk = math.ceil(chunk / 2)
             logger.warning(
-                "out of memory at step %d; going on with %d classes a chunk", step, chunk
+                "out of memory at step %d; going on with pieces of %d (classes or views)",
+                step,
+                chunk,
             )
 
 
