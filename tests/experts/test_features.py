@@ -270,6 +270,31 @@ def test_everything_that_matters_is_in_the_key(real, backbone, run, make_blobs):
     assert collect_features(real, backbone, run.with_(seed=5)).key == keys[0]
 
 
+def test_a_bank_in_the_making_is_never_taken_for_a_whole_one(real, backbone, run, monkeypatch):
+    whole = collect_features(real, backbone, run, bank=True)
+    (folder,) = (run.cache / "features").iterdir()
+    (folder / "bank.f16").unlink()  # somebody needed room
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr("potstill.experts.feature_pass.FeaturePass._add", killed)
+        collect_features(real, backbone, run, bank=True)
+    assert (folder / "bank.f16").stat().st_size == whole.bank.nbytes  # reserved, all zeros
+    again = collect_features(real, backbone, run, bank=True)
+    assert torch.equal(again.bank, whole.bank) and torch.equal(again.sums, whole.sums)
+
+
+def test_without_posix_fallocate_room_is_asked_for(real, backbone, run, monkeypatch):
+    monkeypatch.delattr("potstill.experts.feature_pass.os.posix_fallocate")
+    assert collect_features(real, backbone, run, bank=True).bank.shape[1] == len(real)
+    usage = type("Usage", (), {"free": 10})
+    monkeypatch.setattr("potstill.experts.feature_pass.shutil.disk_usage", lambda _: usage)
+    with pytest.raises(StorageError, match="feature bank"):
+        collect_features(real, backbone, run, views=VIEWS, bank=True)
+
+
 def test_a_pass_with_a_bank_serves_one_without_but_not_the_other_way(
     real, backbone, run, monkeypatch
 ):
