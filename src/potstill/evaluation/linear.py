@@ -66,16 +66,20 @@ class LinearBench:
                 raise InputError(
                     "network is 'same', but no backbone distilled the artifact; name one"
                 )
+        place = name
         if same and name.startswith("self:"):
-            name = self._trained_before(known.get("key")) or name
+            place = self._trained_before(known.get("key")) or name
         mine = name in (made.get("backbone"), self.sender)
-        backbone = backbone_for(
-            name,
-            self.train,
-            self.run,
-            epochs=_number(made, "backbone_epochs", 30) if mine else 30,
-            flip=_number(made, "flip", 0.5) if mine else self.probe.views.flip,
-        )
+        epochs = _number(made, "backbone_epochs", 30) if mine else 30
+        flip = _number(made, "flip", 0.5) if mine else self.probe.views.flip
+        try:
+            backbone = backbone_for(place, self.train, self.run, epochs=epochs, flip=flip)
+        except InputError as error:
+            if not same:
+                raise
+            raise InputError(
+                f"the backbone that distilled cannot be opened; name it as sender ({error})"
+            ) from error
         if same and backbone.key != known.get("key"):
             raise InputError(
                 f"backbone is {name!r} with key {backbone.key}, but the artifact was distilled "
