@@ -8,7 +8,6 @@ import torch.nn.functional as F
 
 from potstill.match.linear import (
     analytic_gradient,
-    class_centres,
     cosine_distance,
     flows,
     linear_gradient,
@@ -16,6 +15,7 @@ from potstill.match.linear import (
     shrink_centres,
     sub_flows,
 )
+from potstill.match.spectral import segment_mean
 from potstill.run import InputError
 
 C, D = 5, 7
@@ -92,7 +92,7 @@ def test_its_derivative_equals_the_double_backward_of_the_released_code(std):
 def test_a_head_of_zeros_on_balanced_classes_gives_the_flows():
     z, labels = batch((4,) * C)
     found = linear_gradient(z, labels, torch.zeros(C, D, dtype=torch.float64))
-    expected = (C - 1) / C**2 * flows(class_centres(z, labels, C))
+    expected = (C - 1) / C**2 * flows(segment_mean(z, labels, C))
     torch.testing.assert_close(found[:, :-1], expected, atol=1e-14, rtol=1e-12)
     assert found[:, -1].abs().max() < 1e-15
 
@@ -102,7 +102,7 @@ def test_a_head_of_zeros_on_a_long_tail_is_nearly_all_head():
     counts = (100, 30, 10, 3, 1)
     z, labels = batch(counts)
     weight, n = torch.zeros(C, D, dtype=torch.float64), torch.tensor(counts).double()
-    centres, priors = class_centres(z, labels, C), n / n.sum()
+    centres, priors = segment_mean(z, labels, C), n / n.sum()
     natural = linear_gradient(z, labels, weight)
     expected = (priors @ centres) / C - priors[:, None] * centres
     torch.testing.assert_close(natural[:, :-1], expected, atol=1e-13, rtol=1e-12)
@@ -111,10 +111,10 @@ def test_a_head_of_zeros_on_a_long_tail_is_nearly_all_head():
     torch.testing.assert_close(balanced[:, :-1], expected, atol=1e-13, rtol=1e-12)
 
 
-def test_class_centres_are_means():
+def test_segment_means_are_class_centres():
     z, labels = batch()
     for label in range(C):
-        torch.testing.assert_close(class_centres(z, labels, C)[label], z[labels == label].mean(0))
+        torch.testing.assert_close(segment_mean(z, labels, C)[label], z[labels == label].mean(0))
 
 
 def test_flows_lead_from_each_centre_to_the_mean_of_the_others():
@@ -160,7 +160,7 @@ def test_analytic_gradient_is_the_gradient_for_a_small_head(priors):
     z, labels = batch(counts)
     priors = torch.tensor(priors, dtype=torch.float64)
     share = priors[labels] / 60
-    centres, second = class_centres(z, labels, C), (z * share[:, None]).T @ z
+    centres, second = segment_mean(z, labels, C), (z * share[:, None]).T @ z
     weight = normal(C, D, seed=3)
 
     def cosine(std):
@@ -181,7 +181,7 @@ def test_analytic_gradient_is_the_gradient_for_a_small_head(priors):
 def test_analytic_gradient_holds_what_the_zeroth_order_lacks():
     z, labels = batch((60,) * C)
     priors, second = torch.full((C,), 1 / C, dtype=torch.float64), z.T @ z / len(z)
-    centres, weight = class_centres(z, labels, C), 0.1 * normal(C, D, seed=3)
+    centres, weight = segment_mean(z, labels, C), 0.1 * normal(C, D, seed=3)
     exact = linear_gradient(z, labels, weight)
     first = analytic_gradient(centres, priors, second, weight)
     zeroth = analytic_gradient(centres, priors, second, 0 * weight)
@@ -198,13 +198,13 @@ def test_analytic_gradient_is_the_expectation_over_batches():
     for _ in range(400):
         rows = torch.randint(len(z), (50,), generator=draw)
         total += linear_gradient(z[rows], labels[rows], weight) / 400
-    found = analytic_gradient(class_centres(z, labels, C), priors, second, weight)
+    found = analytic_gradient(segment_mean(z, labels, C), priors, second, weight)
     assert F.cosine_similarity(found.flatten(), total.flatten(), dim=0) > 0.999
 
 
 def test_the_mean_over_heads_is_the_flow():
     z, labels = batch((20,) * C)
-    goal = flows(class_centres(z, labels, C)).flatten()
+    goal = flows(segment_mean(z, labels, C)).flatten()
     heads = [0.1 * normal(C, D, seed=100 + k) for k in range(200)]
     found = [linear_gradient(z, labels, head)[:, :-1].flatten() for head in heads]
     one = torch.stack([F.cosine_similarity(g, goal, dim=0) for g in found]).mean()

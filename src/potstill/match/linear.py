@@ -11,13 +11,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from potstill.match.spectral import segment_mean
 from potstill.run import InputError
 
 __all__ = [
     "REDUCTIONS",
     "analytic_gradient",
-    "class_centres",
     "cosine_distance",
     "flows",
     "linear_gradient",
@@ -69,11 +67,6 @@ def analytic_gradient(centres: Tensor, priors: Tensor, second: Tensor, weight: T
     rows = mean / classes - priors[:, None] * centres + lean @ second / classes
     bias = 1 / classes - priors + lean @ mean / classes
     return torch.cat([rows, bias[:, None]], 1)
-
-
-def class_centres(z: Tensor, labels: Tensor, classes: int) -> Tensor:
-    """Mean feature of each class (C, d)."""
-    return segment_mean(z, labels, classes)
 
 
 def flows(centres: Tensor) -> Tensor:

@@ -59,14 +59,14 @@ def check_name(method: Looks, real: ImageSet | None) -> None:
 
 def meaning(method: Looks, real: ImageSet, run: Run) -> str:
     """Return what the backbone's name stands for, for the identity of a job."""
-    how = {"epochs": method.backbone_epochs, "flip": method.flip}
-    return identify(method.backbone, real, run, **how)  # type: ignore[arg-type]
+    epochs, flip = method.backbone_epochs, method.flip
+    return identify(method.backbone, real, run, epochs=epochs, flip=flip)
 
 
 def open_for(method: Looks, real: ImageSet, run: Run) -> Backbone:
     """Return the backbone of a method."""
-    how = {"epochs": method.backbone_epochs, "flip": method.flip}
-    return backbone_for(method.backbone, real, run, **how)  # type: ignore[arg-type]
+    epochs, flip = method.backbone_epochs, method.flip
+    return backbone_for(method.backbone, real, run, epochs=epochs, flip=flip)
 
 
 def without_place(name: str) -> str:

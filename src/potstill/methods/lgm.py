@@ -89,7 +89,7 @@ class LGM(BackboneMatcher):
         """Store views of the real images, or their moments, where they are asked for."""
         self.real_, self.seconds_ = real, 0.0
         counts = torch.tensor(real.counts, dtype=torch.float32, device=run.device)
-        self.inverse_ = 1 / counts
+        self.inverse_ = 1 / torch.tensor(real.counts, dtype=torch.float32)  # read on the CPU
         self.groups_ = [real.of_class(label) for label in range(real.num_classes)]
         self.batch_ = self.batch_real or len(self.labels_) * self.augmentations
         if self.real_side == "images":
@@ -130,13 +130,13 @@ class LGM(BackboneMatcher):
         """Gradient on this step's batch, summed up block by block."""
         rows = self.positions(step)
         labels = self.real_.labels[rows]
-        weights = self.inverse_.cpu()[labels] if self.balance == "weights" else None
+        weights = self.inverse_[labels] if self.balance == "weights" else None
         total = self.head_.new_zeros(self.classes_, self.backbone_.dim + 1)
         size = 64 if self.real_side == "images" else 1024  # images are held at full size
         parts = torch.arange(len(rows)).split(size)
         whole = len(rows) if weights is None else float(weights.sum())
         for part, z in zip(parts, self._real_features(step, rows, parts), strict=True):
-            own = None if weights is None else weights[part].to(z)
+            own = None if weights is None else weights[part]
             share = (len(part) if own is None else float(own.sum())) / whole
             there = labels[part].to(z.device)
             total += share * linear_gradient(z, there, self.head_, image_weights=own)

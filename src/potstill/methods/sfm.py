@@ -34,13 +34,13 @@ from potstill.data import ImageSet
 from potstill.experts.features import collect_features, sub_centres
 from potstill.match.linear import (
     REDUCTIONS,
-    class_centres,
     cosine_distance,
     flows,
     row_cosines,
     shrink_centres,
     sub_flows,
 )
+from potstill.match.spectral import segment_mean
 from potstill.methods.base import MethodInfo
 from potstill.methods.checks import at_least, one_of
 from potstill.methods.frozen import BackboneMatcher
@@ -124,7 +124,7 @@ class SFM(BackboneMatcher):
     def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One cosine between the flows, or what replaces it."""
         images = z[0] if len(z) == 1 else z.mean(0)  # over views
-        centres = class_centres(images, self.labels_.to(z.device), self.classes_)
+        centres = segment_mean(images, self.labels_.to(z.device), self.classes_)
         found = flows(centres)
         facts = {"cosine": row_cosines(self.flows_, found)}
         if self.decouple:
