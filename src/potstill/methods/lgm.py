@@ -89,7 +89,7 @@ class LGM(BackboneMatcher):
         """Store views of the real images, or their moments, where they are asked for."""
         self.real_, self.seconds_ = real, 0.0
         counts = torch.tensor(real.counts, dtype=torch.float32, device=run.device)
-        self.inverse_ = 1 / torch.tensor(real.counts, dtype=torch.float32)  # read on the CPU
+        self.inverse_ = 1 / torch.tensor(real.counts, dtype=torch.float64)  # read on the CPU
         self.groups_ = [real.of_class(label) for label in range(real.num_classes)]
         self.batch_ = self.batch_real or len(self.labels_) * self.augmentations
         if self.real_side == "images":
