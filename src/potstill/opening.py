@@ -7,22 +7,22 @@ from typing import Any
 
 from potstill.data import ImageSet, load_pair
 from potstill.data.longtail import Profile
+from potstill.data.reading import Reading
 from potstill.run import InputError, Run
 
 __all__ = ["Data", "open_data"]
 
+_ALWAYS = frozenset(
+    ["data", "test", "image_size", "resize", "channels", "labels", "imbalance_factor", "profile"]
+)  # facts of every run.json; a later option stands there where it is used
+
 
 @dataclass(frozen=True, kw_only=True)
-class Data:
+class Data(Reading):
     """Which real images; the same fields are command-line flags and a recipe's [data] table."""
 
     data: str = "digits"  # digits, a folder, a Parquet/Arrow data set, an .npz file or a hub name
     test: str | None = None  # source of the test split; by default the same source's
-    image_size: int | None = None  # resize to this many pixels; needed when sizes differ
-    resize: str = "crop"  # "crop" (short side, centre), "stretch" or "pad"
-    channels: int | None = None  # force 1 (grey) or 3 (RGB)
-    labels: str | None = None  # label column, for tables with several
-    subset: str | None = None  # classes: imagenet-nette, or positions or names joined by commas
     imbalance_factor: float = 1.0  # n_max / n_min to cut the train split to; 1 = as it is
     profile: Profile = "exponential"  # shape of the long tail
 
@@ -31,14 +31,10 @@ class Data:
         train, test, note = load_pair(
             self.data if source is None else source,
             test=self.test,
-            image_size=self.image_size,
-            resize=self.resize,
-            channels=self.channels,
-            labels=self.labels,
-            subset=self.subset,
             memory_gb=run.memory_gb,
             cache=run.cache,
             quiet=run.quiet,
+            **self.reading_facts(),
         )
         if self.imbalance_factor != 1:
             train = train.long_tailed(self.imbalance_factor, profile=self.profile)
@@ -46,7 +42,8 @@ class Data:
 
     def facts(self) -> dict[str, Any]:
         """Fields for ``run.json``; what older runs did not know is left out unless it is asked."""
-        return {key: value for key, value in asdict(self).items() if key != "subset" or value}
+        asked = asdict(self)
+        return {k: v for k, v in asked.items() if k in _ALWAYS or k in self.reading_facts()}
 
 
 def open_data(

@@ -8,7 +8,8 @@ import pytest
 import torch
 from PIL import Image
 
-from potstill.data.decode import Form, MixedModes, Rows, blocks
+from potstill.data.decode import MixedModes, Rows, blocks
+from potstill.data.reading import Reading
 from potstill.run import InputError
 
 
@@ -26,7 +27,7 @@ def encoded(image, kind="PNG"):
 
 def decode(*items, **form):
     rows = Rows("toy", len(items), lambda: ((item, 0) for item in items), ("a", "b"))
-    return np.concatenate([part for part, _ in blocks(rows, Form(**form), quiet=True)])
+    return np.concatenate([part for part, _ in blocks(rows, Reading(**form), quiet=True)])
 
 
 def test_all_kinds_of_pictures_agree():
@@ -162,7 +163,7 @@ def test_missing_file_is_named():
 def test_wrong_length(announced):
     rows = Rows("toy", announced, lambda: ((picture(), 0) for _ in range(2)), ("a", "b"))
     with pytest.raises(InputError, match=f"announces {announced} images but gives 2"):
-        list(blocks(rows, Form(), quiet=True))
+        list(blocks(rows, Reading(), quiet=True))
 
 
 @pytest.mark.parametrize(
@@ -175,4 +176,4 @@ def test_wrong_length(announced):
 )
 def test_wrong_form(form, message):
     with pytest.raises(InputError, match=message):
-        Form(**form)
+        Reading(**form)

@@ -3,6 +3,7 @@
 from potstill.data.augment import DSA, cutmix
 from potstill.data.images import ImageSet
 from potstill.data.longtail import DRAWS, PROFILES, draw_positions, profile_counts
+from potstill.data.reading import Reading
 from potstill.data.sources import load, load_pair
 from potstill.data.transform import ZCA, Normalize, Transform, transform_from
 
@@ -10,6 +11,7 @@ __all__ = [
     "DSA",
     "cutmix",
     "ImageSet",
+    "Reading",
     "load",
     "load_pair",
     "DRAWS",

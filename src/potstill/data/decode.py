@@ -15,14 +15,14 @@ import numpy as np
 import torch
 
 from potstill.data.images import check_labels, check_size
-from potstill.run import InputError, nearest, progress
+from potstill.data.reading import Reading
+from potstill.run import InputError, progress
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Form", "MixedModes", "Rows", "blocks", "brief", "channels_last"]
+__all__ = ["MixedModes", "Rows", "blocks", "brief", "channels_last"]
 
-_RESIZE = ("crop", "stretch", "pad")
 _BLOCK = 256  # pictures decoded between two writes
 _CHUNK = 16  # pictures per task of the thread pool
 # Below this many pixels Pillow holds the interpreter lock most of the time and threads lose 1.3 to
@@ -30,23 +30,6 @@ _CHUNK = 16  # pictures per task of the thread pool
 _THREADED_PIXELS = 128 * 128
 
 Pictures = Callable[[np.ndarray], Iterable[Any]]  # ascending row numbers (k,) to k pictures
-
-
-@dataclass(frozen=True)
-class Form:
-    """The shape that pictures are brought to; ``None`` keeps what the source has."""
-
-    image_size: int | None = None
-    resize: str = "crop"  # "crop": short side to size, centre crop; "stretch"; "pad" with black
-    channels: int | None = None
-
-    def __post_init__(self) -> None:
-        if self.image_size is not None and self.image_size < 1:
-            raise InputError(f"image_size is {self.image_size}; use a positive number of pixels")
-        if self.resize not in _RESIZE:
-            raise InputError(f"resize is {self.resize!r}{nearest(str(self.resize), _RESIZE)}")
-        if self.channels not in (None, 1, 3):
-            raise InputError(f"channels is {self.channels}; use 1 (grey), 3 (RGB) or leave it out")
 
 
 @dataclass(frozen=True)
@@ -87,7 +70,7 @@ class MixedModes(Exception):
     """Colour turned up after grey pictures: begin again with ``channels=3``."""
 
 
-def blocks(rows: Rows, form: Form, *, quiet: bool) -> Iterator[tuple[np.ndarray, list[int]]]:
+def blocks(rows: Rows, form: Reading, *, quiet: bool) -> Iterator[tuple[np.ndarray, list[int]]]:
     """Yield uint8 (b, c, h, w) and b labels, in order, until ``rows`` is used up.
 
     The first picture decides the shape where ``form`` leaves it open.
@@ -125,14 +108,14 @@ class _Frame:
     """The common shape of all pictures, taken from the first one."""
 
     name: str
-    form: Form
+    form: Reading
     shape: tuple[int, int, int]  # (c, h, w)
     first: str  # what the first picture is called
     kind: str | None  # its file format, likely that of the others
     threaded: bool
 
     @staticmethod
-    def of(item: Any, name: str, form: Form) -> _Frame:
+    def of(item: Any, name: str, form: Reading) -> _Frame:
         title = _title(item, 0, name)
         picture = _open(item, title)
         channels = form.channels or (1 if picture.mode == "L" else 3)
@@ -263,7 +246,7 @@ def channels_last(array: np.ndarray, *, channels_first: bool, title: str) -> np.
     return np.moveaxis(array, -3, -1) if first and (channels_first or not last) else array
 
 
-def _resize(picture: Image, form: Form) -> Image:
+def _resize(picture: Image, form: Reading) -> Image:
     """Bring to ``image_size`` (square) with antialiased bilinear filtering, as torchvision does."""
     from PIL import Image, ImageOps
 

@@ -13,6 +13,7 @@ from potstill.data import tables
 from potstill.data.arrays import array_rows, dataset_rows, digits_splits, npz_splits
 from potstill.data.decode import Rows
 from potstill.data.folders import folder_rows, folder_splits, stamp
+from potstill.data.reading import Reading
 from potstill.run import InputError, nearest
 
 __all__ = ["Source", "recognise"]
@@ -36,12 +37,13 @@ class Source:
         return path.resolve().name if path.exists() else self.name
 
 
-def recognise(source: Any, labels: str | None = None) -> Source:
+def recognise(source: Any, how: Reading) -> Source:
     """Recognise any source that :mod:`potstill.data.sources` lists.
 
     Raises:
         InputError: nothing of that name, or ``labels`` for a source without columns.
     """
+    labels = how.labels
     if isinstance(source, str | Path):
         found = _named(source, labels)
     elif isinstance(source, Mapping):

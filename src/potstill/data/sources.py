@@ -21,16 +21,17 @@ tensors as channels-first.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from potstill.data import store
-from potstill.data.decode import Form, MixedModes, blocks
+from potstill.data.decode import MixedModes, blocks
 from potstill.data.folders import SPLIT_NAMES
 from potstill.data.images import ImageSet
+from potstill.data.reading import Reading
 from potstill.data.recognise import Source, recognise
 from potstill.data.subsets import keep_classes
 from potstill.data.tables import UnlabelledError
@@ -39,25 +40,29 @@ from potstill.run.checkpoint import digest
 
 __all__ = ["load", "load_pair"]
 
-_FORMAT = 1  # of cache entries; raise it when decoding changes
+_FORMAT = 2  # of cache entries; raise it when decoding changes
 
 
 @dataclass(frozen=True)
 class _Reader:
-    """How splits are read: form, memory, cache."""
+    """Reads splits: how, with what memory, into which cache."""
 
-    form: Form
-    subset: str | None
+    how: Reading
     memory_gb: float
-    cache: Path
+    cache: Path | None
     quiet: bool
+
+    def __post_init__(self) -> None:
+        if not self.memory_gb > 0:
+            raise InputError(f"memory_gb is {self.memory_gb}; use a positive number of gigabytes")
 
     def read(self, source: Source, split: str) -> tuple[ImageSet, tuple[str, ...]]:
         """One split, from the cache if it is there, and the names of all splits."""
-        chosen = [] if self.subset is None else [self.subset]
-        key = source.stamp and digest([_FORMAT, source.stamp, split, asdict(self.form), *chosen])
-        bank = store.read_entry(self.cache, key, self.memory_gb) if key else None
-        bank = bank or self._decode(source, split, key)
+        root = Path(self.cache or cache_folder()) / "decoded"
+        asked = [_FORMAT, source.stamp, split, self.how.reading_facts()]
+        key = digest(asked) if source.stamp else None
+        bank = store.read_entry(root, key, self.memory_gb) if key else None
+        bank = bank or self._decode(source, split, root, key)
         names = bank.facts.classes or tuple(map(str, range(int(bank.labels.max()) + 1)))
         rows = bank.facts.rows
         images = ImageSet(
@@ -71,24 +76,24 @@ class _Reader:
         )
         return images, bank.facts.splits
 
-    def _decode(self, source: Source, split: str, key: str | None) -> store.Bank:
+    def _decode(self, source: Source, split: str, root: Path, key: str | None) -> store.Bank:
         splits = source.splits()
         rows = splits[_resolve(split, tuple(splits), source.name)]()
         numbers = None
-        if self.subset is not None:
-            rows, numbers = keep_classes(rows, self.subset)
+        if self.how.subset is not None:
+            rows, numbers = keep_classes(rows, self.how.subset)
         facts = store.Facts(rows.classes, tuple(splits), numbers)
 
-        def collect(form: Form) -> store.Bank:
-            made = blocks(rows, form, quiet=self.quiet)
+        def collect(how: Reading) -> store.Bank:
+            made = blocks(rows, how, quiet=self.quiet)
             return store.collect(
-                made, rows.count, facts, root=self.cache, key=key, memory_gb=self.memory_gb
+                made, rows.count, facts, root=root, key=key, memory_gb=self.memory_gb
             )
 
         try:
-            return collect(self.form)
+            return collect(self.how)
         except MixedModes:
-            return collect(replace(self.form, channels=3))
+            return collect(replace(self.how, channels=3))
 
 
 class _NoSplitError(InputError):
@@ -99,14 +104,10 @@ def load(
     source: Any,
     *,
     split: str = "train",
-    image_size: int | None = None,
-    resize: str = "crop",
-    channels: int | None = None,
-    labels: str | None = None,
-    subset: str | None = None,
     memory_gb: float = 4.0,
     cache: Path | None = None,
     quiet: bool = False,
+    **options: Any,
 ) -> ImageSet:
     """Load one split of a source as uint8 images of one shape; file sources are decoded once.
 
@@ -114,53 +115,49 @@ def load(
     (1, 8, 8)
     >>> load("data/birds", image_size=64)
 
-    ``split`` may also be the source's own name for one ("validation"). ``image_size`` gives square
-    images: ``resize="crop"`` brings the short side to size and cuts out the centre, "stretch" and
-    "pad" keep everything. ``channels`` forces grey (1) or RGB (3); without it a source that is grey
-    throughout stays grey. ``labels`` names the label column of a table that has several. Images
-    above ``memory_gb`` (1e9 bytes) stay memory-mapped. ``cache`` replaces ``$POTSTILL_CACHE``.
-    ``subset`` keeps some classes, labelled in its order: a list of :mod:`potstill.data.subsets`
-    ("imagenet-nette"), or positions ("3,5,7") or names joined by commas. Images of other classes
-    are neither decoded nor stored; ``indices`` stay row numbers in the source's split, and the
-    fingerprint is that of what is kept.
+    ``split`` may also be the source's own name for one ("validation"). Images above ``memory_gb``
+    (1e9 bytes) stay memory-mapped. ``cache`` replaces ``$POTSTILL_CACHE``. ``options`` are the
+    fields of :class:`potstill.data.Reading`. ``image_size`` gives square images: ``resize="crop"``
+    brings the short side to size and cuts out the centre, "stretch" and "pad" keep everything.
+    Without ``channels`` a source that is grey throughout stays grey. ``subset`` keeps some
+    classes, labelled in its order: a list of :mod:`potstill.data.subsets` ("imagenet-nette"), or
+    positions ("3,5,7") or names joined by commas. Images of other classes are neither decoded nor
+    stored; ``indices`` stay row numbers in the source's split, and the fingerprint is that of what
+    is kept.
 
     Raises:
         InputError: anything about the source that does not fit, in one sentence.
         StorageError: images above ``memory_gb`` cannot be written to the cache.
     """
-    reader = _reader(image_size, resize, channels, subset, memory_gb, cache, quiet)
-    return reader.read(recognise(source, labels), split)[0]
+    reader = _Reader(Reading(**options), memory_gb, cache, quiet)
+    return reader.read(recognise(source, reader.how), split)[0]
 
 
 def load_pair(
     source: Any,
     *,
     test: Any = None,
-    image_size: int | None = None,
-    resize: str = "crop",
-    channels: int | None = None,
-    labels: str | None = None,
-    subset: str | None = None,
     memory_gb: float = 4.0,
     seed: int = 0,
     cache: Path | None = None,
     quiet: bool = False,
+    **options: Any,
 ) -> tuple[ImageSet, ImageSet, str]:
     """Load train and test images, and a sentence that says where the test images come from.
 
     Test images are those of ``test`` (a second source), else the source's own test or validation
     split, else a balanced hold-out that is cut from train before anything else happens: a tenth of
-    the smallest class, from every class. Splits whose labels are hidden are passed over. A
-    ``subset`` holds for train and test alike.
+    the smallest class, from every class. Splits whose labels are hidden are passed over.
+    ``options`` are the fields of :class:`potstill.data.Reading`, for train and test alike.
 
     Raises:
         InputError: as :func:`load`, and when train and test differ in class names or image shape.
     """
-    reader = _reader(image_size, resize, channels, subset, memory_gb, cache, quiet)
-    opened = recognise(source, labels)
+    reader = _Reader(Reading(**options), memory_gb, cache, quiet)
+    opened = recognise(source, reader.how)
     train, splits = reader.read(opened, "train")
     if test is not None:
-        other = recognise(test, labels)
+        other = recognise(test, reader.how)
         try:
             held = _read_like(train, reader, other, "test")
         except _NoSplitError:
@@ -184,21 +181,6 @@ def load_pair(
     return train, held, sentence
 
 
-def _reader(
-    image_size: int | None,
-    resize: str,
-    channels: int | None,
-    subset: str | None,
-    memory_gb: float,
-    cache: Path | None,
-    quiet: bool,
-) -> _Reader:
-    if not memory_gb > 0:
-        raise InputError(f"memory_gb is {memory_gb}; use a positive number of gigabytes")
-    root = Path(cache or cache_folder()) / "decoded"
-    return _Reader(Form(image_size, resize, channels), subset, memory_gb, root, quiet)
-
-
 def _resolve(wanted: str, splits: tuple[str, ...], name: str) -> str:
     """The source's own name for a split."""
     for candidate in (wanted, *SPLIT_NAMES.get(wanted, ())):
@@ -214,8 +196,8 @@ def _read_like(train: ImageSet, reader: _Reader, source: Source, split: str) -> 
     """Test images with the channels of ``train``; classes and image shape have to agree."""
     test, _ = reader.read(source, split)
     if test.shape[0] != train.shape[0]:
-        form = replace(reader.form, channels=train.shape[0])
-        test, _ = replace(reader, form=form).read(source, split)
+        how = replace(reader.how, channels=train.shape[0])
+        test, _ = replace(reader, how=how).read(source, split)
     if train.classes != test.classes:
         differ = sorted(set(train.classes) ^ set(test.classes)) or ["their order"]
         raise InputError(
