@@ -25,6 +25,7 @@ class Reading:
     channels: int | None = None  # force 1 (grey) or 3 (RGB)
     labels: str | None = None  # label column, for tables with several
     subset: str | None = None  # classes: imagenet-nette, or positions or names joined by commas
+    follow_links: bool = False  # read what links inside a source folder lead to outside of it
 
     def __post_init__(self) -> None:
         if self.image_size is not None and self.image_size < 1:
