@@ -12,16 +12,16 @@ Running a recipe again resumes an unfinished run and skips finished parts.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from types import UnionType
-from typing import Any, Literal, get_args, get_origin, get_type_hints
+from typing import Any, get_type_hints
 
 from potstill.job import Data, check_probed, distill, evaluate_run, open_data
 from potstill.methods import find
 from potstill.run import InputError, Run, nearest
 from potstill.run.folder import read_record
+from potstill.run.records import fits as fits_type
+from potstill.run.records import parse_toml, read_regular
 
 __all__ = ["read_recipe", "run_recipe"]
 
@@ -56,14 +56,14 @@ def read_recipe(path: Path) -> dict[str, Any]:
     Raises:
         InputError: the file is missing, is not TOML or holds a table or key that nothing reads.
     """
-    if not path.is_file():
+    if not path.exists():
         raise InputError(
             f"file is {path}, which does not exist; give a recipe such as "
             "recipes/csdm/digits-lt50-ipc10.toml"
         )
     try:
-        recipe = tomllib.loads(path.read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        recipe = parse_toml(read_regular(path, 1 << 20))
+    except (ValueError, OSError) as error:
         raise InputError(f"{path} is not valid TOML: {error}") from None
     for name, table in recipe.items():
         if name not in _TABLES:
@@ -87,22 +87,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
 
 def _check_types(table: dict[str, Any], known: dict[str, Any], name: str, path: Path) -> None:
     for key, value in table.items():
-        if key in known and not _fits(value, known[key]):
+        if key in known and not fits_type(value, known[key]):
             wanted = known[key].__name__ if type(known[key]) is type else known[key]
             raise InputError(f"{path} has {key} = {value!r} in [{name}]; give a value of {wanted}")
-
-
-def _fits(value: Any, kind: Any) -> bool:
-    """Whether a TOML value is of a field's type; whole numbers are numbers, truths are not."""
-    if get_origin(kind) is UnionType:
-        return any(_fits(value, one) for one in get_args(kind))
-    if get_origin(kind) is Literal:
-        return value in get_args(kind)
-    if get_origin(kind) is list:
-        return isinstance(value, list) and all(_fits(item, get_args(kind)[0]) for item in value)
-    if isinstance(value, bool):
-        return kind is bool
-    return isinstance(value, int | float if kind is float else kind)
 
 
 def names_of(network: str, backbone: Mapping[str, Any] | None) -> list[str]:

@@ -225,7 +225,7 @@ def test_a_single_other_bit_of_the_weights_is_noticed(tmp_path):
     content = bytearray((tmp_path / FILE).read_bytes())
     content[-1] ^= 1
     (tmp_path / FILE).write_bytes(bytes(content))
-    with pytest.raises(ArtifactError, match=r"is damaged \(key [0-9a-f]{16}, not [0-9a-f]{16}\)"):
+    with pytest.raises(ArtifactError, match=r"is damaged .*its content has changed"):
         own(name=str(tmp_path))
 
 

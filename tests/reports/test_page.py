@@ -235,8 +235,11 @@ def test_strange_provenance_does_not_stop_the_page(folder):
     deep: Any = "end"
     for _ in range(300):
         deep = {"d": deep}
-    for odd in ({"data": "text", "method": 3}, {"run": [], "seconds": "long", "artifact": 4}, deep):
+    for odd in ({"data": "text", "method": 3}, {"run": [], "seconds": "long", "artifact": 4}):
         path.write_text(json.dumps(odd))
+        report(folder)
+    path.write_text(json.dumps(deep))
+    with pytest.raises(ArtifactError, match=r"provenance\.json is damaged \(nested more than 32"):
         report(folder)
 
 

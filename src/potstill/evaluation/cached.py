@@ -6,8 +6,9 @@ import json
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from potstill.run import Run, StorageError, logger
+from potstill.run import ArtifactError, Run, StorageError, logger
 from potstill.run.checkpoint import digest, write_json
+from potstill.run.records import read_json
 
 __all__ = ["remembered"]
 
@@ -18,14 +19,22 @@ def remembered(
     """Return what was measured for the same ``facts`` before, or measure it and keep it."""
     assert run.cache is not None
     path = run.cache / "scores" / f"{digest(facts)}.json"
-    if path.is_file():
+    if path.exists():
         try:
-            return json.loads(path.read_text(encoding="utf-8"))["result"]
-        except (ValueError, KeyError, TypeError):
+            known = read_json(path, "measuring again")
+            if isinstance(known.get("result"), dict) and known.get("facts") == _plain(facts):
+                return known["result"]
             logger.warning("%s is damaged; measuring again", path)
+        except ArtifactError as error:
+            logger.warning("%s", error)
     result = compute()
     try:
         write_json(path, {"facts": facts, "result": result})
     except StorageError as error:  # a measured score is worth more than its cache
         logger.warning("%s", error)
     return result
+
+
+def _plain(facts: Mapping[str, Any]) -> Any:
+    """Facts as they come back from a file."""
+    return json.loads(json.dumps(facts))

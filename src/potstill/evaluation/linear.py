@@ -6,7 +6,6 @@ real images, all repeats at once on cached features.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
@@ -27,6 +26,7 @@ from potstill.experts.features import collect_features, image_features
 from potstill.nets.backbone import Backbone
 from potstill.nets.heads import HeadTraining, train_heads
 from potstill.run import ArtifactError, InputError, Run
+from potstill.run.records import read_json
 from potstill.synthetic import SyntheticSet
 
 __all__ = ["LinearBench"]
@@ -91,8 +91,8 @@ class LinearBench:
         """The folder of a ``self:`` backbone in the cache, whatever machine settings made it."""
         assert self.run.cache is not None
         for path in sorted((self.run.cache / "backbones").glob("*/backbone.json")):
-            with suppress(OSError, ValueError):
-                if json.loads(path.read_text(encoding="utf-8")).get("key") == key:
+            with suppress(ArtifactError):
+                if read_json(path, "").get("key") == key:
                     return str(path.parent)
         return None
 

@@ -25,6 +25,7 @@ from torch import Tensor
 from potstill.experts.blocks import Block, content
 from potstill.run import ArtifactError, InputError, StorageError, logger
 from potstill.run.checkpoint import write_bytes
+from potstill.run.records import read_json
 
 __all__ = ["EPOCHS", "MEMBERS", "Rows", "in_short"]
 
@@ -223,7 +224,7 @@ class Rows:
         if not path.exists():
             return {}
         try:
-            index = json.loads(path.read_text(encoding="utf-8"))
+            index = read_json(path, "making its rows again")
             facts, known = dict(index["facts"]), {}
             for member, row in index["rows"].items():
                 for epoch, (crc, seconds) in row.items():

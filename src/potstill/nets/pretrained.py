@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from potstill.data.transform import Normalize
 from potstill.nets.frozen import Backbone, frozen
 from potstill.run import InputError, nearest
+from potstill.run.records import read_json
 
 __all__ = ["BACKBONES", "from_timm", "from_timm_folder", "from_transformers"]
 
@@ -163,8 +164,8 @@ def from_timm_folder(folder: Path, size: int | None) -> Backbone:
         )
     except Exception as error:  # files hold anything
         raise _obtained(folder.name, error) from error
-    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    return _sized(folder.name, body, size, f"timm:{config['architecture']}")
+    config = read_json(folder / "config.json", "copy the folder again")
+    return _sized(folder.name, body, size, f"timm:{config.get('architecture')}")
 
 
 class _Pooled(nn.Module):

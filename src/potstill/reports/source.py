@@ -10,8 +10,9 @@ from typing import Any
 from potstill.evaluation.record import part
 from potstill.run import InputError
 from potstill.run.log import read as read_lines
+from potstill.run.records import read_json
 from potstill.synthetic import SyntheticSet
-from potstill.synthetic.folder import TENSORS, read_object
+from potstill.synthetic.folder import TENSORS
 
 __all__ = ["RunFolder", "is_score", "part", "read_run", "stored"]
 
@@ -95,12 +96,13 @@ def read_run(folder: str | Path) -> RunFolder:
     """
     folder = Path(folder).expanduser()
     inside = folder / "synthetic" if (folder / "synthetic").is_dir() else folder
-    run = read_object(folder / "run.json", _FIX)
+    run = read_json(folder / "run.json", _FIX, missing={})
     if not run and not (inside / TENSORS).is_file():
         what = "holds neither a run nor a synthetic set" if folder.is_dir() else "does not exist"
         raise InputError(f"{folder} {what}; give the folder that `potstill distill` wrote")
-    provenance = read_object(inside / "provenance.json", _FIX)
-    scores = read_object(folder / "scores.json", _FIX).get("scores", provenance.get("scores"))
+    provenance = read_json(inside / "provenance.json", _FIX, missing={})
+    scored = read_json(folder / "scores.json", _FIX, missing={})
+    scores = scored.get("scores", provenance.get("scores"))
     metrics = folder / "metrics.jsonl"
     pictures = folder / "pictures"
     preview, checksum = _file(inside / "preview.png"), part(provenance, "artifact").get("checksum")

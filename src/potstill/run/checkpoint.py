@@ -4,20 +4,35 @@ from __future__ import annotations
 
 import hashlib
 import json
+import logging
 import os
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 import torch
+import xxhash
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
 from potstill.run.errors import ArtifactError, StorageError
+from potstill.run.records import parse_json, require_regular
+from potstill.run.signals import uninterrupted
 
-__all__ = ["atomic", "digest", "load_state", "save_state", "write_bytes", "write_json"]
+__all__ = [
+    "atomic",
+    "content_check",
+    "digest",
+    "load_state",
+    "save_state",
+    "write_bytes",
+    "write_json",
+]
+
+logger = logging.getLogger("potstill")
 
 
 def atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -29,9 +44,12 @@ def atomic(path: Path, write: Callable[[Path], None]) -> None:
     temporary: Path | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
-        os.close(handle)
-        temporary = Path(name)
+        with uninterrupted():  # a file that nobody knows of would stay
+            handle, name = tempfile.mkstemp(
+                dir=path.parent, prefix=f".{path.name}.", suffix=".part"
+            )
+            os.close(handle)
+            temporary = Path(name)
         temporary.chmod(0o644)
         write(temporary)
         with temporary.open("rb+") as stream:
@@ -45,7 +63,8 @@ def atomic(path: Path, write: Callable[[Path], None]) -> None:
         ) from error
     finally:
         if temporary is not None:
-            temporary.unlink(missing_ok=True)
+            with suppress(OSError):
+                temporary.unlink(missing_ok=True)
 
 
 def write_bytes(path: Path, content: bytes) -> None:
@@ -68,26 +87,62 @@ def digest(content: Any) -> str:
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
+class _Stored(dict[str, Any]):
+    """What a file holds by name; a name that it lacks is an ArtifactError, not a KeyError."""
+
+    def __init__(self, path: Path, values: Mapping[str, Any]) -> None:
+        super().__init__(values)
+        self.path = path
+
+    def __missing__(self, name: str) -> Any:
+        raise ArtifactError(f"{self.path} is damaged (it lacks {name!r}); delete it to start again")
+
+
+def content_check(tensors: Mapping[str, Tensor], facts: Any) -> str:
+    """16 hexadecimal digits over facts and over names, types, shapes and bytes of tensors."""
+    total = xxhash.xxh3_64(json.dumps(facts, sort_keys=True).encode())
+    for name in sorted(tensors):
+        value = tensors[name]
+        total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
+        total.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return total.hexdigest()
+
+
 def save_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:
-    """Write tensors and JSON-like facts to one safetensors file, atomically."""
+    """Write tensors and JSON-like facts to one safetensors file with a check, atomically."""
     flat = {name: value.detach().contiguous().cpu() for name, value in tensors.items()}
-    content = to_bytes(flat, metadata={"potstill": json.dumps(dict(facts))})
-    write_bytes(path, content)
+    stored = json.loads(json.dumps(dict(facts)))
+    about = {"check": content_check(flat, stored), "facts": stored}
+    # One metadata key only: safetensors writes several in an order that changes.
+    write_bytes(path, to_bytes(flat, metadata={"potstill": json.dumps(about)}))
 
 
-def load_state(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Read what :func:`save_state` wrote.
+def load_state(path: Path, *, unchecked: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+    """Read what :func:`save_state` wrote; a name that is not there raises ArtifactError, too.
+
+    Args:
+        unchecked: take a file of version 0.1, which has no check, with a warning; only for what
+            cannot be made again.
 
     Raises:
-        ArtifactError: the file is truncated or not ours.
+        ArtifactError: the file is truncated, altered, may not be read, or is not ours.
     """
     try:
+        require_regular(path)
         with safe_open(path, framework="pt") as file:
-            facts = json.loads((file.metadata() or {})["potstill"])
-            names = file.keys()
-            return {name: torch.clone(file.get_tensor(name)) for name in names}, facts
-    except (SafetensorError, KeyError, ValueError, OSError) as error:
+            about = parse_json((file.metadata() or {})["potstill"])
+            # Copies: a tensor that stays mapped would crash when the file is written over.
+            tensors = {name: torch.clone(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
+        if set(about) != {"check", "facts"}:
+            if not unchecked:
+                raise ValueError("it is of potstill 0.1 and has no check of its content")
+            logger.warning("%s is of potstill 0.1 and has no check of its content", path)
+            return _Stored(path, tensors), _Stored(path, about)
+        if content_check(tensors, about["facts"]) != about["check"]:
+            raise ValueError("its content has changed")
+        return _Stored(path, tensors), _Stored(path, about["facts"])
+    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
+        reason = str(error) if type(error) is ValueError else type(error).__name__
         raise ArtifactError(
-            f"{path} is damaged or not a potstill state ({type(error).__name__}); "
-            "delete it to start again"
+            f"{path} is damaged or not a potstill state ({reason}); delete it to start again"
         ) from error

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from potstill.run.errors import InputError, StorageError
+from potstill.run.errors import ArtifactError, InputError, StorageError
+from potstill.run.records import read_json
+from potstill.run.resume import CHECKPOINTS
 
 __all__ = ["claimed", "read_record", "refuse_unfinished"]
 
 # What --force clears away first. The artifact stays until the new one takes its place, and
 # run.json until the new job is written over it, so a failure in between loses neither.
 _CLEARED = (
-    "checkpoint.safetensors",
+    *CHECKPOINTS,
     "metrics.jsonl",
     "pictures",
     "iterates",
@@ -33,17 +34,17 @@ def read_record(folder: Path) -> dict[str, Any]:
         InputError: there is none, or it is damaged.
     """
     path = folder / "run.json"
-    if not path.is_file():
+    if not path.exists():
         raise InputError(
             f"folder is {folder} but holds no run.json; give the folder of a distillation run"
         )
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        sound = isinstance(record["job"]["data"], dict) and isinstance(record["status"], str)
-    except (ValueError, KeyError, TypeError, RecursionError, OSError):
-        sound = False
-    if not sound:
-        raise InputError(f"{path} is damaged; distil again with --force")
+    fix = "distil again with --force"
+    record = read_json(path, fix)
+    job = record.get("job")
+    if not (isinstance(job, dict) and isinstance(job.get("data"), dict)):
+        raise ArtifactError(f"{path} is damaged (it tells of no job); {fix}")
+    if not isinstance(record.get("status"), str):
+        raise ArtifactError(f"{path} is damaged (it has no status); {fix}")
     return record
 
 

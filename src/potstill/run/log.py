@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -13,6 +14,7 @@ from tqdm.auto import tqdm
 
 from potstill.run.checkpoint import write_bytes
 from potstill.run.errors import StorageError
+from potstill.run.records import parse_json, read_regular
 
 __all__ = ["Metrics", "logger", "progress"]
 
@@ -45,7 +47,7 @@ class Metrics:
         self.path = path
         if path is None:
             return
-        kept = [r for r in read(path) if r.get("step", 0) < resume_at] if path.exists() else []
+        kept = [r for r in read(path) if r["step"] < resume_at] if path.exists() else []
         write_bytes(path, "".join(json.dumps(record) + "\n" for record in kept).encode())
 
     def write(self, **record: Any) -> None:
@@ -63,11 +65,24 @@ class Metrics:
 
 
 def read(path: Path) -> list[dict[str, Any]]:
-    """Return the records of a metrics file; a line cut off by a kill is left out."""
+    """Return the records of a metrics file; lines that are none are left out.
+
+    A kill or a full disk leaves a line that is cut off; a record is an object with a whole step.
+
+    Raises:
+        StorageError: the file cannot be read.
+    """
+    try:
+        lines = read_regular(path).split(b"\n")
+    except (OSError, ValueError) as error:
+        raise StorageError(
+            f"{path} cannot be read ({getattr(error, 'strerror', None) or error}); make it a "
+            "readable file, or delete it (it holds the curves only)"
+        ) from error
     records = []
-    for line in path.read_text(encoding="utf-8").splitlines():
-        try:
-            records.append(json.loads(line))
-        except ValueError:
-            continue
+    for line in lines:
+        with suppress(ValueError):
+            record = parse_json(line)
+            if isinstance(record, dict) and type(record.get("step")) is int:
+                records.append(record)
     return records

@@ -13,17 +13,17 @@ import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
-from potstill.run.checkpoint import load_state, save_state
 from potstill.run.context import Run
-from potstill.run.descent import Descent, Rate, Schedule, pack, unpack
+from potstill.run.descent import Descent, Rate, Schedule
 from potstill.run.errors import DivergedError, InputError
 from potstill.run.log import Metrics, logger, progress
+from potstill.run.resume import Checkpoint
+from potstill.run.signals import ENDED, uninterrupted
 
 __all__ = ["Descent", "Problem", "Rate", "Surface", "Term", "descend"]
 
@@ -166,70 +166,6 @@ class _Step:
             )
 
 
-class _Checkpoint:
-    """The file from which a killed descent goes on; without a folder nothing is kept."""
-
-    def __init__(self, folder: Path | None, key: str) -> None:
-        self.path = folder / "checkpoint.safetensors" if folder else None
-        self.key, self.step, self.spent = key, 0, 0.0
-        self.chunk: int | None = None  # of a killed part: sums in other pieces round differently
-        self.last: dict[str, Any] = {}
-        self.began = self.saved = time.monotonic()
-
-    @property
-    def seconds(self) -> float:
-        """Seconds spent, those of earlier, killed parts included."""
-        return self.spent + time.monotonic() - self.began
-
-    def load(
-        self, problem: Problem, surface: Surface, descent: Descent, schedule: Schedule
-    ) -> torch.optim.Optimizer:
-        """Put everything back as the file has it, if there is one; return the optimiser.
-
-        Raises:
-            InputError: it belongs to another job.
-        """
-        if self.path is None or not self.path.exists():
-            return descent.build(surface.parameters())
-        tensors, facts = load_state(self.path)
-        if facts["key"] != self.key:
-            raise InputError(
-                f"{self.path.parent} holds a checkpoint of another job; choose another --out or "
-                "--force"
-            )
-        surface.arrange_(facts["step"] - 1)
-        leaves = surface.parameters()
-        optimizer = descent.build(leaves)
-        with torch.no_grad():
-            for name, leaf in leaves.items():
-                leaf.copy_(tensors[f"surface.{name}"])
-        unpack(optimizer, tensors)
-        problem.load_state({n[8:]: t for n, t in tensors.items() if n.startswith("problem.")})
-        schedule.load_state(facts["schedule"])
-        self.step, self.spent, self.last = facts["step"], facts["seconds"], facts["last"]
-        self.chunk = facts.get("chunk")
-        return optimizer
-
-    def save(
-        self,
-        step: int,
-        problem: Problem,
-        surface: Surface,
-        optimizer: torch.optim.Optimizer,
-        schedule: Schedule,
-    ) -> None:
-        """Write the state before ``step``."""
-        self.saved = time.monotonic()
-        if self.path is None:
-            return
-        leaves = surface.parameters()
-        tensors = {f"surface.{n}": leaf for n, leaf in leaves.items()} | pack(optimizer)
-        tensors |= {f"problem.{n}": t for n, t in problem.state().items()}
-        facts = {"key": self.key, "step": step, "seconds": self.seconds, "last": self.last}
-        facts["chunk"] = self.chunk
-        save_state(self.path, tensors, facts | {"schedule": schedule.state()})
-
-
 def _with_memory(one: _Step, step: int, chunk: int, detailed: bool) -> int:
     """Run one step, with smaller chunks if memory does not suffice; return the chunk that did.
 
@@ -280,42 +216,58 @@ def descend(
         DivergedError: a loss or gradient is NaN or infinite. InputError: foreign checkpoint.
     """
     total, schedule = descent.steps, Schedule(descent)
-    kept = _Checkpoint(run.folder, key)
+    kept = Checkpoint(run.folder, key)
     optimizer = kept.load(problem, surface, descent, schedule)
-    start, chunk = kept.step, kept.chunk or chunk
+    start = reached = kept.step
+    kept.chunk = kept.chunk or chunk
     if 0 < start < total:
         logger.info("resuming at step %d of %d", start, total)
     metrics = Metrics(run.folder / "metrics.jsonl" if run.folder else None, resume_at=start)
     every = max(1, total // 200)
     check_every = every if run.on_gpu else 1  # a check reads values back: free on a CPU only
     one = _Step(problem, surface, len(classes))
-    for step in progress(
-        range(start, total), label=label, quiet=run.quiet, total=total, done=start
-    ):
-        logs = step % every == 0 or step == total - 1
-        if surface.arrange_(step):
-            optimizer = descent.build(surface.parameters())
-        kept.chunk = chunk = _with_memory(one, step, chunk, detailed=logs)
-        checked = step % check_every == 0 or logs
-        if checked:
-            one.refuse_nonfinite(step, classes)
-        for group in optimizer.param_groups:
-            group["lr"] = group["base"] * schedule.share(step)
-        optimizer.step()
-        surface.project_()
-        problem.after(step, surface)
-        if checked:
-            schedule.observe(step, sum(one.losses().values()))
-        if logs:
-            kept.last = _record(step, kept.seconds, optimizer, one)
-            metrics.write(**kept.last)
-            if run.watch is not None:
-                run.watch(step, kept.last, surface)
-        if checked and time.monotonic() - kept.saved >= run.checkpoint_seconds:
-            kept.save(step + 1, problem, surface, optimizer, schedule)
+    state, grown = _copied(problem.state()), False
+    try:
+        for step in progress(
+            range(start, total), label=label, quiet=run.quiet, total=total, done=start
+        ):
+            logs = step % every == 0 or step == total - 1
+            grown = surface.arrange_(step)
+            if grown:
+                optimizer = descent.build(surface.parameters())
+            kept.chunk = _with_memory(one, step, kept.chunk, detailed=logs)
+            checked = step % check_every == 0 or logs
+            if checked:
+                one.refuse_nonfinite(step, classes)
+            with uninterrupted():  # from here on the leaves belong to no step until the end
+                for group in optimizer.param_groups:
+                    group["lr"] = group["base"] * schedule.share(step)
+                optimizer.step()
+                surface.project_()
+                problem.after(step, surface)
+                if checked:
+                    schedule.observe(step, sum(one.losses().values()))
+                if logs:
+                    kept.last = _record(step, kept.seconds, optimizer, one)
+                    metrics.write(**kept.last)
+                    if run.watch is not None:
+                        run.watch(step, kept.last, surface)
+                reached, grown, state = step + 1, False, _copied(problem.state())
+                if checked and time.monotonic() - kept.saved >= run.checkpoint_seconds:
+                    kept.save(reached, state, surface, optimizer, schedule)
+    except ENDED:
+        if reached > start and not grown:
+            with uninterrupted():
+                kept.save(reached, state, surface, optimizer, schedule)
+        raise
     if start < total:
-        kept.save(total, problem, surface, optimizer, schedule)
+        kept.save(total, state, surface, optimizer, schedule)
     return {"steps": total, "seconds": kept.seconds, "last": kept.last}
+
+
+def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
+    """The problem's state between two steps: terms may move it, as NCFM's psi does."""
+    return {name: value.detach().clone() for name, value in state.items()}
 
 
 def _record(

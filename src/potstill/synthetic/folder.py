@@ -18,12 +18,14 @@ import re
 import shutil
 import unicodedata
 from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
 from potstill.run import ArtifactError, InputError, StorageError, logger
+from potstill.run.records import read_json
 from potstill.synthetic import pictures
 from potstill.synthetic.card import card
 from potstill.synthetic.tensors import to_file
@@ -31,7 +33,7 @@ from potstill.synthetic.tensors import to_file
 if TYPE_CHECKING:
     from potstill.synthetic.artifact import SyntheticSet
 
-__all__ = ["TENSORS", "class_folder", "find", "read_object", "read_provenance", "write"]
+__all__ = ["TENSORS", "class_folder", "find", "read_provenance", "write"]
 
 TENSORS = "synthetic.safetensors"
 PROVENANCE = "provenance.json"
@@ -232,34 +234,15 @@ def find(folder: Path) -> Path:
 
 def _unfinished(path: Path) -> bool:
     """Whether ``run.json`` is there and tells of a run that has not finished."""
-    try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError):
-        return False  # whoever reads it complains
-    return isinstance(record, dict) and record.get("status") not in (None, "finished")
-
-
-def read_object(path: Path, fix: str) -> dict[str, Any]:
-    """Return the JSON object in a file, {} where there is no file.
-
-    Raises:
-        ArtifactError: it is damaged or holds something else; the sentence ends with ``fix``.
-    """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (ValueError, RecursionError, OSError) as error:
-        raise ArtifactError(f"{path} is damaged ({type(error).__name__}); {fix}") from error
-    if not isinstance(content, dict):
-        raise ArtifactError(f"{path} is no JSON object; {fix}")
-    return content
+    with suppress(ArtifactError):  # whoever reads it complains
+        return read_json(path, "", missing={}).get("status") not in (None, "finished")
+    return False
 
 
 def read_provenance(place: Path, checksum: str) -> dict[str, Any]:
     """Return the provenance beside the tensors of that checksum; {} where the file is missing."""
     path = place / PROVENANCE
-    content = read_object(path, "delete it to load the tensors without it")
+    content = read_json(path, "delete it to load the tensors without it", missing={})
     artifact = content.pop("artifact", None)
     if isinstance(artifact, dict) and artifact.get("checksum") not in (None, checksum):
         raise ArtifactError(

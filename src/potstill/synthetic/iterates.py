@@ -70,7 +70,7 @@ def load_iterate(path: Path, like: SyntheticSet) -> SyntheticSet:
     Raises:
         ArtifactError: the file is damaged or does not belong to ``like``.
     """
-    tensors, _ = load_state(path)
+    tensors, _ = load_state(path, unchecked=True)
     syn_lr = tensors.get("syn_lr")
     try:
         if tensors["images"].shape != like.images.shape:
