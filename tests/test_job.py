@@ -89,7 +89,11 @@ class Process:
             time.sleep(0.002)
         self.process.send_signal(how)
         _, said = self.process.communicate()
-        assert self.process.returncode == (130 if how == signal.SIGINT else -how), said
+        polite = how != signal.SIGKILL  # 130, 143 and 129, as shells and schedulers expect
+        assert self.process.returncode == (128 + how if polite else -how), said
+        if polite:
+            assert "the same command goes on where this one was" in said, said
+            assert "Traceback" not in said and not list(self.folder.rglob(".*.part"))
         assert status(self.folder) == "running"
         return said
 
@@ -107,11 +111,14 @@ def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(tmp_pat
     Process(TINY, folder).stop(lambda: bool(files("pools/*/*.safetensors")), signal.SIGKILL)
     assert len(files("pools/*/*.safetensors")) == 1  # of two networks
     Process(TINY, folder).stop(lambda: bool(files("realside/*/*.safetensors")), signal.SIGKILL)
-    (folder / ".checkpoint.safetensors.x.part").touch()  # a kill within a write leaves this
+    (folder / ".checkpoint.safetensors.abc_1234.part").touch()  # a kill within a write leaves this
     Process(TINY, folder).stop(steps(12), signal.SIGKILL)
     said = Process(TINY, folder).stop(steps(30), signal.SIGINT)
     assert "resuming at step" in said and "interrupted" in said and "Traceback" not in said
+    Process(TINY, folder).stop(steps(60), signal.SIGTERM)
+    Process(TINY, folder).stop(steps(90), signal.SIGHUP)
     saving = folder / ".synthetic.part" / "images"
+    Process(TINY, folder).stop(saving.exists, signal.SIGTERM)
     Process(TINY, folder).stop(saving.exists, signal.SIGKILL)
 
     assert main([*TINY, "--out", str(folder)]) == 0

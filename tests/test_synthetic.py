@@ -196,7 +196,8 @@ def test_card_names_the_files_and_escapes_what_users_named(tmp_path):
     _, front, body = text.split("---\n", 2)
     facts = yaml.safe_load(front)
     assert facts["license"] == "unknown" and "long-tailed" in facts["tags"]
-    assert facts["configs"][0]["data_files"][0]["path"] == "data/train-*.parquet"
+    assert facts["configs"][0]["data_files"][0]["path"] == "data/train-00000-of-00001.parquet"
+    assert facts["configs"][0]["config_name"] == f"potstill-{made.checksum}"
     assert "61.2 ± 0.4" in body and "12ab34cd" in body and "50.0 ± 1.0" in body
     assert "<script>" not in body and "<b>" not in body and "\n# fake" not in body
     assert r"| 2 | ant \| \<b\>x\</b\> | 2 | 4 |" in body
@@ -251,6 +252,7 @@ def test_full_disk_leaves_the_old_artifact(tmp_path, monkeypatch):
 def test_failed_swap_puts_the_old_artifact_back(tmp_path, monkeypatch):
     folder = make().save(tmp_path / "artifact")
     rename = Path.rename
+    monkeypatch.setattr("potstill.run.replace._exchanged", lambda a, b: False)
 
     def failing(self: Path, target: Path) -> Path:
         if self.name.endswith(".part"):
@@ -266,10 +268,11 @@ def test_failed_swap_puts_the_old_artifact_back(tmp_path, monkeypatch):
 def test_saving_again_replaces_our_files_and_keeps_others(tmp_path):
     folder = make().save(tmp_path / "artifact")
     (folder / ".gitattributes").write_text("*.safetensors filter=lfs")
-    (folder / "images" / "stale.png").write_text("old")
+    (folder / "images" / "000_zebra" / "mine.png").write_text("old")
     make(1).save(folder)
     assert (folder / ".gitattributes").read_text().startswith("*.safetensors")
-    assert not (folder / "images" / "stale.png").exists()
+    assert (folder / "kept" / "images" / "000_zebra" / "mine.png").read_text() == "old"
+    assert not list((folder / "images").rglob("mine.png"))
     assert [p.name for p in tmp_path.iterdir()] == ["artifact"]
 
 
@@ -423,7 +426,7 @@ def test_provenance_that_is_damaged_foreign_or_missing(tmp_path):
     (folder / "provenance.json").write_text('{"method": ')
     refused(folder, "provenance.json is damaged")
     (folder / "provenance.json").write_text("[1, 2]")
-    refused(folder, "is no JSON object")
+    refused(folder, "no JSON object")
     (folder / "provenance.json").unlink()
     assert SyntheticSet.load(folder).provenance == {}
 

@@ -1,7 +1,8 @@
 """The command line: ``potstill distill | evaluate | report | compare | methods | recipe``.
 
 Every field of a method is a flag, with its help taken from the dataclass. Strings become objects
-here and nowhere else. Exit codes: 0 success, 2 bad input, 3 diverged, 4 storage, 130 interrupted.
+here and nowhere else. Exit codes: 0 success, 2 bad input, 3 diverged, 4 storage, 130 interrupted,
+143 and 129 ended by SIGTERM and SIGHUP.
 """
 
 from __future__ import annotations
@@ -30,7 +31,15 @@ from potstill.flags import (
     parse,
     suiting,
 )
-from potstill.run.errors import DivergedError, InputError, PotstillError, StorageError, nearest
+from potstill.run.errors import (
+    DivergedError,
+    InputError,
+    PotstillError,
+    StorageError,
+    nearest,
+    system_refusals,
+)
+from potstill.run.signals import ENDED, Terminated, ending_signals
 
 __all__ = ["main"]
 
@@ -287,7 +296,8 @@ def main(words: list[str] | None = None) -> int:
 def _guarded(words: list[str]) -> int:
     """Run one command; errors that a user can act on become a sentence and an exit code."""
     try:
-        _dispatch(words)
+        with ending_signals(), system_refusals():
+            _dispatch(words)
         return 0
     except SystemExit as stop:  # --help
         return int(stop.code or 0)
@@ -296,12 +306,14 @@ def _guarded(words: list[str]) -> int:
         return (
             3 if isinstance(error, DivergedError) else 4 if isinstance(error, StorageError) else 2
         )
-    except KeyboardInterrupt:
+    except ENDED as end:
+        goes_on = words[:1] and words[0] in ("distill", "recipe", "backbone")
         print(
-            "potstill: interrupted; the same command goes on where this one was",
+            f"potstill: {'ended' if isinstance(end, Terminated) else 'interrupted'}; "
+            f"the same command {'goes on where this one was' if goes_on else 'begins again'}",
             file=sys.stderr,
         )
-        return 130
+        return end.code if isinstance(end, Terminated) else 130
 
 
 if __name__ == "__main__":

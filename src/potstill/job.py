@@ -22,6 +22,7 @@ from potstill.opening import Data, open_data
 from potstill.reports.gallery import Gallery, picture_real
 from potstill.run import InputError, Run, logger
 from potstill.run.checkpoint import digest, write_json
+from potstill.run.errors import system_refusals
 from potstill.run.folder import claimed, read_record, refuse_unfinished
 from potstill.synthetic import SyntheticSet
 
@@ -41,6 +42,7 @@ def check_student(name: str) -> None:
     parse(name)
 
 
+@system_refusals()
 def evaluate_run(
     folder: Path,
     run: Run,
@@ -114,6 +116,7 @@ def evaluate_run(
     return records
 
 
+@system_refusals()
 def distill(
     method: Method | str,
     data: Any = "digits",

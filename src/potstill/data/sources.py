@@ -37,6 +37,7 @@ from potstill.data.subsets import keep_classes
 from potstill.data.tables import UnlabelledError
 from potstill.run import InputError, cache_folder
 from potstill.run.checkpoint import digest
+from potstill.run.errors import system_refusals
 
 __all__ = ["load", "load_pair"]
 
@@ -100,6 +101,7 @@ class _NoSplitError(InputError):
     """The source has no split of that name."""
 
 
+@system_refusals()
 def load(
     source: Any,
     *,
@@ -133,6 +135,7 @@ def load(
     return reader.read(recognise(source, reader.how), split)[0]
 
 
+@system_refusals()
 def load_pair(
     source: Any,
     *,

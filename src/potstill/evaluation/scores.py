@@ -25,6 +25,7 @@ from potstill.evaluation.protocol import Protocol, find_protocol
 from potstill.evaluation.record import Result, Score, part, read_scores, write_scores
 from potstill.nets import create, parse
 from potstill.run import InputError, Run, logger
+from potstill.run.errors import system_refusals
 from potstill.run.folder import read_record, refuse_unfinished
 from potstill.run.machine import describe
 from potstill.synthetic import SyntheticSet
@@ -33,6 +34,7 @@ from potstill.synthetic.iterates import list_iterates
 __all__ = ["Score", "evaluate", "full_name", "read_scores", "write_scores"]
 
 
+@system_refusals()
 def evaluate(
     syn: SyntheticSet | str | Path,
     train: ImageSet,

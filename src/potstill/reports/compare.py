@@ -18,6 +18,7 @@ from potstill.reports.html import render, svg
 from potstill.reports.source import RunFolder, part, read_run
 from potstill.run import InputError
 from potstill.run.checkpoint import write_bytes
+from potstill.run.errors import system_refusals
 
 __all__ = ["compare"]
 
@@ -31,6 +32,7 @@ _MARKS = {  # what a row that differs from the first is marked with, and what th
 }
 
 
+@system_refusals()
 def compare(folders: Sequence[str | Path], out: str | Path) -> Path:
     """Write a page that sets the scores of several runs side by side, and return its path.
 

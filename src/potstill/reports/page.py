@@ -11,6 +11,7 @@ from potstill.reports import class_lines, figures, tables
 from potstill.reports.html import picture, render, svg
 from potstill.reports.source import RunFolder, part, read_run, stored
 from potstill.run.checkpoint import write_bytes
+from potstill.run.errors import system_refusals
 from potstill.synthetic import SyntheticSet
 
 __all__ = ["report"]
@@ -22,6 +23,7 @@ _VALUES = 24  # entries of a list that are written out
 _DEPTH = 6
 
 
+@system_refusals()
 def report(folder: str | Path, out: str | Path | None = None) -> Path:
     """Write the page of a run folder (or a saved synthetic set) and return its path.
 

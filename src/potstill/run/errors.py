@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 
 __all__ = [
     "ArtifactError",
@@ -12,6 +14,7 @@ __all__ = [
     "PotstillError",
     "StorageError",
     "nearest",
+    "system_refusals",
 ]
 
 
@@ -33,6 +36,30 @@ class DivergedError(PotstillError, ArithmeticError):
 
 class StorageError(PotstillError, OSError):
     """Writing failed (disk full, no permission); older files are untouched (exit code 4)."""
+
+
+@contextmanager
+def system_refusals() -> Iterator[None]:
+    """Turn what the system refuses (permissions, a full disk, memory) into one sentence.
+
+    The places that know better say more; this is for everything that is opened or written.
+
+    Raises:
+        StorageError: an OSError, with the file that it is about. InputError: a MemoryError.
+    """
+    try:
+        yield
+    except (PotstillError, BrokenPipeError, BlockingIOError):
+        raise
+    except MemoryError as error:
+        raise InputError("memory is exhausted; lower memory_gb or use smaller data") from error
+    except OSError as error:
+        if error.errno is None:  # not the system's: some library's own
+            raise
+        what = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        raise StorageError(
+            f"{what}{error.strerror}; check its permissions and the free space"
+        ) from error
 
 
 def nearest(name: str, options: Iterable[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,21 +10,19 @@ from typing import Any
 
 from potstill.run.errors import ArtifactError, InputError, StorageError
 from potstill.run.records import read_json
+from potstill.run.replace import remove_owned
 from potstill.run.resume import CHECKPOINTS
 
 __all__ = ["claimed", "read_record", "refuse_unfinished"]
 
-# What --force clears away first. The artifact stays until the new one takes its place, and
-# run.json until the new job is written over it, so a failure in between loses neither.
-_CLEARED = (
-    *CHECKPOINTS,
-    "metrics.jsonl",
-    "pictures",
-    "iterates",
-    "scores.json",
-    "head.safetensors",
-    "report.html",
+# What --force clears away first: files of ours, nothing that somebody put beside them. The artifact
+# stays until the new one takes its place, and run.json until the new job is written over it, so a
+# failure in between loses neither.
+_CLEARED = re.compile(
+    "|".join(map(re.escape, CHECKPOINTS)) + r"|metrics\.jsonl|scores\.json|head\.safetensors"
+    r"|report\.html|pictures/((real|step-\d+)\.png)?|iterates/(step-\d+\.safetensors)?"
 )
+_PART = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.part")  # what `atomic` calls an unfinished file
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -116,8 +114,7 @@ def _refuse_foreign(folder: Path) -> None:
 def _finished(folder: Path, key: str, force: bool) -> bool:
     if not (folder / "run.json").exists():
         return False
-    for part in [*folder.rglob(".*.part")]:  # a killed process could not take them away
-        _remove(part)
+    _remove_parts(folder)
     try:
         record = read_record(folder)
     except InputError:
@@ -134,13 +131,15 @@ def _finished(folder: Path, key: str, force: bool) -> bool:
             f"out is {folder}, which holds a {record['status']} run of another job "
             f"({job.get('method')}, ipc {job.get('ipc')}); choose another --out or give --force"
         )
-    for name in _CLEARED:
-        _remove(folder / name)
+    remove_owned(folder, _CLEARED)
     return False
 
 
-def _remove(path: Path) -> None:
-    if path.is_dir():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
+def _remove_parts(folder: Path) -> None:
+    """Delete unfinished files of ours that a killed process could not take away."""
+    for place in (folder, folder / "pictures", folder / "iterates"):
+        for path in place.glob(".*.part"):
+            part = _PART.fullmatch(path.name)
+            name = (path.parent / part[1]).relative_to(folder).as_posix() if part else ""
+            if part and path.is_file() and (name == "run.json" or _CLEARED.fullmatch(name)):
+                path.unlink()

@@ -12,6 +12,7 @@ from torch import Tensor
 from potstill.canvas import decode_images
 from potstill.data.transform import Transform
 from potstill.run import ArtifactError, InputError
+from potstill.run.errors import system_refusals
 from potstill.synthetic import folder as artifact_folder
 from potstill.synthetic import tensors as exact
 from potstill.synthetic.pictures import to_uint8
@@ -33,7 +34,7 @@ class SyntheticSet:
     """
 
     images: Tensor  # float32 (n, c, h, w), RGB 0-1 (may leave it where a method does not clamp)
-    labels: Tensor  # int64 (n,), ascending
+    labels: Tensor  # int64 (n,), positions in `classes`; in any order, methods write ascending
     classes: tuple[str, ...]  # class names; their position is the label
     transform: Transform  # what a receiver applies to decoded images before a network
     decode: dict[str, Any] = field(default_factory=lambda: {"kind": "pixels"})  # see canvas_spec
@@ -118,6 +119,7 @@ class SyntheticSet:
             weights=weights,
         )
 
+    @system_refusals()
     def save(self, folder: str | Path) -> Path:
         """Write the self-describing folder and return its path.
 
@@ -131,6 +133,7 @@ class SyntheticSet:
         return artifact_folder.write(self, Path(folder))
 
     @staticmethod
+    @system_refusals()
     def load(folder: str | Path) -> SyntheticSet:
         """Read an artifact; ``folder`` is the artifact's or that of the run that made it.
 

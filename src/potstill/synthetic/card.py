@@ -10,7 +10,9 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from potstill.synthetic.artifact import SyntheticSet
 
-__all__ = ["card"]
+__all__ = ["PARQUET", "card"]
+
+PARQUET = "data/train-00000-of-00001.parquet"
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _SHOWN = 30  # classes listed by name; the files hold all
@@ -64,8 +66,10 @@ def _front_matter(synthetic: SyntheticSet, rows: int) -> str:
         tags=["dataset-distillation", *(["long-tailed"] if uneven else []), "potstill"],
         configs=[
             {
-                "config_name": "default",
-                "data_files": [{"split": "train", "path": "data/train-*.parquet"}],
+                # `datasets` keeps one cache entry per folder name and configuration, and every
+                # artifact's folder is called "synthetic": the content has to be in the name
+                "config_name": f"potstill-{synthetic.checksum}",
+                "data_files": [{"split": "train", "path": PARQUET}],
             }
         ],
     )

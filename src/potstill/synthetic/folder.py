@@ -15,7 +15,6 @@ from __future__ import annotations
 import json
 import os
 import re
-import shutil
 import unicodedata
 from collections.abc import Iterator
 from contextlib import suppress
@@ -26,8 +25,9 @@ from torch import Tensor
 
 from potstill.run import ArtifactError, InputError, StorageError, logger
 from potstill.run.records import read_json
+from potstill.run.replace import hidden, recover, remove_owned, replace_folder
 from potstill.synthetic import pictures
-from potstill.synthetic.card import card
+from potstill.synthetic.card import PARQUET, card
 from potstill.synthetic.tensors import to_file
 
 if TYPE_CHECKING:
@@ -37,8 +37,11 @@ __all__ = ["TENSORS", "class_folder", "find", "read_provenance", "write"]
 
 TENSORS = "synthetic.safetensors"
 PROVENANCE = "provenance.json"
-PARQUET = "data/train-00000-of-00001.parquet"
-_OURS = {TENSORS, PROVENANCE, "README.md", "preview.png", "images", "data"}
+# Paths in the folder that are ours to replace; a slash at the end marks a folder to look into.
+OWNED = re.compile(
+    rf"{re.escape(TENSORS)}|{re.escape(PROVENANCE)}|README\.md|preview\.png"
+    r"|data/(train-\d{5}-of-\d{5}\.parquet)?|images/(\d{3,}_[^/]+/(\d{3,}\.png)?)?"
+)
 _ROWS = 500  # rows of the Parquet file encoded at a time
 
 
@@ -46,12 +49,12 @@ def write(synthetic: SyntheticSet, folder: Path) -> Path:
     """Write all files into a hidden folder beside ``folder``, then put it in place."""
     folder = folder.expanduser().resolve()
     _refuse_foreign(folder)
-    part = folder.with_name(f".{folder.name}.part")
+    part = hidden(folder, "part")
     try:
-        shutil.rmtree(part, ignore_errors=True)  # a killed save may have left it
+        recover(folder, OWNED)
         part.mkdir(parents=True)
         _fill(part, synthetic, folder.name)
-        _swap(part, folder)
+        replace_folder(part, folder, OWNED)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise StorageError(
@@ -59,7 +62,8 @@ def write(synthetic: SyntheticSet, folder: Path) -> Path:
             "(what was saved before is untouched)"
         ) from error
     finally:
-        shutil.rmtree(part, ignore_errors=True)
+        with suppress(OSError):
+            remove_owned(part, OWNED)
     return folder
 
 
@@ -190,27 +194,6 @@ def _distinct(classes: tuple[str, ...]) -> list[str]:
     return [f"{label} {name}" for label, name in enumerate(classes)]
 
 
-def _swap(part: Path, folder: Path) -> None:
-    """Put ``part`` in the place of ``folder``; what was there stays until that has worked."""
-    old = folder.with_name(f".{folder.name}.old")
-    if old.exists() and not folder.exists():  # killed between the two renames below
-        old.rename(folder)
-    if not folder.exists():
-        part.rename(folder)
-        return
-    shutil.rmtree(old, ignore_errors=True)
-    folder.rename(old)
-    try:
-        part.rename(folder)
-    except OSError:
-        old.rename(folder)
-        raise
-    for entry in old.iterdir():
-        if entry.name not in _OURS:
-            entry.rename(folder / entry.name)
-    shutil.rmtree(old, ignore_errors=True)
-
-
 def find(folder: Path) -> Path:
     """Return the artifact's folder for itself, its tensors file, or the run folder around it."""
     folder = folder.expanduser()
@@ -221,11 +204,13 @@ def find(folder: Path) -> Path:
             f"{folder} is not a potstill artifact; give the folder that holds {TENSORS} "
             "(pickle files such as .pt are never opened)"
         )
-    for place in (folder, folder / "synthetic"):
-        if (place / TENSORS).is_file():
-            if place != folder and _unfinished(folder / "run.json"):
-                logger.warning("%s is of an earlier run; the newer one is not finished", place)
-            return place
+    for named in (folder, folder / "synthetic"):
+        # A save that was killed between two renames has left the artifact under a hidden name.
+        for place in (named, hidden(named.absolute(), "old")):
+            if (place / TENSORS).is_file():
+                if named != folder and _unfinished(folder / "run.json"):
+                    logger.warning("%s is of an earlier run; the newer one is not finished", place)
+                return place
     what = f"holds no {TENSORS}" if folder.is_dir() else "does not exist"
     raise ArtifactError(
         f"{folder} {what}; give the folder of a finished run or of a saved synthetic set"
