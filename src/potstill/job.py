@@ -90,7 +90,9 @@ def evaluate_run(
         syn = SyntheticSet.load(folder)
         refuse_unfinished(record, folder, syn.checksum)
         train, test, note = open_data(record, run, data)
-        options.setdefault("sender", record["job"].get("fields", {}).get("backbone"))
+        known = record["job"].get("fields")
+        sender = known.get("backbone") if isinstance(known, dict) else None
+        options.setdefault("sender", sender if isinstance(sender, str) else None)
     for name in () if probed else network:  # before the first of them is trained
         full_name(name, test)
     records = []

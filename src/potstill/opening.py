@@ -9,6 +9,7 @@ from potstill.data import ImageSet, load_pair
 from potstill.data.longtail import Profile
 from potstill.data.reading import Reading
 from potstill.run import InputError, Run
+from potstill.run.records import fits, type_fault
 
 __all__ = ["Data", "open_data"]
 
@@ -56,14 +57,16 @@ def open_data(
     """
     asked = dict(record["job"]["data"])
     in_memory, made_from = asked.pop("in_memory", False), record["job"].get("train_checksum")
-    try:
-        described = Data(**asked | ({"data": data} if data is not None else {}))
-    except TypeError:
-        raise InputError("run.json has unknown data options; distil again with --force") from None
+    if (fault := type_fault(asked, Data)) is not None:
+        raise InputError(
+            f"run.json has data options of another kind ({fault}); distil again with --force"
+        )
+    described = Data(**asked | ({"data": data} if data is not None else {}))
     again = InputError(
         "the run was made from arrays in memory; call potstill.evaluate with the same arrays"
     )
     history = record["job"].get("history")  # of an ImageSet; arrays have none
+    history = history if isinstance(history, list) else None
     if in_memory and history is None and data is None:
         raise again
     try:
@@ -95,7 +98,10 @@ def _replayed(train: ImageSet, history: list[dict[str, Any]]) -> ImageSet:
     Any other selection is left out; the checksum then tells the two sets apart.
     """
     for fact in history[len(train.history) :]:
-        if fact.get("op") == "long_tailed" and "imbalance_factor" in fact:
+        factor = fact.get("imbalance_factor") if isinstance(fact, dict) else None
+        if factor is not None and fact.get("op") == "long_tailed":
+            if not fits(factor, float) or not fits(fact.get("seed", 0), int):
+                raise InputError("run.json tells of a cut that is none; distil again with --force")
             how = {key: fact[key] for key in ("profile", "draw", "seed") if key in fact}
-            train = train.long_tailed(fact["imbalance_factor"], **how)
+            train = train.long_tailed(factor, **how)
     return train
