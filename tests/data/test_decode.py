@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import io
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,6 +8,7 @@ import torch
 from PIL import Image
 
 from potstill.data.decode import MixedModes, Rows, blocks
+from potstill.data.files import File, Place
 from potstill.data.reading import Reading
 from potstill.run import InputError
 
@@ -128,7 +128,7 @@ def test_threads_and_blocks_keep_the_order(monkeypatch, tmp_path):
     for value in range(30):
         path = tmp_path / f"{value}.png"
         Image.new("L", (2, 2), value).save(path)
-        files.append(path)
+        files.append(File(Place(tmp_path), path))
     assert decode(*files)[:, 0, 0, 0].tolist() == list(range(30))
     assert decode(*(path.read_bytes() for path in files))[:, 0, 0, 0].tolist() == list(range(30))
 
@@ -154,9 +154,9 @@ def test_bad_pictures_are_named(item, message):
         decode(picture(), item)
 
 
-def test_missing_file_is_named():
-    with pytest.raises(InputError, match=r"gone.png cannot be read as an image"):
-        decode(Path("gone.png"))
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(InputError, match=r"gone.png is not there; restore or remove it"):
+        decode(File(Place(tmp_path), tmp_path / "gone.png"))
 
 
 @pytest.mark.parametrize("announced", [1, 3])

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from potstill.data import load, load_pair
-from potstill.data.folders import stamp
+from potstill.data.files import Place
 from potstill.run import InputError
 
 
@@ -146,11 +146,11 @@ def test_cache_argument_and_memory_map(birds, tmp_path):
 
 
 def test_touching_a_file_changes_the_stamp(birds):
-    before = stamp(birds)
-    assert [name for name, _, _ in before] == sorted(name for name, _, _ in before)
+    before = Place(birds).stamp()
+    assert [name for name, *_ in before] == sorted(name for name, *_ in before)
     content = (birds / "wren" / "0.png").read_bytes()
     (birds / "wren" / "0.png").write_bytes(content + b"x")
-    assert stamp(birds) != before
+    assert Place(birds).stamp() != before
 
 
 def jpeg(size=64):
@@ -166,9 +166,9 @@ def test_bad_folders(birds, tmp_path):
             load(path)
         assert "\n" not in str(caught.value)
 
-    (birds / "wren" / "notes.txt").write_text("a wren")
-    refused("notes.txt is not an image; remove it")
-    (birds / "wren" / "notes.txt").rename(birds / "wren" / "notes.png")
+    (birds / "wren" / "IMG_1.HEIC").write_text("a wren")
+    refused("IMG_1.HEIC is no image of a kind that is read here; convert it to PNG or JPEG")
+    (birds / "wren" / "IMG_1.HEIC").rename(birds / "wren" / "notes.png")
     refused("notes.png cannot be read as an image")
     (birds / "wren" / "notes.png").unlink()
     (birds / "wren" / "half.jpg").write_bytes(jpeg()[:900])
@@ -178,7 +178,7 @@ def test_bad_folders(birds, tmp_path):
     refused(r"0.bmp is 6x6 and .*wide.png is 9x6; use image_size=6")
     (birds / "wren" / "wide.png").unlink()
     (birds / "empty").mkdir()
-    refused("empty is empty; add images or remove it")
+    refused("empty holds no images; add images, or remove it")
     refused("nothing of that name", tmp_path / "missing")
     refused("did you mean '.*birds'", tmp_path / "brids")
     refused("has no class folders", birds / "kite")

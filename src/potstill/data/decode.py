@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import islice
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
 
+from potstill.data.files import File
 from potstill.data.images import check_labels, check_size
 from potstill.data.reading import Reading
 from potstill.run import InputError, progress
@@ -121,7 +121,7 @@ class _Frame:
         channels = form.channels or (1 if picture.mode == "L" else 3)
         large = picture.width * picture.height >= _THREADED_PIXELS
         width, height = _resize(picture, form).size
-        threaded = isinstance(item, Path) or (large and isinstance(item, bytes))
+        threaded = isinstance(item, File) or (large and isinstance(item, bytes))
         return _Frame(name, form, (channels, height, width), title, _kind(item), threaded)
 
     def fill(self, items: Sequence[Any], start: int, out: np.ndarray) -> None:
@@ -146,7 +146,7 @@ class _Frame:
 
 
 def _title(item: Any, number: int, name: str) -> str:
-    return str(item) if isinstance(item, Path) else f"image {number} of {name}"
+    return str(item) if isinstance(item, File) else f"image {number} of {name}"
 
 
 def _open(item: Any, title: str, kind: str | None = None) -> Image:
@@ -154,7 +154,7 @@ def _open(item: Any, title: str, kind: str | None = None) -> Image:
     from PIL import Image, ImageOps
 
     try:
-        if isinstance(item, bytes | Path):
+        if isinstance(item, bytes | File):
             picture = _decompress(item if isinstance(item, bytes) else item.read_bytes(), kind)
         elif isinstance(item, Image.Image):
             picture = item
@@ -198,9 +198,10 @@ def _kind(item: Any) -> str | None:
     """The file format of an encoded picture that is known to be readable."""
     from PIL import Image
 
-    if not isinstance(item, bytes | Path):
+    if not isinstance(item, bytes | File):
         return None
-    with Image.open(io.BytesIO(item) if isinstance(item, bytes) else item) as picture:
+    content = item if isinstance(item, bytes) else item.read_bytes()
+    with Image.open(io.BytesIO(content)) as picture:
         return picture.format
 
 

@@ -10,7 +10,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,7 @@ from typing import BinaryIO
 
 from potstill.run import InputError, logger
 
-__all__ = ["Place"]
+__all__ = ["File", "Place"]
 
 _SYSTEM = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "__pycache__", "@eadir"),
@@ -45,37 +45,21 @@ class Place:
     follow_links: bool = False
     _told: set[Path] = field(default_factory=set, init=False, repr=False, compare=False)
 
-    def files(self, folder: Path | None = None) -> list[Path]:
+    def files(self, folder: Path | None = None, *, deep: bool = True) -> list[Path]:
         """Regular files below ``folder`` in a fixed order, without hidden and system files.
 
-        Files of a folder come before its sub-folders, each sorted by name; linked folders come
-        last, and no folder twice. Links that lead nowhere, pipes, sockets and devices are left out
-        with one warning.
+        Files of a folder come before its sub-folders (which are left out unless ``deep``), each
+        sorted by name; linked folders come last, and no folder twice. Links that lead nowhere,
+        pipes, sockets and devices are left out with one warning.
         """
-        folder = self.root if folder is None else folder
-        if folder == self.root and not folder.is_dir():
-            return [folder]
-        found: list[Path] = []
         skipped: dict[Path, str] = {}
-        pending, links, walked = [folder], list[Path](), self._around(folder)
-        while pending or links:
-            below: list[Path] = []
-            here = pending.pop() if pending else links.pop(0)
-            if here != folder:
-                if (identity := _identity(here)) in walked:
-                    skipped[here] = "a link to a folder that is read anyway"
-                    continue
-                walked.add(identity)
-            for path, kind in self._entries(here, skipped):
-                if kind == "file":
-                    found.append(path)
-                elif kind == "dead link":
-                    skipped[path] = "a link that leads nowhere"
-                else:
-                    (links if path.is_symlink() else below).append(path)
-            pending += reversed(below)
+        found = list(self._walk(self.root if folder is None else folder, skipped, deep))
         self._tell(skipped)
         return found
+
+    def any_file(self, folder: Path, suffixes: frozenset[str], *, deep: bool = True) -> bool:
+        """Whether a file in ``folder`` (and below, if ``deep``) has one of these suffixes."""
+        return any(path.suffix.lower() in suffixes for path in self._walk(folder, {}, deep))
 
     def folders(self, folder: Path | None = None) -> list[Path]:
         """Visible sub-folders of ``folder``, linked ones too, sorted by name.
@@ -145,18 +129,24 @@ class Place:
             except OSError as error:
                 raise _refusal(path, error) from error
 
-    def stamp(self, suffixes: frozenset[str] | None = None) -> list[tuple[str | int, ...]]:
+    def stamp(
+        self, suffixes: frozenset[str] | None = None, folders: Iterable[Path] | None = None
+    ) -> list[tuple[str | int, ...]]:
         """Identity of every file that reading could use: path below the root, size, times, inode.
 
-        Of a link the target counts, so that another target is another identity.
+        Only of files below ``folders`` and with one of ``suffixes``, if given. Of a link the target
+        counts, so that another target is another identity.
         """
         found: list[tuple[str | int, ...]] = []
-        for path in self.files():
-            if suffixes is None or path.suffix.lower() in suffixes:
-                facts = _facts(path)
-                times = facts.st_mtime_ns, facts.st_ctime_ns
-                name = os.path.relpath(path, self.root)
-                found.append((name, facts.st_size, *times, facts.st_ino))
+        skipped: dict[Path, str] = {}
+        for folder in (self.root,) if folders is None else folders:
+            for path in self._walk(folder, skipped):
+                if suffixes is None or path.suffix.lower() in suffixes:
+                    facts = _facts(path)
+                    times = facts.st_mtime_ns, facts.st_ctime_ns
+                    name = os.path.relpath(path, self.root)
+                    found.append((name, facts.st_size, *times, facts.st_ino))
+        self._tell(skipped)
         return found
 
     @cached_property
@@ -173,12 +163,34 @@ class Place:
             raise InputError(f"{path} leads to {real}, outside the source {self.root}; {_ALLOW}")
         return path
 
-    def _identity(self, folder: Path) -> tuple[int, int]:
-        return _identity(self._checked(folder))
+    def _walk(self, folder: Path, skipped: dict[Path, str], deep: bool = True) -> Iterator[Path]:
+        """Files below ``folder`` as they are found; others go to ``skipped`` with the reason."""
+        if folder == self.root and not folder.is_dir():
+            yield folder
+            return
+        pending, links, walked = [folder], list[Path](), self._around(folder)
+        while pending or links:
+            below: list[Path] = []
+            here = pending.pop() if pending else links.pop(0)
+            if here != folder:
+                if (identity := _identity(here)) in walked:
+                    skipped[here] = "a link to a folder that is read anyway"
+                    continue
+                walked.add(identity)
+            for path, kind in self._entries(here, skipped):
+                if kind == "file":
+                    yield path
+                elif kind == "dead link":
+                    skipped[path] = "a link that leads nowhere"
+                else:
+                    (links if path.is_symlink() else below).append(path)
+            if not deep:
+                return
+            pending += reversed(below)
 
     def _around(self, folder: Path) -> set[tuple[int, int]]:
         """``folder``, which may be entered, and all folders that contain it."""
-        self._identity(folder)
+        _facts(self._checked(folder))
         real = Path(os.path.realpath(folder))
         return {_identity(path) for path in (real, *real.parents, *folder.absolute().parents)}
 
@@ -220,6 +232,21 @@ class Place:
             logger.warning(
                 "%s: %s left out, the first is %s (%s)", self.root, files, new[0], skipped[new[0]]
             )
+
+
+@dataclass(frozen=True)
+class File:
+    """A file of a source that is opened when its content is wanted."""
+
+    place: Place
+    path: Path
+
+    def __str__(self) -> str:
+        return str(self.path)
+
+    def read_bytes(self) -> bytes:
+        """As :meth:`Place.read`."""
+        return self.place.read(self.path)
 
 
 def _opened(handle: int) -> str:

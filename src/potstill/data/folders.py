@@ -1,98 +1,99 @@
-"""Folders of class folders: ``root/cat/1.png``, or ``root/train/cat/1.png`` and ``root/test``."""
+"""Folders of class folders: ``root/cat/1.png``; where they are says :mod:`potstill.data.tree`."""
 
 from __future__ import annotations
 
-import os
-import re
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
 
 from potstill.data.decode import Rows
-from potstill.run import InputError
+from potstill.data.files import File, Place
+from potstill.data.splits import UnlabelledError
+from potstill.data.tree import PICTURES, Split, unnumbered
+from potstill.run import InputError, logger
 
-__all__ = ["SPLIT_NAMES", "folder_splits", "stamp"]
+__all__ = ["folder_rows", "folder_stamp"]
 
-# What a split is called, in order of preference.
-SPLIT_NAMES = {
-    "train": ("train", "training"),
-    "test": ("test", "testing", "validation", "valid", "val", "dev", "eval"),
-}
-_PLAIN = {".png", ".bmp", ".gif", ".tif", ".tiff", ".ppm", ".pgm", ".pbm"}
-_IMAGE = {*_PLAIN, ".jpg", ".jpeg", ".jpe", ".jp2", ".webp", ".avif"}
-_IGNORED = {"thumbs.db", "desktop.ini", "__macosx"}
-_INDEXED = re.compile(r"(\d+)_(.+)")
-
-
-def stamp(root: Path, suffixes: frozenset[str] | None = None) -> list[tuple[str, int, int]]:
-    """Path, size and time of change of every file below ``root``, in sorted order."""
-    found = []
-    for path in _files(root):
-        if suffixes is None or path.suffix.lower() in suffixes:
-            facts = path.stat()
-            found.append((str(path.relative_to(root)), facts.st_size, facts.st_mtime_ns))
-    return found
+# What lies beside pictures and tells about them. Anything else may be a picture that would be lost.
+_TEXTS = (
+    *(".txt", ".csv", ".tsv", ".xml", ".json", ".jsonl", ".yaml", ".yml", ".md", ".html", ".htm"),
+    *(".md5", ".sha1", ".sha256", ".log", ".ini", ".lst"),
+)
+_SIDE = frozenset(_TEXTS)
 
 
-def folder_splits(root: Path) -> dict[str, Path]:
-    """Name and folder of each split; a folder of plain class folders is one "train" split."""
-    known = {name for names in SPLIT_NAMES.values() for name in names}
-    folders = {path.name: path for path in _subfolders(root)}
-    lower = {name.lower() for name in folders}
-    if lower & set(SPLIT_NAMES["train"]) and lower <= known:
-        return {name.lower(): path for name, path in folders.items()}
-    return {"train": root}
-
-
-def folder_rows(root: Path) -> Rows:
+def folder_rows(place: Place, split: Split) -> Rows:
     """List a folder of class folders; classes by name, files by path.
 
     Raises:
-        InputError: no class folders, an empty one, or a file that is not an image.
+        UnlabelledError: a test split without class folders.
+        InputError: no class folders, an empty one, or a file of a kind that is not read.
     """
-    folders = _subfolders(root)
+    if split.unlabelled:
+        raise UnlabelledError(
+            f"{split.unlabelled}, so its images have no labels; use another split"
+        )
+    folders = place.folders(split.folder)
     if not folders:
         raise InputError(
-            f"source folder {root} has no class folders; put the images of each class into a "
-            "folder of its own, named after the class"
+            f"source folder {split.folder} has no class folders; put the images of each class into "
+            "a folder of its own, named after the class"
         )
     paths: list[Path] = []
     labels: list[int] = []
+    side = [path for path in place.files(split.folder, deep=False) if _suffix(path) in PICTURES]
     for label, folder in enumerate(folders):
-        files = list(_files(folder))
-        if not files:
-            raise InputError(f"class folder {folder} is empty; add images or remove it")
-        for path in files:
-            if path.suffix and path.suffix.lower() not in _IMAGE:
-                raise InputError(f"{path} is not an image; remove it from the class folder")
-        paths += files
-        labels += [label] * len(files)
-    names = _class_names([folder.name for folder in folders])
-    return Rows.of(str(root), lambda rows: (paths[row] for row in rows), np.array(labels), names)
+        files = place.files(folder)
+        pictures = [path for path in files if _suffix(path) in PICTURES]
+        side += [path for path in files if _suffix(path) in _SIDE]
+        _check(folder, files, pictures, split)
+        paths += pictures
+        labels += [label] * len(pictures)
+    if side:
+        logger.warning(
+            "%s: %d file(s) beside the images of the classes are not read, the first is %s",
+            *(split.folder, len(side), side[0]),
+        )
+    names = [folder.name for folder in folders]
+    return Rows.of(
+        str(split.folder),
+        lambda rows: (File(place, paths[row]) for row in rows),
+        np.array(labels),
+        unnumbered(names) or tuple(names),
+    )
 
 
-def _class_names(folders: list[str]) -> tuple[str, ...]:
-    """Names without the ``000_`` prefix that keeps an order, if all have one and they count up."""
-    parts = [_INDEXED.fullmatch(name) for name in folders]
-    if all(parts) and len({len(part[1]) for part in parts if part}) == 1:
-        numbers = [int(part[1]) for part in parts if part]
-        names = tuple(part[2] for part in parts if part)
-        if numbers == list(range(len(folders))) and len(set(names)) == len(names):
-            return names
-    return tuple(folders)
+def folder_stamp(place: Place, splits: Mapping[str, Split]) -> list[object]:
+    """Identity of all that can be read of these splits, JSON-like."""
+    facts: list[object] = []
+    every: list[Path] = []
+    for name, split in splits.items():
+        folders = [] if split.unlabelled else place.folders(split.folder)
+        facts.append([name, str(split.folder), [folder.name for folder in folders]])
+        every += folders
+    return [*facts, *place.stamp(folders=every)]
 
 
-def _visible(name: str) -> bool:
-    return not name.startswith(".") and name.lower() not in _IGNORED
+def _suffix(path: Path) -> str:
+    return path.suffix.lower()
 
 
-def _subfolders(root: Path) -> list[Path]:
-    return sorted(path for path in root.iterdir() if path.is_dir() and _visible(path.name))
-
-
-def _files(root: Path) -> Iterator[Path]:
-    """All files below ``root`` in sorted order, without hidden and system files."""
-    for folder, subfolders, names in os.walk(root):
-        subfolders[:] = sorted(filter(_visible, subfolders))
-        yield from (Path(folder, name) for name in sorted(filter(_visible, names)))
+def _check(folder: Path, files: list[Path], pictures: list[Path], split: Split) -> None:
+    """Refuse a class without images, and files that may be images but are not read."""
+    for path in files:
+        if _suffix(path) not in PICTURES and _suffix(path) not in _SIDE:
+            raise InputError(
+                f"{path} is no image of a kind that is read here; convert it to PNG or JPEG, or "
+                "remove it"
+            )
+    if pictures:
+        return
+    if split.role == "train":
+        raise InputError(
+            f"class folder {folder} holds no images; add images, or remove it from every split"
+        )
+    raise InputError(
+        f"class folder {folder} holds no images, so that class cannot be tested; add images, or "
+        "give only the train split as the source, and test images are held out of it"
+    )

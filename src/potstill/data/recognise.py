@@ -12,8 +12,10 @@ from typing import Any
 from potstill.data import tables
 from potstill.data.arrays import array_rows, dataset_rows, digits_splits, npz_splits
 from potstill.data.decode import Rows
-from potstill.data.folders import folder_rows, folder_splits, stamp
+from potstill.data.files import Place
+from potstill.data.folders import folder_rows, folder_stamp
 from potstill.data.reading import Reading
+from potstill.data.tree import find_splits
 from potstill.run import InputError, nearest
 
 __all__ = ["Source", "recognise"]
@@ -45,7 +47,7 @@ def recognise(source: Any, how: Reading) -> Source:
     """
     labels = how.labels
     if isinstance(source, str | Path):
-        found = _named(source, labels)
+        found = _named(source, how)
     elif isinstance(source, Mapping):
         found = _objects("arrays", source, labels)
     else:
@@ -78,7 +80,8 @@ def _no_columns(name: str, labels: str | None) -> None:
         raise InputError(f"labels is {labels!r}, but source {name!r} has no columns; leave it out")
 
 
-def _named(source: str | Path, labels: str | None) -> Source:
+def _named(source: str | Path, how: Reading) -> Source:
+    labels = how.labels
     name, path = str(source), Path(source).expanduser()
     if name == "digits":
         _no_columns(name, labels)
@@ -90,7 +93,7 @@ def _named(source: str | Path, labels: str | None) -> Source:
     if path.exists() and not path.is_file() and not path.is_dir():
         raise InputError(f"source is {name!r}, a device or socket; give a folder or a file")
     if path.exists():
-        return _path(name, path, labels)
+        return _path(name, Place(path, how.follow_links), labels)
     looks_like_path = isinstance(source, Path) or name[:1] in ("/", ".", "~") or "\\" in name
     if name in tables.HUB or (
         name.count("/") == 1 and not looks_like_path and path.suffix not in _FILES
@@ -107,7 +110,8 @@ def _named(source: str | Path, labels: str | None) -> Source:
     raise InputError(f"source is {name!r}, and there is nothing of that name{hint}")
 
 
-def _path(name: str, path: Path, labels: str | None) -> Source:
+def _path(name: str, place: Place, labels: str | None) -> Source:
+    path = place.root
     if not os.access(path, os.R_OK):
         raise InputError(f"source is {name!r}, which may not be read; change its permissions")
     identity: list[Any] = [str(path.resolve()), labels]
@@ -124,13 +128,11 @@ def _path(name: str, path: Path, labels: str | None) -> Source:
     elif not tables.is_table(path):
         _no_columns(name, labels)
 
-        def folders() -> Splits:
-            parts = folder_splits(path)
-            return {split: partial(folder_rows, part) for split, part in parts.items()}
-
-        return Source(name, folders, [*identity, stamp(path)])
+        splits = find_splits(place)
+        rows = {split: partial(folder_rows, place, part) for split, part in splits.items()}
+        return Source(name, lambda: rows, [*identity, folder_stamp(place, splits)])
     else:
-        identity.append(stamp(path, tables.SUFFIXES))
+        identity.append(place.stamp(tables.SUFFIXES))
 
     def table() -> Splits:
         return _objects(name, tables.from_disk(path), labels).splits()

@@ -29,13 +29,12 @@ import torch
 
 from potstill.data import store
 from potstill.data.decode import MixedModes, blocks
-from potstill.data.folders import SPLIT_NAMES
 from potstill.data.images import ImageSet
 from potstill.data.reading import Reading
 from potstill.data.recognise import Source, recognise
+from potstill.data.splits import NoSplitError, UnlabelledError, find_split, splits_to_test
 from potstill.data.subsets import keep_classes
-from potstill.data.tables import UnlabelledError
-from potstill.run import InputError, cache_folder
+from potstill.run import InputError, cache_folder, logger
 from potstill.run.checkpoint import digest
 from potstill.run.errors import system_refusals
 
@@ -79,7 +78,7 @@ class _Reader:
 
     def _decode(self, source: Source, split: str, root: Path, key: str | None) -> store.Bank:
         splits = source.splits()
-        rows = splits[_resolve(split, tuple(splits), source.name)]()
+        rows = splits[find_split(split, splits, source.name)]()
         numbers = None
         if self.how.subset is not None:
             rows, numbers = keep_classes(rows, self.how.subset)
@@ -95,10 +94,6 @@ class _Reader:
             return collect(self.how)
         except MixedModes:
             return collect(replace(self.how, channels=3))
-
-
-class _NoSplitError(InputError):
-    """The source has no split of that name."""
 
 
 @system_refusals()
@@ -150,8 +145,9 @@ def load_pair(
 
     Test images are those of ``test`` (a second source), else the source's own test or validation
     split, else a balanced hold-out that is cut from train before anything else happens: a tenth of
-    the smallest class, from every class. Splits whose labels are hidden are passed over.
-    ``options`` are the fields of :class:`potstill.data.Reading`, for train and test alike.
+    the smallest class, from every class. Splits whose labels are hidden or missing are passed over
+    with a warning. ``options`` are the fields of :class:`potstill.data.Reading`, for train and test
+    alike.
 
     Raises:
         InputError: as :func:`load`, and when train and test differ in class names or image shape.
@@ -163,13 +159,14 @@ def load_pair(
         other = recognise(test, reader.how)
         try:
             held = _read_like(train, reader, other, "test")
-        except _NoSplitError:
+        except NoSplitError:
             held = _read_like(train, reader, other, "train")
         return train, held, f"Test images: {other.title} ({len(held)} images)."
-    for name in (name for name in SPLIT_NAMES["test"] if name in splits):
+    for name in splits_to_test(splits):
         try:
             held = _read_like(train, reader, opened, name)
-        except UnlabelledError:
+        except UnlabelledError as error:
+            logger.warning("%s; it is passed over", str(error).rpartition(";")[0])
             continue
         return (
             train,
@@ -179,20 +176,9 @@ def load_pair(
     train, held = train.hold_out(seed=seed)
     sentence = (
         f"Test images: {held.counts[0]} of each class, held out of {opened.title} before anything "
-        f"else (seed {seed}), because it has no test split."
+        f"else (seed {seed}), because it has no test split with labels."
     )
     return train, held, sentence
-
-
-def _resolve(wanted: str, splits: tuple[str, ...], name: str) -> str:
-    """The source's own name for a split."""
-    for candidate in (wanted, *SPLIT_NAMES.get(wanted, ())):
-        if candidate in splits:
-            return candidate
-    raise _NoSplitError(
-        f"split is {wanted!r}, but source {name!r} only has {', '.join(map(repr, splits))}; "
-        "choose one of them"
-    )
 
 
 def _read_like(train: ImageSet, reader: _Reader, source: Source, split: str) -> ImageSet:
@@ -205,7 +191,8 @@ def _read_like(train: ImageSet, reader: _Reader, source: Source, split: str) -> 
         differ = sorted(set(train.classes) ^ set(test.classes)) or ["their order"]
         raise InputError(
             f"test is {test.source!r}, whose classes are not those of {train.source!r} "
-            f"({', '.join(differ[:5])}); give both the same class names"
+            f"({', '.join(differ[:5])}); give both the same classes, or only the train split as "
+            "the source, and test images are held out of it"
         )
     if train.shape != test.shape:
         raise InputError(

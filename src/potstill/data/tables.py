@@ -9,9 +9,10 @@ from typing import Any
 import numpy as np
 
 from potstill.data.decode import Rows, brief
+from potstill.data.splits import UnlabelledError
 from potstill.run import InputError, nearest
 
-__all__ = ["HUB", "UnlabelledError", "from_disk", "from_hub", "is_table", "table_rows"]
+__all__ = ["HUB", "from_disk", "from_hub", "is_table", "table_rows"]
 
 # Short names of sets that the field uses; every other hub set is "owner/name[:configuration]".
 HUB = {
@@ -24,10 +25,6 @@ HUB = {
 }
 SUFFIXES = frozenset({".parquet", ".arrow", ".json", ".yaml", ".md"})
 _BATCH = 256
-
-
-class UnlabelledError(InputError):
-    """A split whose labels are all hidden (-1), as in some public test splits."""
 
 
 def is_table(root: Path) -> bool:
