@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
 
 from potstill.data.decode import Rows, brief, channels_last
+from potstill.data.files import Place
 from potstill.run import InputError
 
 __all__ = ["array_rows", "dataset_rows", "digits_splits", "npz_splits"]
@@ -63,15 +63,18 @@ def array_rows(images: Any, labels: Any, name: str, classes: tuple[str, ...] | N
     return Rows.of(name, lambda rows: (pictures[row] for row in rows), numbers, classes)
 
 
-def npz_splits(path: Path) -> Mapping[str, Callable[[], Rows]]:
+def npz_splits(place: Place) -> Mapping[str, Callable[[], Rows]]:
     """Splits of an ``.npz`` file; never unpickles.
 
     Raises:
         InputError: damaged, pickled objects inside, or no images with labels.
     """
+    path = place.root
     try:
-        with np.load(path, allow_pickle=False) as file:
+        with place.open(path) as stream, np.load(stream, allow_pickle=False) as file:
             content = {name: file[name] for name in file.files}
+    except InputError:
+        raise
     except Exception as error:  # zip, header and value errors
         raise InputError(
             f"source {path} cannot be read ({brief(error)}); save plain arrays with np.savez"

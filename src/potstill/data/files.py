@@ -71,7 +71,7 @@ class Place:
         found: list[Path] = []
         skipped: dict[Path, str] = {}
         around = self._around(folder)
-        for path, kind in self._entries(folder, skipped, leaving=True):
+        for path, kind in self._entries(folder, {}, leaving=True):
             if kind == "folder" and path.is_symlink() and _identity(path) in around:
                 skipped[path] = "a link in a circle"
             elif kind == "folder" or (kind == "dead link" and not path.suffix):
@@ -228,10 +228,10 @@ class Place:
         new = [path for path in skipped if path not in self._told]
         self._told.update(new)
         if new:
-            files = f"{len(new)} files are" if len(new) > 1 else "a file is"
-            logger.warning(
-                "%s: %s left out, the first is %s (%s)", self.root, files, new[0], skipped[new[0]]
+            several = (
+                f"{len(new)} files are left out, the first is " if len(new) > 1 else "left out: "
             )
+            logger.warning("%s: %s%s (%s)", self.root, several, new[0], skipped[new[0]])
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import stat
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -82,7 +84,9 @@ def _no_columns(name: str, labels: str | None) -> None:
 
 def _named(source: str | Path, how: Reading) -> Source:
     labels = how.labels
-    name, path = str(source), Path(source).expanduser()
+    name, path = str(source), Path(source)
+    with suppress(RuntimeError):  # no home of that name
+        path = path.expanduser()
     if name == "digits":
         _no_columns(name, labels)
         return Source(name, digits_splits)
@@ -90,44 +94,64 @@ def _named(source: str | Path, how: Reading) -> Source:
         raise InputError(
             "source is empty; give 'digits', a folder, a file or a hub name owner/name"
         )
-    if path.exists() and not path.is_file() and not path.is_dir():
-        raise InputError(f"source is {name!r}, a device or socket; give a folder or a file")
-    if path.exists():
+    if _is_there(path, name):
         return _path(name, Place(path, how.follow_links), labels)
     looks_like_path = isinstance(source, Path) or name[:1] in ("/", ".", "~") or "\\" in name
     if name in tables.HUB or (
-        name.count("/") == 1 and not looks_like_path and path.suffix not in _FILES
+        name.count("/") == 1 and not looks_like_path and path.suffix.lower() not in _FILES
     ):
         parts = tables.from_hub(tables.HUB.get(name, name))
         prints = {split: getattr(part, "_fingerprint", None) for split, part in parts.items()}
         known = [prints, labels] if all(prints.values()) else None
         return _objects(name, parts, labels, known)
-    beside = path.parent.iterdir() if path.parent.is_dir() else ()
-    options = {str(path.with_name(entry.name)): entry for entry in beside if entry.is_dir()}
+    options: list[str] = []
+    with suppress(OSError):  # a folder that may not be listed gives no hints
+        options = [str(path.with_name(at.name)) for at in path.parent.iterdir() if at.is_dir()]
     hint = nearest(name, ["digits", *tables.HUB, *options])
     if hint.startswith("; choose"):
         hint = "; give 'digits', a folder, a file (.npz, .parquet) or a hub name owner/name"
     raise InputError(f"source is {name!r}, and there is nothing of that name{hint}")
 
 
+def _is_there(path: Path, name: str) -> bool:
+    """Whether there is a file or folder; anything else of that name is refused."""
+    try:
+        name.encode()
+        mode = path.stat().st_mode
+    except (FileNotFoundError, NotADirectoryError):
+        if path.is_symlink():
+            raise InputError(
+                f"source is {name!r}, a link that leads nowhere; restore its target"
+            ) from None
+        return False
+    except UnicodeEncodeError:
+        raise InputError(f"source is {name!a}, which is not UTF-8; rename it") from None
+    except (OSError, ValueError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise InputError(
+            f"source is {name[:200]!r}, which cannot be read ({why}); correct it"
+        ) from error
+    if not stat.S_ISREG(mode) and not stat.S_ISDIR(mode):
+        raise InputError(f"source is {name!r}, a device or socket; give a folder or a file")
+    return True
+
+
 def _path(name: str, place: Place, labels: str | None) -> Source:
     path = place.root
-    if not os.access(path, os.R_OK):
+    if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
         raise InputError(f"source is {name!r}, which may not be read; change its permissions")
     identity: list[Any] = [str(path.resolve()), labels]
     if path.is_file():
-        facts = path.stat()
-        identity += [facts.st_size, facts.st_mtime_ns]
-        if path.suffix == ".npz":
+        identity.append(place.stamp())
+        if path.suffix.lower() == ".npz":
             _no_columns(name, labels)
-            return Source(name, lambda: npz_splits(path), identity)
-        if path.suffix != ".parquet":
+            return Source(name, lambda: npz_splits(place), identity)
+        if path.suffix.lower() != ".parquet":
             raise InputError(
                 f"source is {name!r}, a file of unknown kind; give a folder, .npz or .parquet"
             )
     elif not tables.is_table(path):
         _no_columns(name, labels)
-
         splits = find_splits(place)
         rows = {split: partial(folder_rows, place, part) for split, part in splits.items()}
         return Source(name, lambda: rows, [*identity, folder_stamp(place, splits)])
