@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import json
 import os
 
 import pytest
 from PIL import Image
 
+from potstill.cli import main
 from potstill.data import load
-from potstill.run import InputError
+from potstill.opening import open_data
+from potstill.run import InputError, Run
 
 
 def paint(path, value, count=1):
@@ -187,3 +190,32 @@ def test_the_suffix_is_a_first_filter_and_the_content_decides(root):
     for number, suffix in enumerate((".jfif", "")):
         (root / "a" / f"{number}.png").rename(root / "a" / f"{number}{suffix}")
     assert load(root).checksum == before.checksum
+
+
+def test_one_folder_by_several_names_is_decoded_once(root, tmp_path, monkeypatch):
+    (tmp_path / "alias").symlink_to(root)
+    first = load(root)
+    monkeypatch.setattr("potstill.data.sources.blocks", None)
+    monkeypatch.chdir(root)
+    for name in (".", "../set", tmp_path / "alias", f"{root}/"):
+        assert load(name).checksum == first.checksum
+
+
+def test_control_characters_in_names_stay_on_one_line(root, tmp_path):
+    (root / "b\n\x1b[2J").mkdir()
+    with pytest.raises(InputError, match=r"set/b\\n\\x1b\[2J holds no images") as caught:
+        load(root)
+    assert "\n" not in str(caught.value)
+
+
+def test_the_flag_and_the_record_of_a_run(root, tmp_path, capsys):
+    (tmp_path / "cut").mkdir()
+    for name in "ab":
+        (tmp_path / "cut" / name).symlink_to(root / name)
+    words = ["distill", "random", "--ipc", "1", "--out", f"{tmp_path}/run", "--quiet"]
+    assert main([*words, "--data", f"{tmp_path}/cut"]) == 2
+    assert "--follow-links" in capsys.readouterr().err
+    assert main([*words, "--data", f"{tmp_path}/cut", "--follow-links"]) == 0
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert record["job"]["data"]["follow_links"] is True
+    assert open_data(record, Run(cache=tmp_path / "other"))[0].classes == ("a", "b")

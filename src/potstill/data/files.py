@@ -144,7 +144,7 @@ class Place:
                 if suffixes is None or path.suffix.lower() in suffixes:
                     facts = _facts(path)
                     times = facts.st_mtime_ns, facts.st_ctime_ns
-                    name = os.path.relpath(path, self.root)
+                    name = str(path).removeprefix(_ended(str(self.root)))
                     found.append((name, facts.st_size, *times, facts.st_ino))
         self._tell(skipped)
         return found

@@ -70,7 +70,8 @@ def folder_stamp(place: Place, splits: Mapping[str, Split]) -> list[object]:
     every: list[Path] = []
     for name, split in splits.items():
         folders = [] if split.unlabelled else place.folders(split.folder)
-        facts.append([name, str(split.folder), [folder.name for folder in folders]])
+        below = split.folder.relative_to(place.root).as_posix()
+        facts.append([name, below, [folder.name for folder in folders]])
         every += folders
     return [*facts, *place.stamp(folders=every)]
 

@@ -21,6 +21,10 @@ __all__ = [
 class PotstillError(Exception):
     """Base of all errors raised on purpose; the command line prints them without traceback."""
 
+    def __str__(self) -> str:
+        """The sentence on one line, whatever control characters the name of a file brings in."""
+        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in super().__str__())
+
 
 class InputError(PotstillError, ValueError):
     """An argument, a file or a data set that cannot be used as given (exit code 2)."""
