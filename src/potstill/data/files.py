@@ -7,7 +7,6 @@ set brings in a file from elsewhere. Nothing here waits for a pipe or a device.
 
 from __future__ import annotations
 
-import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
@@ -16,14 +15,21 @@ from functools import cached_property
 from pathlib import Path
 from typing import BinaryIO
 
+from potstill.data.entries import (
+    check_name,
+    ended,
+    facts_of,
+    identity,
+    leads_nowhere,
+    name_of,
+    reason,
+    refusal,
+    visible,
+)
 from potstill.run import InputError, logger
 
 __all__ = ["File", "Place"]
 
-_SYSTEM = {
-    *("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "__pycache__", "@eadir"),
-    *("lost+found", "$recycle.bin", "system volume information"),
-}  # what operating systems leave in folders, in lower case
 _MOST = 1 << 30  # bytes of one picture; more is no picture but a mistake or a trap
 _FLAGS = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY"))
 _ALLOW = "pass --follow-links (follow_links=True) if what it leads to may be read, too"
@@ -72,7 +78,7 @@ class Place:
         skipped: dict[Path, str] = {}
         around = self._around(folder)
         for path, kind in self._entries(folder, {}, leaving=True):
-            if kind == "folder" and path.is_symlink() and _identity(path) in around:
+            if kind == "folder" and path.is_symlink() and identity(path) in around:
                 skipped[path] = "a link in a circle"
             elif kind == "folder" or (kind == "dead link" and not path.suffix):
                 found.append(path)
@@ -91,7 +97,7 @@ class Place:
         except (OSError, ValueError) as error:  # InputError is a ValueError, too
             if isinstance(error, InputError):
                 raise
-            raise InputError(f"{title}, which {_reason(error)}; correct the name") from error
+            raise InputError(f"{title}, which {reason(error)}; correct the name") from error
         if not regular:
             raise InputError(f"{title}, which is no regular file; correct the name")
         return real
@@ -112,7 +118,7 @@ class Place:
                 os.close(handle)
             if isinstance(error, InputError):
                 raise
-            raise _refusal(path, error) from error
+            raise refusal(path, error) from error
 
     def read(self, path: Path, limit: int | None = None) -> bytes:
         """Content of a regular file; more than ``limit`` bytes (by default 1 GiB) are refused."""
@@ -127,7 +133,7 @@ class Place:
             try:
                 return file.read(size)
             except OSError as error:
-                raise _refusal(path, error) from error
+                raise refusal(path, error) from error
 
     def stamp(
         self, suffixes: frozenset[str] | None = None, folders: Iterable[Path] | None = None
@@ -142,9 +148,9 @@ class Place:
         for folder in (self.root,) if folders is None else folders:
             for path in self._walk(folder, skipped):
                 if suffixes is None or path.suffix.lower() in suffixes:
-                    facts = _facts(path)
+                    facts = facts_of(path)
                     times = facts.st_mtime_ns, facts.st_ctime_ns
-                    name = str(path).removeprefix(_ended(str(self.root)))
+                    name = str(path).removeprefix(ended(str(self.root)))
                     found.append((name, facts.st_size, *times, facts.st_ino))
         self._tell(skipped)
         return found
@@ -155,7 +161,7 @@ class Place:
 
     def _holds(self, real: str) -> bool:
         """Whether a path without links may be read."""
-        return self.follow_links or real == self._real or real.startswith(_ended(self._real))
+        return self.follow_links or real == self._real or real.startswith(ended(self._real))
 
     def _checked(self, path: Path) -> Path:
         """``path``, if following its links does not leave the source."""
@@ -173,10 +179,10 @@ class Place:
             below: list[Path] = []
             here = pending.pop() if pending else links.pop(0)
             if here != folder:
-                if (identity := _identity(here)) in walked:
+                if (known := identity(here)) in walked:
                     skipped[here] = "a link to a folder that is read anyway"
                     continue
-                walked.add(identity)
+                walked.add(known)
             for path, kind in self._entries(here, skipped):
                 if kind == "file":
                     yield path
@@ -190,9 +196,9 @@ class Place:
 
     def _around(self, folder: Path) -> set[tuple[int, int]]:
         """``folder``, which may be entered, and all folders that contain it."""
-        _facts(self._checked(folder))
+        facts_of(self._checked(folder))
         real = Path(os.path.realpath(folder))
-        return {_identity(path) for path in (real, *real.parents, *folder.absolute().parents)}
+        return {identity(path) for path in (real, *real.parents, *folder.absolute().parents)}
 
     def _entries(
         self, folder: Path, skipped: dict[Path, str], leaving: bool = False
@@ -203,15 +209,15 @@ class Place:
         """
         try:
             with os.scandir(folder) as entries:
-                visible = sorted((entry for entry in entries if _visible(entry.name)), key=_name)
+                shown = sorted((entry for entry in entries if visible(entry.name)), key=name_of)
         except OSError as error:
-            raise _refusal(folder, error) from error
-        for entry in visible:
+            raise refusal(folder, error) from error
+        for entry in shown:
             path = folder / entry.name
             if not entry.name.isascii():
-                _check_name(path)
+                check_name(path)
             if entry.is_symlink():
-                if _leads_nowhere(path):
+                if leads_nowhere(path):
                     yield path, "dead link"
                     continue
                 if not leaving:
@@ -255,63 +261,3 @@ def _opened(handle: int) -> str:
         return str(Path(f"/proc/self/fd/{handle}").readlink())
     except OSError:
         return ""
-
-
-def _name(entry: os.DirEntry[str]) -> str:
-    return entry.name
-
-
-def _visible(name: str) -> bool:
-    return not name.startswith(".") and name.lower() not in _SYSTEM
-
-
-def _ended(folder: str) -> str:
-    return folder if folder.endswith(os.sep) else folder + os.sep
-
-
-def _facts(path: Path) -> os.stat_result:
-    try:
-        return path.stat()
-    except OSError as error:
-        raise _refusal(path, error) from error
-
-
-def _leads_nowhere(link: Path) -> bool:
-    try:
-        link.stat()
-    except OSError as error:
-        if error.errno not in (errno.ENOENT, errno.ENOTDIR, errno.ELOOP):
-            raise _refusal(link, error) from error
-        return True
-    return False
-
-
-def _identity(path: Path) -> tuple[int, int]:
-    facts = _facts(path)
-    return facts.st_dev, facts.st_ino
-
-
-def _check_name(path: Path) -> None:
-    try:
-        path.name.encode()
-    except UnicodeEncodeError:
-        name = ascii(os.fsencode(path.name))[1:]
-        raise InputError(
-            f"the name {name} in {ascii(str(path.parent))[1:-1]} is not UTF-8; rename it "
-            "(convmv does so for whole folders)"
-        ) from None
-
-
-def _reason(error: Exception) -> str:
-    if isinstance(error, PermissionError):
-        return "may not be read"
-    if isinstance(error, FileNotFoundError | NotADirectoryError):
-        return "is not there"
-    return f"cannot be read ({getattr(error, 'strerror', None) or error})"
-
-
-def _refusal(path: Path, error: OSError) -> InputError:
-    fix = "change its permissions" if isinstance(error, PermissionError) else "restore or remove it"
-    if path.is_symlink() and not isinstance(error, PermissionError):
-        return InputError(f"{path} is a link to {path.readlink()}, which leads nowhere; {fix}")
-    return InputError(f"{path} {_reason(error)}; {fix}")
