@@ -109,6 +109,20 @@ def test_npz_with_splits(tmp_path):
     assert "'val'" in sentence
 
 
+@pytest.mark.parametrize("hidden", ["none", "below 0"])
+def test_npz_with_hidden_labels(tmp_path, caplog, hidden):
+    images, labels = colours(12)
+    parts = {"train_images": images, "train_labels": labels, "test_images": images}
+    if hidden == "below 0":
+        parts["test_labels"] = np.full(12, -1)
+    np.savez(tmp_path / "medical.npz", **parts)
+    _, test, sentence = load_pair(tmp_path / "medical.npz")
+    assert test.counts == (1, 1) and "no test split with labels" in sentence
+    assert "it is passed over" in caplog.text
+    with pytest.raises(InputError, match="use another split"):
+        load(tmp_path / "medical.npz", split="test")
+
+
 def test_wrong_npz(tmp_path):
     path = tmp_path / "set.npz"
     np.savez(path, pictures=np.zeros(3))

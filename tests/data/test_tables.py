@@ -144,11 +144,12 @@ def test_missing_and_hidden_labels():
         load(table([-1, -1]))
 
 
-def test_hidden_test_labels_are_passed_over():
+def test_hidden_test_labels_are_passed_over(caplog):
     train, hidden, valid = table([0, 1, 1, 0]), table([-1, -1]), table([1, 0])
     _, test, sentence = load_pair({"train": train, "test": hidden, "validation": valid})
     assert test.labels.tolist() == [1, 0]
     assert "'validation'" in sentence
+    assert "are hidden; it is passed over" in caplog.text
     _, test, sentence = load_pair({"train": train, "test": hidden})
     assert test.counts == (1, 1)
     assert "held out" in sentence

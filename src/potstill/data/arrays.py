@@ -11,6 +11,7 @@ import torch
 
 from potstill.data.decode import Rows, brief, channels_last
 from potstill.data.files import Place
+from potstill.data.splits import UnlabelledError
 from potstill.run import InputError
 
 __all__ = ["array_rows", "dataset_rows", "digits_splits", "npz_splits"]
@@ -40,6 +41,7 @@ def array_rows(images: Any, labels: Any, name: str, classes: tuple[str, ...] | N
     """Rows of two arrays or tensors; the layout rule stands in :mod:`potstill.data.sources`.
 
     Raises:
+        UnlabelledError: all labels are below 0.
         InputError: shapes that do not fit, labels that are no whole numbers or are out of range.
     """
     tensor = isinstance(images, torch.Tensor)
@@ -60,6 +62,8 @@ def array_rows(images: Any, labels: Any, name: str, classes: tuple[str, ...] | N
             f"labels of {name} are {numbers.dtype} of shape {numbers.shape}; "
             f"give {len(pictures)} whole numbers, one for each image"
         )
+    if numbers.size and numbers.dtype.kind == "i" and numbers.max() < 0:
+        raise UnlabelledError(f"the labels of {name} are hidden (all below 0); use another split")
     return Rows.of(name, lambda rows: (pictures[row] for row in rows), numbers, classes)
 
 
@@ -83,16 +87,21 @@ def npz_splits(place: Place) -> Mapping[str, Callable[[], Rows]]:
     classes = None if names is None else tuple(map(str, names.tolist()))
 
     def rows(images: str, labels: str) -> Callable[[], Rows]:
-        return lambda: array_rows(content[images], content[labels], str(path), classes)
+        def read() -> Rows:
+            if labels not in content:
+                raise UnlabelledError(f"{images} of {path} has no {labels}; use another split")
+            return array_rows(content[images], content[labels], str(path), classes)
 
-    splits = {}
+        return read
+
+    splits, labelled = {}, False
     for key in content:
         for pattern in _NPZ:
             if match := pattern.fullmatch(key):
                 partner = key.replace("images", "labels") if "images" in key else f"y_{match[1]}"
-                if partner in content:
-                    splits[match[1] or "train"] = rows(key, partner)
-    if not splits:
+                splits[match[1] or "train"] = rows(key, partner)
+                labelled |= partner in content
+    if not labelled:
         raise InputError(
             f"source {path} holds {', '.join(content) or 'nothing'}; "
             "it needs 'images' and 'labels' (or train_images, train_labels, ...)"

@@ -4,7 +4,8 @@ A source is one of
 
 * ``"digits"``: scikit-learn's 8x8 handwritten digits (nothing is downloaded); values 0..16 become
   round(v * 255 / 16); the last 50 images of each class in file order are the test split;
-* a folder of class folders, with or without ``train/`` and ``test/`` (or ``val/``) above them;
+* a folder of class folders, with or without ``train/`` and ``test/`` (or ``val/``) above them; how
+  names and levels are read says :mod:`potstill.data.tree`;
 * a Parquet file, a folder of Parquet or Arrow files, or what ``datasets`` saved with
   ``save_to_disk``;
 * a hub name, ``owner/name`` or ``owner/name:configuration``, or a short name in
