@@ -132,6 +132,7 @@ def test_another_test_split_stands_in(build, caplog):
         (["{train,Train}/{a,b}"], "several folders for training"),
         (["{train,training}/{a,b}"], "several folders for training"),
         (["train/{train,val}/{a,b}", "test/{a,b}"], "set/train holds splits itself .train"),
+        (["train/{train,val,a}", "test/{a,b}"], "set/train holds splits itself .train, val"),
         (["test/{a,b}", "val/{a,b}"], "only has 'test', 'val'"),
         (["cat 0", "dog/{a,b}"], "class folder .*cat holds no images"),
         (["{cat,dog}/{train,test}", "extra"], "give the folder that is meant"),

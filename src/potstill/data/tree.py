@@ -142,10 +142,19 @@ def _train(place: Place, here: Path, roles: Roles) -> Path | None:
             f"classes; if they are classes, number all folders ({as_class}, ...), if they are "
             f"splits, {as_split}"
         )
-    for folder in _full(place, top := _unwrapped(place, trains[0]), most=None) if trains else ():
-        if folder.name in split_roles([folder.name]) and len(_full(place, folder)) > 1:
-            raise InputError(f"{top} holds splits itself ({folder.name}); give it as the source")
+    if trains:
+        _refuse_nested(place, _unwrapped(place, trains[0]))
     return trains[0] if trains else None
+
+
+def _refuse_nested(place: Place, top: Path) -> None:
+    """Refuse a split that holds splits again; one class called "train" is none."""
+    folders = _full(place, top, most=None)
+    roles = split_roles([folder.name for folder in folders])
+    inside = [folder for folder in folders if folder.name in roles]
+    several = "train" in roles.values() and len(set(roles.values())) > 1
+    if several or any(len(_full(place, folder)) > 1 for folder in inside):
+        raise InputError(f"{top} holds splits itself ({_list(inside)}); give it as the source")
 
 
 def _checked_test(place: Place, split: Split, train: Path) -> Split:
