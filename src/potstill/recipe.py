@@ -19,7 +19,7 @@ from typing import Any
 from potstill.job import Data, check_probed, distill, evaluate_run, open_data
 from potstill.methods import find
 from potstill.run import InputError, Run, nearest
-from potstill.run.fields import Batch, Runs, Seed, check_value, fields_of
+from potstill.run.fields import Batch, Runs, Seed, Students, check_value, fields_of
 from potstill.run.folder import read_record
 from potstill.run.records import parse_toml, read_regular
 
@@ -41,7 +41,7 @@ _TABLES: dict[str, dict[str, Any] | None] = {  # keys and their types
         "network": str | list[str],
         "protocol": str,
         "runs": Runs,
-        "full": bool | int,
+        "full": bool | Students,
         "inherit": str,  # projector of an inherited classifier: "ridge" or "adam"
         "head_prior": str,  # how that classifier was debiased
         "kd": bool,

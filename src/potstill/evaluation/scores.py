@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from datetime import date
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 
@@ -25,7 +25,7 @@ from potstill.evaluation.protocol import Protocol, find_protocol
 from potstill.evaluation.record import Result, Score, part, read_scores, write_scores
 from potstill.nets import create, parse
 from potstill.run import InputError, Run, logger
-from potstill.run.fields import Range, Runs, check_value
+from potstill.run.fields import Runs, Students, check_value
 from potstill.run.folder import read_record, refuse_unfinished
 from potstill.run.machine import describe
 from potstill.synthetic import SyntheticSet
@@ -89,7 +89,7 @@ def evaluate(
             refuse_unfinished(read_record(folder), folder, syn.checksum)
     protocol = find_protocol(protocol)
     check_value("runs", runs, Runs)
-    check_value("full", full, bool | Annotated[int, Range(0, 10**3)])
+    check_value("full", full, bool | Students)
     _check(syn, train, test)
     names = some_networks(network)
     if isinstance(protocol, Probe):

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from potstill.canvas import Canvas
 from potstill.data import DSA, ImageSet
-from potstill.data.augment import RULES
+from potstill.data.augment import Rule
 from potstill.experts.pool import Prior, train_pool
 from potstill.experts.realside import Entry, Eye, Policy, RealSide
 from potstill.losses import adjust, cross_entropy
@@ -43,7 +43,6 @@ from potstill.run.loop import Term
 __all__ = ["DistributionMatcher"]
 
 Networks = Annotated[int, Range(0, 10**4)]
-Rule = Annotated[str, OneOf(*RULES)]
 Removed = Annotated[str, OneOf("adjusted", "none")]
 
 

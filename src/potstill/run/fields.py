@@ -69,6 +69,7 @@ Epoch = Annotated[int, Range(0, 10**6)]  # a place in a training, or its length 
 Count = Annotated[int, Range(1, 10**4)]  # things that are made or listed one by one
 Copies = Annotated[int, Range(1, 10**3)]  # copies of every image
 Runs = Annotated[int, Range(1, 10**3)]  # networks that are trained beside each other
+Students = Annotated[int, Range(0, 10**3)]
 Batch = Annotated[int, Range(1, 10**6)]
 Part = Annotated[int, Range(0, 10**6)]  # images of a batch; 0 = all of them
 Seed = Annotated[int, Range(0, 2**63 - 1)]
@@ -150,7 +151,7 @@ def wanted(hint: Any) -> str:
     if origin is Literal:
         return str(OneOf(*args))
     if origin in (list, tuple):
-        return f"a list, each {wanted(args[0])}" if len(set(args) - {...}) == 1 else f"{hint}"
+        return f"a list of {' and '.join(wanted(one) for one in args if one is not ...)}"
     return _WORDS.get(hint, getattr(hint, "__name__", str(hint)))
 
 
