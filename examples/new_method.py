@@ -15,6 +15,7 @@ import torch
 import potstill
 from potstill.match.spectral import segment_mean
 from potstill.methods import DistributionMatcher, MethodInfo
+from potstill.run.fields import Count  # bounds stand beside the field
 from potstill.run.loop import Term
 
 
@@ -24,7 +25,7 @@ class Covariance(DistributionMatcher):
 
     info = MethodInfo("covariance", "Covariance matching", "this example", 2026, "",
                       "distribution matching", "hard", "per-class moments", "as SDM")  # fmt: skip
-    axes: int = 24  # directions
+    axes: Count = 24  # directions
 
     def embedding_facts(self):  # what the cache of the real side depends on
         return {"embed": "moments", "axes": self.axes}

@@ -8,8 +8,10 @@ from typing import Annotated, Any
 
 import tyro
 
+from potstill.data.reading import Channels, Side
 from potstill.flags import FLAT, Machine, data_flags, parse
 from potstill.run.errors import InputError, nearest
+from potstill.run.fields import Seed
 
 __all__ = ["command"]
 
@@ -38,7 +40,7 @@ class _Train:
     """Where to, and from which seed."""
 
     out: Path  # folder of the backbone; a killed training goes on there
-    seed: int = 0  # every random draw descends from it
+    seed: Seed = 0  # every random draw descends from it
 
 
 def _train(words: list[str]) -> str:
@@ -59,18 +61,18 @@ def _train(words: list[str]) -> str:
         kw_only=True,
     )
     options.__doc__ = "Train a small backbone without labels (SimCLR or Barlow Twins)."
-    chosen = parse(options, words, "backbone train")
-    run = chosen.machine.run(chosen.job.seed)
-    train, _, _ = chosen.data.open(run)
-    there = (chosen.job.out / FILE).is_file()
-    found = train_backbone(train, chosen.how, run, chosen.job.out)
-    if there:
-        logger.info("%s is trained already; nothing to do", chosen.job.out)
-    return (
-        f"{found.label}: {found.dim} features, key {found.key} -> {chosen.job.out}\n"
-        f"next: potstill distill sfm --backbone {chosen.job.out} --data {chosen.data.data} "
-        "--ipc 10 --out runs/sfm"
-    )
+    with parse(options, words, "backbone train") as chosen:
+        run = chosen.machine.run(chosen.job.seed)
+        train, _, _ = chosen.data.open(run)
+        there = (chosen.job.out / FILE).is_file()
+        found = train_backbone(train, chosen.how, run, chosen.job.out)
+        if there:
+            logger.info("%s is trained already; nothing to do", chosen.job.out)
+        return (
+            f"{found.label}: {found.dim} features, key {found.key} -> {chosen.job.out}\n"
+            f"next: potstill distill sfm --backbone {chosen.job.out} --data {chosen.data.data} "
+            "--ipc 10 --out runs/sfm"
+        )
 
 
 @dataclass(kw_only=True)
@@ -78,8 +80,8 @@ class _Shown:
     """Say what a backbone takes and gives."""
 
     name: tyro.conf.Positional[str]  # short name, timm:, transformers:, folder, or own network
-    image_size: int = 32  # of own networks, which take any size
-    channels: int = 3
+    image_size: Side = 32  # of own networks, which take any size
+    channels: Channels = 3
 
 
 def _show(words: list[str]) -> str:
@@ -89,26 +91,26 @@ def _show(words: list[str]) -> str:
     from potstill.nets.backbone import open_backbone
     from potstill.reports.tables import size
 
-    chosen = parse(_Shown, words, "backbone show")
-    if chosen.name.startswith("self:"):
-        raise InputError(
-            f"name is {chosen.name!r}, which has to be trained on some data first; use "
-            "potstill backbone train and give its folder"
-        )
-    shape = (chosen.channels, chosen.image_size, chosen.image_size)
-    plain = Normalize(torch.full((chosen.channels,), 0.5), torch.full((chosen.channels,), 0.25))
-    found = open_backbone(chosen.name, shape, torch.Generator().manual_seed(0), plain)
-    facts: dict[str, Any] = {
-        "backbone": found.label,
-        "input": f"{found.channels} x {found.size[0]} x {found.size[1]}",
-        "features": found.dim,
-        "mean": ", ".join(f"{value:.4f}" for value in found.transform.mean.tolist()),
-        "std": ", ".join(f"{value:.4f}" for value in found.transform.std.tolist()),
-        "weights": size(found.nbytes),
-        "graph of one image": size(found.image_bytes()),
-        "key": found.key,
-    }
-    return "\n".join(f"{name:20s}{value}" for name, value in facts.items())
+    with parse(_Shown, words, "backbone show") as chosen:
+        if chosen.name.startswith("self:"):
+            raise InputError(
+                f"name is {chosen.name!r}, which has to be trained on some data first; use "
+                "potstill backbone train and give its folder"
+            )
+        shape = (chosen.channels, chosen.image_size, chosen.image_size)
+        plain = Normalize(torch.full((chosen.channels,), 0.5), torch.full((chosen.channels,), 0.25))
+        found = open_backbone(chosen.name, shape, torch.Generator().manual_seed(0), plain)
+        facts: dict[str, Any] = {
+            "backbone": found.label,
+            "input": f"{found.channels} x {found.size[0]} x {found.size[1]}",
+            "features": found.dim,
+            "mean": ", ".join(f"{value:.4f}" for value in found.transform.mean.tolist()),
+            "std": ", ".join(f"{value:.4f}" for value in found.transform.std.tolist()),
+            "weights": size(found.nbytes),
+            "graph of one image": size(found.image_bytes()),
+            "key": found.key,
+        }
+        return "\n".join(f"{name:20s}{value}" for name, value in facts.items())
 
 
 def _names(words: list[str]) -> str:

@@ -39,6 +39,7 @@ from potstill.run.errors import (
     nearest,
     system_refusals,
 )
+from potstill.run.fields import Batch, Runs, Seed
 from potstill.run.signals import ENDED, Terminated, ending_signals
 
 __all__ = ["main"]
@@ -62,8 +63,8 @@ class Distill:
     """What every method needs besides its own fields."""
 
     out: Path  # run folder; a killed run resumes there
-    ipc: int = 10  # stored images per class
-    seed: int = 0  # every random draw descends from it
+    ipc: Batch = 10  # stored images per class
+    seed: Seed = 0  # every random draw descends from it
     force: bool = False  # replace a finished or foreign run in --out
 
 
@@ -107,25 +108,26 @@ def _distill(words: list[str]) -> None:
         f"{method_class.info.title} ({method_class.info.paper}). Defaults shown are those of the "
         f"{budget} budget."
     )
-    chosen = parse(options, words[1:], f"distill {words[0]}")
-    job = chosen.job
-    syn = distill(
-        chosen.method,
-        chosen.data,
-        ipc=job.ipc,
-        out=job.out,
-        run=chosen.machine.run(job.seed),
-        force=job.force,
-        label=chosen.budget,
-    )
-    if not chosen.machine.quiet:
-        seconds = syn.provenance.get("seconds", 0.0)
-        print(f"{len(syn.images)} images in {seconds:.0f} s -> {job.out}/synthetic")
-        network, protocol = default_student(syn.syn_lr is not None, "backbone" in syn.provenance)
-        print(
-            f"next: potstill evaluate {job.out} --network {network} --protocol {protocol} "
-            f"&& potstill report {job.out}"
+    with parse(options, words[1:], f"distill {words[0]}") as chosen:
+        job = chosen.job
+        syn = distill(
+            chosen.method,
+            chosen.data,
+            ipc=job.ipc,
+            out=job.out,
+            run=chosen.machine.run(job.seed),
+            force=job.force,
+            label=chosen.budget,
         )
+        if not chosen.machine.quiet:
+            seconds = syn.provenance.get("seconds", 0.0)
+            print(f"{len(syn.images)} images in {seconds:.0f} s -> {job.out}/synthetic")
+            learned, backbone = syn.syn_lr is not None, "backbone" in syn.provenance
+            network, protocol = default_student(learned, backbone)
+            print(
+                f"next: potstill evaluate {job.out} --network {network} --protocol {protocol} "
+                f"&& potstill report {job.out}"
+            )
 
 
 @dataclass(kw_only=True)
@@ -138,8 +140,8 @@ class Evaluate:
     # quick, default, dc, dsa, mtt, lad, idc, ncfm, probe (and *-published); default: quick without
     # a GPU, probe for what a backbone distilled, lad for learned step sizes
     protocol: str | None = None
-    runs: int = 5  # students per network
-    seed: int = 0  # of the students
+    runs: Runs = 5  # students per network
+    seed: Seed = 0  # of the students
     baseline: bool = True  # score the random subset of the same size too
     quantized: bool = True  # score the 8-bit view too
     full: bool = False  # score training on the full (long-tailed) set too
@@ -157,22 +159,22 @@ def _evaluate(words: list[str]) -> None:
     from potstill.job import evaluate_run
     from potstill.reports.tables import plain, score_table
 
-    chosen = parse(Evaluate, words, "evaluate")
-    network, protocol = suiting(chosen.folder, chosen.network, chosen.protocol)
-    records = evaluate_run(
-        chosen.folder,
-        chosen.machine.run(chosen.seed),
-        network=network,
-        protocol=protocol,
-        inherit=inheritance(chosen.inherit, chosen.head_prior, chosen.kd),
-        runs=chosen.runs,
-        baseline=chosen.baseline,
-        quantized=chosen.quantized,
-        full=chosen.full,
-        **({} if chosen.sender is None else {"sender": chosen.sender}),
-        data=chosen.data,
-    )
-    print(plain(score_table(records)))
+    with parse(Evaluate, words, "evaluate") as chosen:
+        network, protocol = suiting(chosen.folder, chosen.network, chosen.protocol)
+        records = evaluate_run(
+            chosen.folder,
+            chosen.machine.run(chosen.seed),
+            network=network,
+            protocol=protocol,
+            inherit=inheritance(chosen.inherit, chosen.head_prior, chosen.kd),
+            runs=chosen.runs,
+            baseline=chosen.baseline,
+            quantized=chosen.quantized,
+            full=chosen.full,
+            **({} if chosen.sender is None else {"sender": chosen.sender}),
+            data=chosen.data,
+        )
+        print(plain(score_table(records)))
 
 
 @dataclass(kw_only=True)
@@ -186,8 +188,8 @@ class Report:
 def _report(words: list[str]) -> None:
     from potstill.reports import report
 
-    chosen = parse(Report, words, "report")
-    print(report(chosen.folder, chosen.out))
+    with parse(Report, words, "report") as chosen:
+        print(report(chosen.folder, chosen.out))
 
 
 @dataclass(kw_only=True)
@@ -201,8 +203,8 @@ class Compare:
 def _compare(words: list[str]) -> None:
     from potstill.reports import compare
 
-    chosen = parse(Compare, words, "compare")
-    print(compare(chosen.folders, chosen.out))
+    with parse(Compare, words, "compare") as chosen:
+        print(compare(chosen.folders, chosen.out))
 
 
 def _methods(words: list[str]) -> None:
@@ -226,7 +228,7 @@ class Recipe:
     file: tyro.conf.Positional[Path]  # recipes/METHOD/NAME.toml
     out: Path | None = None  # run folder; default runs/NAME
     data: str | None = None  # where the data are, if not at the path that the recipe names
-    seed: int | None = None  # instead of the recipe's
+    seed: Seed | None = None  # instead of the recipe's
     force: bool = False  # replace a finished or foreign run in --out
     machine: Annotated[Machine, FLAT] = field(default_factory=Machine)
 
@@ -235,17 +237,17 @@ def _recipe(words: list[str]) -> None:
     from potstill.recipe import run_recipe
     from potstill.reports.tables import plain, score_table
 
-    chosen = parse(Recipe, words, "recipe")
-    folder, records = run_recipe(
-        chosen.file,
-        chosen.machine.run,
-        out=chosen.out,
-        data=chosen.data,
-        seed=chosen.seed,
-        force=chosen.force,
-    )
-    print(plain(score_table(records)))
-    print(folder / "report.html")
+    with parse(Recipe, words, "recipe") as chosen:
+        folder, records = run_recipe(
+            chosen.file,
+            chosen.machine.run,
+            out=chosen.out,
+            data=chosen.data,
+            seed=chosen.seed,
+            force=chosen.force,
+        )
+        print(plain(score_table(records)))
+        print(folder / "report.html")
 
 
 def _backbone(words: list[str]) -> None:

@@ -5,14 +5,16 @@ from __future__ import annotations
 import contextlib
 import io
 import re
-from collections.abc import Container
-from dataclasses import dataclass, field, make_dataclass
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field, is_dataclass, make_dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 
-from potstill.run.errors import InputError, nearest
+from potstill.run.context import Precision
+from potstill.run.errors import InputError, PotstillError, nearest
+from potstill.run.fields import NotNegative, Positive, Range, check_fields, fields_of
 
 __all__ = [
     "FLAT",
@@ -24,6 +26,7 @@ __all__ = [
     "suiting",
 ]
 
+Threads = Annotated[int, Range(0, 1024)]
 FLAT = tyro.conf.arg(name="")  # fields of a nested dataclass are flags like any other
 
 
@@ -32,11 +35,11 @@ class Machine:
     """Where to run."""
 
     device: str = "auto"  # "auto" (first CUDA device, else CPU), "cpu", "cuda", "cuda:1"
-    precision: str = "auto"  # frozen network passes: "fp32" or "bf16"; auto = bf16 on CUDA only
+    precision: Precision = "auto"  # frozen networks: "fp32" or "bf16"; auto = bf16 on CUDA only
     compile: bool = False  # torch.compile the feature networks
-    memory_gb: float = 4.0  # budget of one step's activations and of images kept in memory
-    checkpoint_seconds: float = 20.0  # at most this much work is lost by a kill; 0 = every step
-    threads: int = 0  # CPU threads; 0 = torch's choice
+    memory_gb: Positive = 4.0  # budget of one step's activations and of images kept in memory
+    checkpoint_seconds: NotNegative = 20.0  # a kill loses at most this much work; 0 = every step
+    threads: Threads = 0  # CPU threads; 0 = torch's choice
     quiet: bool = False  # no progress bars, warnings only
 
     def run(self, seed: int) -> Any:
@@ -47,8 +50,6 @@ class Machine:
         from potstill.run.machine import tune_allocator
 
         tune_allocator()
-        if self.threads < 0:
-            raise InputError(f"threads is {self.threads}; use 0 (torch's choice) or more")
         if self.threads:
             torch.set_num_threads(self.threads)
         return Run(
@@ -62,16 +63,91 @@ class Machine:
         )
 
 
-def parse(kind: Any, words: list[str], command: str) -> Any:
+@contextlib.contextmanager
+def parse(kind: Any, words: list[str], command: str) -> Iterator[Any]:
+    """Read and check flags; whatever is wrong, here or in the block, names them as they are typed.
+
+    Messages write a field of Python's as ``name is value`` or ``name=value``.
+    """
+    try:
+        chosen = _read(kind, words, command)
+        for part in (chosen, *filter(is_dataclass, vars(chosen).values())):
+            check_fields(part)
+        yield chosen
+    except PotstillError as error:
+        error.args = (_as_typed(str(error), _flags(kind, words)),)
+        raise
+
+
+def _read(kind: Any, words: list[str], command: str) -> Any:
     """Read flags; what tyro finds wrong becomes one sentence."""
     box = io.StringIO()
     try:
         with contextlib.redirect_stderr(box):
-            return tyro.cli(kind, args=words, prog=f"potstill {command}")
+            return tyro.cli(kind, args=words, prog=f"potstill {command}", registry=_NUMBERS)
     except SystemExit as stop:
         if not stop.code:
             raise
-        raise InputError(_sentence(box.getvalue(), command)) from None
+        cause = stop.__context__
+        refused = cause if isinstance(cause, InputError) else None
+        raise refused or InputError(_sentence(box.getvalue(), command)) from None
+
+
+_INSIDE = r"[\w./\\\x22\x27-]"  # beside a name that is part of a path, a text or a flag
+_POSITIONAL = get_args(tyro.conf.Positional[str])[1]
+_NUMBERS = tyro.constructors.ConstructorRegistry()
+
+
+@_NUMBERS.primitive_rule
+def _number(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """A word where a number belongs stays a word: one validator has one sentence for it."""
+    kind: Any = info.type
+    if kind not in (int, float):
+        return None
+
+    def read(words: list[str]) -> Any:
+        try:
+            return kind(words[0])
+        except ValueError:
+            return words[0]
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kind.__name__.upper(),
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, kind),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _flags(kind: Any, words: list[str]) -> dict[str, str]:
+    """Return the flag of each field of an options class: of several names the one typed."""
+    typed = {word.partition("=")[0] for word in words}
+    found: dict[str, str] = {}
+    for name, hint in fields_of(kind).items():
+        inner, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        if is_dataclass(inner):
+            found |= _flags(inner, words)
+        elif _POSITIONAL not in marks:
+            said: Any = next((mark for mark in marks if hasattr(mark, "aliases")), None)
+            names = [said.name, *(said.aliases or ())] if said and said.name else [name]
+            flags = ["--" + one.lstrip("-").replace("_", "-") for one in names]
+            found[name] = next((flag for flag in flags if flag in typed), flags[0])
+    return found
+
+
+def _as_typed(message: str, flags: dict[str, str]) -> str:
+    """Put flags in the place of fields.
+
+    A name with an underscore is a field wherever it stands alone; other names are words, too, and
+    are fields only in ``name=value`` and where a clause begins with ``name is``.
+    """
+    for name, flag in flags.items():
+        message = re.sub(rf"(?<!{_INSIDE}){name}=(?=\S)", f"{flag} ", message)
+        alone = rf"(?<!{_INSIDE}){name}(?!{_INSIDE}|=)"
+        clause = rf"(?:^|(?<=, )|(?<= and )){name}(?= is )"
+        message = re.sub(alone if "_" in name else clause, flag, message)
+    return message
 
 
 def _sentence(box: str, command: str) -> str:

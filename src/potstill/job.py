@@ -23,6 +23,7 @@ from potstill.reports.gallery import Gallery, picture_real
 from potstill.run import InputError, Run, logger
 from potstill.run.checkpoint import digest, write_json
 from potstill.run.errors import system_refusals
+from potstill.run.fields import Batch, Runs, check_value
 from potstill.run.folder import claimed, read_record, refuse_unfinished
 from potstill.synthetic import SyntheticSet
 
@@ -66,6 +67,7 @@ def evaluate_run(
         evaluate,
         find_protocol,
         full_name,
+        some_networks,
         write_scores,
     )
     from potstill.reports import write_card
@@ -73,9 +75,8 @@ def evaluate_run(
 
     how = find_protocol(protocol)
     probed = isinstance(how, Probe)
-    if not network:
-        raise InputError("network names none; give at least one, such as convnet-w128-in")
-    for name in network:  # before data are decoded
+    check_value("runs", options.get("runs", 1), Runs)
+    for name in some_networks(network):  # before data are decoded
         check_probed(name) if probed else check_student(name)
     if not folder.exists():
         raise InputError(
@@ -151,6 +152,7 @@ def distill(
         >>> syn = potstill.distill("csdm", "digits", ipc=10, imbalance_factor=50, out="runs/demo")
     """
     run = run or Run()
+    check_value("ipc", ipc, Batch)
     if isinstance(method, str):
         method = find(method).budget(budget)
         chosen: str | None = budget

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from potstill.data import ImageSet, load_pair
-from potstill.data.longtail import Profile
+from potstill.data.longtail import Factor, Profile, check_factor
 from potstill.data.reading import Reading
 from potstill.run import InputError, Run
 from potstill.run.records import fits, type_fault
@@ -24,8 +24,12 @@ class Data(Reading):
 
     data: str = "digits"  # digits, a folder, a Parquet/Arrow data set, an .npz file or a hub name
     test: str | None = None  # source of the test split; by default the same source's
-    imbalance_factor: float = 1.0  # n_max / n_min to cut the train split to; 1 = as it is
+    imbalance_factor: Factor = 1.0  # n_max / n_min to cut the train split to; 1 = as it is
     profile: Profile = "exponential"  # shape of the long tail
+
+    def __post_init__(self) -> None:
+        check_factor(self.imbalance_factor)
+        super().__post_init__()
 
     def open(self, run: Run, source: Any = None) -> tuple[ImageSet, ImageSet, str]:
         """Return (train, test, sentence about the test); ``source`` stands in for ``data``."""

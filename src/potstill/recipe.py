@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, get_type_hints
+from typing import Any
 
 from potstill.job import Data, check_probed, distill, evaluate_run, open_data
 from potstill.methods import find
 from potstill.run import InputError, Run, nearest
+from potstill.run.fields import Batch, Runs, Seed, Students, check_value, fields_of
 from potstill.run.folder import read_record
-from potstill.run.records import fits as fits_type
 from potstill.run.records import parse_toml, read_regular
 
 __all__ = ["read_recipe", "run_recipe"]
@@ -34,14 +34,14 @@ _TABLES: dict[str, dict[str, Any] | None] = {  # keys and their types
         "note": str,
         "fingerprint": str,  # of the decoded training split
     },
-    "data": get_type_hints(Data),
-    "distill": {"method": str, "ipc": int, "budget": str, "seed": int},
-    "method": None,  # the fields of the method, see method_of
+    "data": fields_of(Data),
+    "distill": {"method": str, "ipc": Batch, "budget": str, "seed": Seed},
+    "method": None,  # the fields of the method
     "evaluate": {
         "network": str | list[str],
         "protocol": str,
-        "runs": int,
-        "full": bool | int,
+        "runs": Runs,
+        "full": bool | Students,
         "inherit": str,  # projector of an inherited classifier: "ridge" or "adam"
         "head_prior": str,  # how that classifier was debiased
         "kd": bool,
@@ -72,24 +72,22 @@ def read_recipe(path: Path) -> dict[str, Any]:
             continue
         if not isinstance(table, dict):
             raise InputError(f"{path} has {name} = {table!r}; make it a table [{name}]")
-        known = _TABLES[name]
-        for key in table if known is not None else ():
-            if known is not None and key not in known:
-                raise InputError(f"{path} has {key!r} in [{name}]{nearest(key, known)}")
-        if known is not None:
-            _check_types(table, known, name, path)
+        if (known := _TABLES[name]) is not None:
+            _check_table(table, known, name, path)
     if "method" not in recipe.get("distill", {}):
         raise InputError(f'{path} names no method; add method = "csdm" to [distill]')
-    kind = find(recipe["distill"]["method"])
-    _check_types(recipe.get("method", {}), get_type_hints(kind), "method", path)
+    kind: Any = find(recipe["distill"]["method"])
+    _check_table(recipe.get("method", {}), fields_of(kind), "method", path)
+    if recipe.get("evaluate", {}).get("network") == []:
+        raise InputError(f"{path} has network = [] in [evaluate]; name at least one network")
     return recipe
 
 
-def _check_types(table: dict[str, Any], known: dict[str, Any], name: str, path: Path) -> None:
+def _check_table(table: dict[str, Any], known: dict[str, Any], name: str, path: Path) -> None:
     for key, value in table.items():
-        if key in known and not fits_type(value, known[key]):
-            wanted = known[key].__name__ if type(known[key]) is type else known[key]
-            raise InputError(f"{path} has {key} = {value!r} in [{name}]; give a value of {wanted}")
+        if key not in known:
+            raise InputError(f"{path} has {key!r} in [{name}]{nearest(key, known)}")
+        check_value(f"{key} in [{name}] of {path}", value, known[key])
 
 
 def names_of(network: str, backbone: Mapping[str, Any] | None) -> list[str]:
@@ -138,8 +136,6 @@ def run_recipe(
         check_probed(name) if probed else parse(name)
     passed_on = ("inherit", "head_prior", "kd")
     inherit = inheritance(*(options.pop(key, None) for key in passed_on))
-    if options["runs"] < 1:
-        raise InputError(f"{path} has runs = {options['runs']} in [evaluate]; use at least 1")
     syn = distill(
         method_of(recipe),
         chosen,

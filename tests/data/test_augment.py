@@ -205,7 +205,7 @@ def test_none_leaves_the_images_alone():
     ("text", "rule", "words"),
     [
         ("color_corp", "dc", "'corp'; did you mean 'crop'"),
-        ("color", "idcc", "'idcc'; did you mean 'idc'"),
+        ("color", "idcc", "augment_rule is 'idcc'; use one of dc, idc"),
         ("crop_crop", "dc", "list each operation once"),
     ],
 )

@@ -170,7 +170,7 @@ def test_wrong_length(announced):
     ("form", "message"),
     [
         ({"image_size": 0}, "image_size is 0"),
-        ({"resize": "crops"}, "did you mean 'crop'"),
+        ({"resize": "crops"}, "resize is 'crops'; use one of crop, stretch, pad"),
         ({"channels": 2}, "channels is 2"),
     ],
 )

@@ -139,10 +139,10 @@ def test_factor_one_keeps_everything():
     ("factor", "message"),
     [
         (0.01, "use 100"),
-        (0, "from 1 up"),
-        (-5, "from 1 up"),
-        (float("nan"), "from 1 up"),
-        (float("inf"), "from 1 up"),
+        (0, "use a number from 1 to"),
+        (-5, "use a number from 1 to"),
+        (float("nan"), "use a number from 1 to"),
+        (float("inf"), "use a number from 1 to"),
         (31, "use at most 30, the size of the largest class"),
     ],
 )

@@ -1,22 +1,16 @@
 """How a synthetic image is parametrised: what is stored, what is optimised, what a network sees."""
 
-from potstill.canvas.learned import SPACES, LearnedCanvas
+from potstill.canvas.learned import LearnedCanvas
 from potstill.canvas.pixels import Canvas, canvas_spec, check_spec, decode_images, views_per_image
-from potstill.canvas.pyramid import FORMS, GROWTH, PyramidCanvas, check_form
-from potstill.canvas.start import STARTS, STARVED, check_start, images_per_class, start_canvas
+from potstill.canvas.pyramid import PyramidCanvas
+from potstill.canvas.start import check_start, images_per_class, start_canvas
 from potstill.canvas.tiled import mosaic, tiles, views
 
 __all__ = [
-    "FORMS",
-    "GROWTH",
-    "SPACES",
-    "STARTS",
-    "STARVED",
     "Canvas",
     "LearnedCanvas",
     "PyramidCanvas",
     "canvas_spec",
-    "check_form",
     "check_spec",
     "check_start",
     "decode_images",

@@ -8,6 +8,7 @@ step size. What is stored are RGB images: the transform is inverted, and a recei
 from __future__ import annotations
 
 import math
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -16,10 +17,11 @@ from torch.nn.functional import one_hot
 from potstill.canvas.pixels import Canvas, canvas_spec
 from potstill.data.transform import Transform
 from potstill.run import InputError
+from potstill.run.fields import OneOf, Positive, check_value
 
-__all__ = ["SPACES", "LearnedCanvas"]
+__all__ = ["LearnedCanvas", "Space"]
 
-SPACES = ("network", "rgb")
+Space = Annotated[str, OneOf("network", "rgb")]
 _BEND, _FLOOR = 0.1, 1e-3  # shares of the first student step size, see LearnedCanvas.syn_lr
 
 
@@ -46,14 +48,12 @@ class LearnedCanvas(Canvas):
         learn_labels: bool = True,
         syn_lr: float = 0.01,
     ) -> None:
-        if space not in SPACES:
-            raise InputError(f"space is {space!r}; use one of {', '.join(SPACES)}")
+        check_value("space", space, Space)
+        check_value("syn_lr", syn_lr, Positive)
         if start.views != 1:
             raise InputError(
                 "factor is above 1; trajectory matching has one image per stored image"
             )
-        if not 0 < syn_lr < math.inf:
-            raise InputError(f"syn_lr is {syn_lr}; use a positive number")
         images = start.images.detach()
         images = transform.forward(images) if space == "network" else images
         bounded = start.bounded and space == "rgb"

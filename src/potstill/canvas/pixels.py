@@ -3,17 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from potstill.canvas.tiled import views
 from potstill.run import InputError
+from potstill.run.fields import OneOf, Range, admits
 
-__all__ = ["Canvas", "canvas_spec", "check_spec", "decode_images", "views_per_image"]
+__all__ = [
+    "Canvas",
+    "Factor",
+    "Formation",
+    "canvas_spec",
+    "check_spec",
+    "decode_images",
+    "views_per_image",
+]
 
-_FORMATIONS = ("single", "multi")
+Factor = Annotated[int, Range(1, 8)]  # tiles per side of a stored image
+Formation = Annotated[str, OneOf("single", "multi")]
 
 
 def canvas_spec(factor: int = 1, formation: str = "single") -> dict[str, Any]:
@@ -33,9 +43,9 @@ def check_spec(spec: Mapping[str, Any]) -> None:
     if kind != "tiled":
         raise InputError(f"decode kind is {kind!r}; this version knows 'pixels' and 'tiled'")
     factor, formation = spec.get("factor"), spec.get("formation")
-    if type(factor) is not int or not 1 <= factor <= 8:
+    if not admits(Factor, factor):
         raise InputError(f"decode factor is {factor!r}; use an integer from 1 to 8")
-    if formation not in _FORMATIONS:
+    if not admits(Formation, formation):
         raise InputError(f"decode formation is {formation!r}; use 'single' or 'multi'")
 
 

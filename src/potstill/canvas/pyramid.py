@@ -11,18 +11,19 @@ one stored channel moves along a principal direction of natural colours.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.canvas.pixels import Canvas, canvas_spec
-from potstill.run import InputError
+from potstill.run.fields import Every, OneOf, check_value
 
-__all__ = ["FORMS", "GROWTH", "PyramidCanvas", "check_form", "level_sizes"]
+__all__ = ["Form", "Growth", "PyramidCanvas", "level_sizes"]
 
-FORMS = ("pyramid", "pixels")
-GROWTH = ("noise", "zero")
+Form = Annotated[str, OneOf("pyramid", "pixels")]
+Growth = Annotated[str, OneOf("noise", "zero")]
 # Square root of the covariance of natural colours, as published with feature visualisation
 # (Olah et al., Distill 2017), scaled by its longest column.
 _COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]]).double()
@@ -66,7 +67,9 @@ class PyramidCanvas(Canvas):
         growth: str = "noise",
         decorrelate: bool = True,
     ) -> None:
-        check_form(form, grow_every, growth)
+        check_value("canvas", form, Form)
+        check_value("growth", growth, Growth)
+        check_value("grow_every", grow_every, Every)
         self.shape, self.generator = shape, generator
         self.sizes = level_sizes((shape[1], shape[2]), form)
         self.grow_every, self.growth = grow_every, growth
@@ -159,12 +162,3 @@ class PyramidCanvas(Canvas):
 
     def project_(self) -> None:
         """Levels have no bounds."""
-
-
-def check_form(form: str, grow_every: int, growth: str) -> None:
-    """Raise InputError unless these describe a canvas."""
-    for name, value, options in (("canvas", form, FORMS), ("growth", growth, GROWTH)):
-        if value not in options:
-            raise InputError(f"{name} is {value!r}; use one of {', '.join(options)}")
-    if grow_every < 1:
-        raise InputError(f"grow_every is {grow_every}; use at least 1 step")

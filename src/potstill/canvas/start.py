@@ -7,6 +7,7 @@ ten 2x2 mosaics). What happens then is a policy with a name and a warning, never
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Annotated
 
 import torch
 import torch.nn.functional as F
@@ -16,11 +17,13 @@ from potstill.canvas.pixels import Canvas, canvas_spec
 from potstill.canvas.tiled import mosaic
 from potstill.data import ImageSet
 from potstill.run import InputError, logger
+from potstill.run.fields import OneOf, check_value
 
-__all__ = ["STARTS", "STARVED", "check_start", "images_per_class", "start_canvas"]
+__all__ = ["Profile", "Start", "Starved", "check_start", "images_per_class", "start_canvas"]
 
-STARTS = ("real", "tiled", "noise")
-STARVED = ("repeat", "noise", "keep")
+Start = Annotated[str, OneOf("real", "tiled", "noise")]
+Starved = Annotated[str, OneOf("repeat", "noise", "keep")]
+Profile = Annotated[str, OneOf("balanced", "long_tailed")]
 
 
 def _noise(count: int, shape: tuple[int, int, int], generator: torch.Generator) -> Tensor:
@@ -57,13 +60,10 @@ def _class_images(
     return torch.cat([images, _shifted(images[again], generator)])
 
 
-def check_start(start: str, starved: str, starts: Sequence[str] = STARTS) -> None:
-    """Raise InputError unless both are known and go together."""
-    for name, value, options in (("start", start, starts), ("starved", starved, STARVED)):
-        if value not in options:
-            raise InputError(f"{name} is {value!r}; use one of {', '.join(options)}")
+def check_start(start: str, starved: str) -> None:
+    """Raise InputError unless both go together."""
     if start == "tiled" and starved == "keep":
-        raise InputError("starved is 'keep' with start 'tiled'; use 'repeat' or 'noise'")
+        raise InputError("starved is 'keep' with start 'tiled'; use starved=repeat or noise")
 
 
 def _warn_of_shortage(
@@ -101,10 +101,9 @@ def images_per_class(real: ImageSet, ipc: int, profile: str = "balanced") -> lis
     Raises:
         InputError: an unknown profile.
     """
+    check_value("ipc_profile", profile, Profile)
     if profile == "balanced":
         return [ipc] * real.num_classes
-    if profile != "long_tailed":
-        raise InputError(f"ipc_profile is {profile!r}; use 'balanced' or 'long_tailed'")
     sizes = torch.tensor(real.counts)
     counts = torch.ones_like(sizes)
     left = min(ipc * real.num_classes, int(sizes.sum())) - real.num_classes
@@ -147,6 +146,8 @@ def start_canvas(
         candidates: positions in ``real`` per class, in the order in which they are taken; default:
             all of the class, shuffled. A class without any starts from noise.
     """
+    check_value("start", start, Start)
+    check_value("starved", starved, Starved)
     check_start(start, starved)
     wanted = [ipc] * real.num_classes if isinstance(ipc, int) else list(ipc)
     if len(wanted) != real.num_classes or min(wanted) < 1:

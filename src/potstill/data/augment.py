@@ -12,18 +12,19 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.run import InputError, nearest
+from potstill.run.fields import OneOf, check_value
 
-__all__ = ["DSA", "OPERATIONS", "RULES", "cutmix"]
+__all__ = ["DSA", "OPERATIONS", "Rule", "cutmix"]
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
-RULES = ("dc", "idc")
+Rule = Annotated[str, OneOf("dc", "idc")]
 GEOMETRIC = ("crop", "scale", "rotate")  # the rule "idc" applies exactly one of those listed
 
 
@@ -56,11 +57,10 @@ class DSA:
     def __post_init__(self) -> None:
         for op in self.ops:
             if op not in OPERATIONS:
-                raise InputError(f"augmentation operation is {op!r}{nearest(op, OPERATIONS)}")
+                raise InputError(f"augment is {self.name!r} with {op!r}{nearest(op, OPERATIONS)}")
         if len(set(self.ops)) < len(self.ops):
-            raise InputError(f"augmentation is {self.name!r}; list each operation once")
-        if self.rule not in RULES:
-            raise InputError(f"augmentation rule is {self.rule!r}{nearest(self.rule, RULES)}")
+            raise InputError(f"augment is {self.name!r}; list each operation once")
+        check_value("augment_rule", self.rule, Rule)
 
     @staticmethod
     def parse(text: str, rule: str = "dc", **ranges: Any) -> DSA:

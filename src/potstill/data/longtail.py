@@ -22,18 +22,19 @@ Draws:
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
-from typing import Literal, get_args
+from typing import Annotated, Literal, get_args
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from potstill.run import InputError, Run, nearest
+from potstill.run.fields import Inside, Range, admits, check_value
 
 __all__ = ["DRAWS", "PROFILES", "Draw", "Profile", "draw_positions", "profile_counts"]
 
+Factor = Annotated[float, Range(1, 1e9)]
 Profile = Literal["exponential", "step", "pareto"]
 Draw = Literal["published", "seeded"]
 PROFILES: tuple[str, ...] = get_args(Profile)
@@ -43,6 +44,16 @@ _PARETO_POWER = 6
 # Twelve digits below the smallest count: enough to lift 49 * (1 / 49) = 0.999... to 1, and far too
 # little to change any count that was not meant to be whole.
 _ROUNDING = 1e-9
+
+
+def check_factor(imbalance_factor: float) -> None:
+    """Refuse what is no ratio of the largest class to the smallest."""
+    if admits(Inside, imbalance_factor):
+        raise InputError(
+            f"imbalance_factor is {imbalance_factor:g}, but it is largest class over smallest; "
+            f"use {1 / imbalance_factor:g}"
+        )
+    check_value("imbalance_factor", imbalance_factor, Factor)
 
 
 def profile_counts(
@@ -55,13 +66,7 @@ def profile_counts(
     """
     if profile not in PROFILES:
         raise InputError(f"profile is {profile!r}{nearest(str(profile), PROFILES)}")
-    if 0 < imbalance_factor < 1:
-        raise InputError(
-            f"imbalance_factor is {imbalance_factor:g}, but it is largest class over smallest; "
-            f"use {1 / imbalance_factor:g}"
-        )
-    if not (math.isfinite(imbalance_factor) and imbalance_factor >= 1):
-        raise InputError(f"imbalance_factor is {imbalance_factor:g}; use a number from 1 up")
+    check_factor(imbalance_factor)
     rate, last = 1 / imbalance_factor, max(1, classes - 1)
     if profile == "exponential":
         sizes = [largest * rate ** (label / last) for label in range(classes)]

@@ -10,16 +10,19 @@ from __future__ import annotations
 
 import math
 from dataclasses import asdict, dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from potstill.run import InputError
+from potstill.run.fields import PositiveShare, Range, Share, check_fields
 
 __all__ = ["Draw", "Views", "clean_view", "part_of"]
 
+Aspect = Annotated[float, Range(1, 100)]
+Level = Annotated[float, Range(-100, 100)]
+Spread = Annotated[float, Range(0, 100)]
 Draw = dict[str, Tensor]  # "box" (n, 4), "flip" (n,), "noise" (n,): one row per image
 
 
@@ -37,26 +40,15 @@ class Views:
         InputError: a field is out of range.
     """
 
-    crop_min: float = 0.08  # smallest area of a crop as a share of the image; 1 = no crop
-    aspect: float = 4 / 3  # crops are up to this much wider or higher than square
-    flip: float = 0.5  # probability of a horizontal flip
-    noise: float = 0.5  # probability of Gaussian noise
-    noise_mean: float = 0.5  # as released; it brightens half of the views
-    noise_std: float = 0.2
+    crop_min: PositiveShare = 0.08  # smallest area of a crop as a share of the image; 1 = no crop
+    aspect: Aspect = 4 / 3  # crops are up to this much wider or higher than square
+    flip: Share = 0.5  # probability of a horizontal flip
+    noise: Share = 0.5  # probability of Gaussian noise
+    noise_mean: Level = 0.5  # as released; it brightens half of the views
+    noise_std: Spread = 0.2
 
     def __post_init__(self) -> None:
-        if not 0 < self.crop_min <= 1:
-            raise InputError(f"crop_min is {self.crop_min}; use a share above 0, at most 1")
-        if not 1 <= self.aspect < math.inf:
-            raise InputError(f"aspect is {self.aspect}; use 1 (square) or more")
-        for name in ("flip", "noise"):
-            if not 0 <= getattr(self, name) <= 1:
-                raise InputError(f"{name} is {getattr(self, name)}; use a probability from 0 to 1")
-        if not (0 <= self.noise_std < math.inf and math.isfinite(self.noise_mean)):
-            raise InputError(
-                f"noise_mean is {self.noise_mean} and noise_std is {self.noise_std}; use a number "
-                "and one of at least 0"
-            )
+        check_fields(self)
 
     @property
     def facts(self) -> dict[str, Any]:

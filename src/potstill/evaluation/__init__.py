@@ -6,7 +6,14 @@ from potstill.evaluation.linear import LinearBench
 from potstill.evaluation.metrics import class_accuracy, mean_std, summary
 from potstill.evaluation.probe import PROBES, Probe
 from potstill.evaluation.protocol import PROTOCOLS, Protocol, find_protocol
-from potstill.evaluation.scores import Score, evaluate, full_name, read_scores, write_scores
+from potstill.evaluation.scores import (
+    Score,
+    evaluate,
+    full_name,
+    read_scores,
+    some_networks,
+    write_scores,
+)
 from potstill.evaluation.student import train_students
 
 __all__ = [
@@ -28,6 +35,7 @@ __all__ = [
     "read_scores",
     "receiver_bytes",
     "soft_labels",
+    "some_networks",
     "summary",
     "train_students",
     "with_soft_labels",

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -24,11 +24,13 @@ from potstill.evaluation.record import Result, part
 from potstill.experts.heads import HEAD_PRIORS, Head, train_head
 from potstill.nets.backbone import Backbone
 from potstill.nets.heads import Projector, adam_projector, ridge_projector
-from potstill.run import InputError, logger, nearest
+from potstill.run import InputError, logger
+from potstill.run.fields import OneOf, check_value
 
-__all__ = ["PROJECTORS", "Heir", "Inheritance", "fits", "inheritance"]
+__all__ = ["Heir", "Inheritance", "fits", "inheritance"]
 
-PROJECTORS = ("ridge", "adam")
+Projection = Annotated[str, OneOf("ridge", "adam")]
+HeadPrior = Annotated[str, OneOf(*HEAD_PRIORS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,10 +47,8 @@ class Inheritance:
     head: Head | None = None  # the shipped head; None = train it on the real set
 
     def __post_init__(self) -> None:
-        if self.projector not in PROJECTORS:
-            raise InputError(f"inherit is {self.projector!r}{nearest(self.projector, PROJECTORS)}")
-        if self.prior not in HEAD_PRIORS:
-            raise InputError(f"head_prior is {self.prior!r}{nearest(self.prior, HEAD_PRIORS)}")
+        check_value("inherit", self.projector, Projection)
+        check_value("head_prior", self.prior, HeadPrior)
 
 
 def inheritance(inherit: str | None, head_prior: str | None, kd: bool | None) -> Inheritance | None:
@@ -59,7 +59,7 @@ def inheritance(inherit: str | None, head_prior: str | None, kd: bool | None) ->
     """
     if inherit in (None, "none") and not kd:
         if head_prior is not None:
-            raise InputError(f"head_prior is {head_prior!r} without inherit; use inherit = 'ridge'")
+            raise InputError(f"head_prior is {head_prior!r} without inherit; use inherit=ridge")
         return None
     return Inheritance(
         projector="ridge" if inherit in (None, "none") else str(inherit),

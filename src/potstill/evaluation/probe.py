@@ -11,18 +11,19 @@ from __future__ import annotations
 
 import json
 from dataclasses import dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
 from potstill.data.views import Views
 from potstill.nets.heads import HeadTraining
 from potstill.run import InputError, nearest
 from potstill.run.checkpoint import digest
+from potstill.run.fields import Copies, OneOf, Range, Steps, check_fields
 
 __all__ = ["PROBES", "Probe", "short_hash"]
 
+Stored = Annotated[int, Range(0, 10**3)]
 _HEAD, _FULL = HeadTraining(epochs=1000), HeadTraining(epochs=100, batch=128)
 _VIEWS = Views(noise=0.0)  # flip and random resized crop, no noise
-_LABELS = ("auto", "hard", "soft")
 
 
 def short_hash(facts: dict[str, Any]) -> str:
@@ -41,22 +42,16 @@ class Probe:
     name: str  # for people; not part of the hash
     training: HeadTraining = _HEAD  # on the artifact and on random images
     views: Views = _VIEWS
-    stored_views: int = 64  # per image; 0 = fresh views in every epoch, as published
+    stored_views: Stored = 64  # per image; 0 = fresh views in every epoch, as published
     full: HeadTraining = _FULL  # on all real images; more epochs where they are few
-    full_steps: int = 10_000  # at least as many steps on all real images
-    full_views: int = 4  # stored views of each real image
-    labels: str = "auto"  # "auto" (soft where there are any), "hard" or "soft"
+    full_steps: Steps = 10_000  # at least as many steps on all real images
+    full_views: Copies = 4  # stored views of each real image
+    labels: Annotated[str, OneOf("auto", "hard", "soft")] = "auto"  # soft where there are any
 
     selection = "last"  # of the epoch that counts; for tables
 
     def __post_init__(self) -> None:
-        if self.labels not in _LABELS:
-            raise InputError(f"labels is {self.labels!r}{nearest(self.labels, _LABELS)}")
-        if self.stored_views < 0 or self.full_views < 1:
-            raise InputError(
-                f"stored_views is {self.stored_views} and full_views is {self.full_views}; use at "
-                "least 0 (fresh views) and 1"
-            )
+        check_fields(self)
 
     def full_training(self, images: int) -> HeadTraining:
         """Return how heads are trained on so many real images."""

@@ -11,12 +11,13 @@ from __future__ import annotations
 
 import json
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
 from potstill.data.augment import DSA
 from potstill.evaluation.probe import PROBES, Probe, short_hash
 from potstill.nets import Training
 from potstill.run import InputError, nearest
+from potstill.run.fields import Batch, Epoch, Epochs, OneOf, check_fields, check_value
 
 __all__ = ["PROTOCOLS", "Protocol", "find_protocol"]
 
@@ -45,25 +46,21 @@ class Protocol:
 
     name: str  # for people; not part of the hash
     training: Training  # epochs, batch, optimiser, schedule, augmentation, CutMix
-    epochs_by_ipc: tuple[tuple[int, int], ...] = ()  # (from this ipc, epochs), ascending
-    labels: str = "auto"  # "auto", "hard" or "soft", see the table above
+    epochs_by_ipc: tuple[tuple[Batch, Epochs], ...] = ()  # (from this ipc, epochs), ascending
+    labels: Annotated[str, OneOf(*_LABELS)] = "auto"  # see the table above
     learned_lr: bool = False  # start from the artifact's learned step size where it has one
-    selection: str = "last"  # "last", "val", "test_max" or "test_max_iterates"
-    test_every: int = 0  # epochs between looks under "val" and "test_max"; the last always counts
-    held_out: int | None = None  # images per class under "val"; None: a tenth of the smallest class
+    selection: Annotated[str, OneOf(*_SELECTIONS)] = "last"
+    test_every: Epoch = 0  # epochs between looks under "val" and "test_max"; the last always counts
+    held_out: Batch | None = None  # images per class under "val"; None: 0.1 of the smallest class
 
     def __post_init__(self) -> None:
-        for field, options in (("selection", _SELECTIONS), ("labels", _LABELS)):
-            value = getattr(self, field)
-            if value not in options:
-                raise InputError(f"{field} is {value!r}{nearest(str(value), options)}")
+        check_fields(self)
+        check_value(f"epochs of protocol {self.name!r}", self.training.epochs, Epochs)
         if self.looks_between == (self.test_every == 0):
             raise InputError(
                 f"test_every is {self.test_every} with selection {self.selection!r}; "
                 "use at least 1 epoch with 'val' and 'test_max' and 0 otherwise"
             )
-        if min(self.training.epochs, *(epochs for _, epochs in self.epochs_by_ipc), 1) < 1:
-            raise InputError(f"epochs of protocol {self.name!r} is 0; use at least 1")
 
     @property
     def looks_between(self) -> bool:

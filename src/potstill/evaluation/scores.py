@@ -26,12 +26,13 @@ from potstill.evaluation.record import Result, Score, part, read_scores, write_s
 from potstill.nets import create, parse
 from potstill.run import InputError, Run, logger
 from potstill.run.errors import system_refusals
+from potstill.run.fields import Runs, Students, check_value
 from potstill.run.folder import read_record, refuse_unfinished
 from potstill.run.machine import describe
 from potstill.synthetic import SyntheticSet
 from potstill.synthetic.iterates import list_iterates
 
-__all__ = ["Score", "evaluate", "full_name", "read_scores", "write_scores"]
+__all__ = ["Score", "evaluate", "full_name", "read_scores", "some_networks", "write_scores"]
 
 
 @system_refusals()
@@ -89,9 +90,11 @@ def evaluate(
         if (folder / "run.json").is_file():
             refuse_unfinished(read_record(folder), folder, syn.checksum)
     protocol = find_protocol(protocol)
-    _check(syn, train, test, runs)
+    check_value("runs", runs, Runs)
+    check_value("full", full, bool | Students)
+    _check(syn, train, test)
+    names = some_networks(network)
     if isinstance(protocol, Probe):
-        names = [network] if isinstance(network, str) else list(network)
         bench = LinearBench(syn, train, test, protocol, run, sender)
         wanted = {"random": baseline, "quantized": quantized, "full": int(full)}
         return [_probed(bench, name, runs, wanted, inherit, test_note) for name in names]
@@ -106,7 +109,7 @@ def evaluate(
             f"protocol is {protocol.name!r} but no iterates were kept; distil with --iterate-every "
             "500 (trajectory methods) and give the run's folder"
         )
-    names = [full_name(n, test) for n in ([network] if isinstance(network, str) else network)]
+    names = [full_name(name, test) for name in names]
     rest, watch = train, None
     if protocol.selection == "val":
         rest, watch = train.hold_out(protocol.held_out, run.seed)
@@ -131,10 +134,8 @@ def evaluate(
     return scores
 
 
-def _check(syn: SyntheticSet, train: ImageSet, test: ImageSet, runs: int) -> None:
+def _check(syn: SyntheticSet, train: ImageSet, test: ImageSet) -> None:
     """Raise InputError unless everything fits together."""
-    if runs < 1:
-        raise InputError(f"runs is {runs}; use at least 1 student")
     for split, real in (("train", train), ("test", test)):
         if len(real.classes) != len(syn.classes):
             raise InputError(
@@ -159,6 +160,14 @@ def _check(syn: SyntheticSet, train: ImageSet, test: ImageSet, runs: int) -> Non
             "train (checksum %s) is not the set the artifact was made from (%s): its groups and "
             "references are those of another set", train.checksum, made_from,
         )  # fmt: skip
+
+
+def some_networks(network: str | Sequence[str]) -> list[str]:
+    """Return the names; none at all would be scored without a word."""
+    names = [network] if isinstance(network, str) else list(network)
+    if not names:
+        raise InputError("network names none; give at least one, such as convnet-w128-in")
+    return names
 
 
 def full_name(network: str, test: ImageSet) -> str:

@@ -12,6 +12,7 @@ import hashlib
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -21,12 +22,13 @@ from potstill.data.transform import Transform
 from potstill.losses import cross_entropy, logit_adjusted
 from potstill.nets import Network, create_for, parse
 from potstill.nets.many import Examples, Training, train_many
-from potstill.run import ArtifactError, InputError, Run, logger
+from potstill.run import ArtifactError, Run, logger
 from potstill.run.checkpoint import digest, load_state, save_state
+from potstill.run.fields import Count, OneOf, check_value
 
-__all__ = ["PRIORS", "Pool", "train_pool"]
+__all__ = ["Pool", "Prior", "train_pool"]
 
-PRIORS = ("plain", "balanced", "logit_adjusted")
+Prior = Annotated[str, OneOf("plain", "balanced", "logit_adjusted")]
 State = dict[str, Tensor]
 
 
@@ -122,10 +124,8 @@ def train_pool(
         prior: what is done about an uneven class prior: "plain" (nothing, as published),
             "balanced" (class-balanced sampling) or "logit_adjusted" (Menon et al., ICLR 2021).
     """
-    if prior not in PRIORS:
-        raise InputError(f"pool_prior is {prior!r}; use one of {', '.join(PRIORS)}")
-    if members < 1:
-        raise InputError(f"networks is {members}; use at least 1")
+    check_value("pool_prior", prior, Prior)
+    check_value("networks", members, Count)
     key = _recipe(real, network, training, prior, transform, run)
     assert run.cache is not None
     folder = run.cache / "pools" / key

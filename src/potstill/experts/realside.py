@@ -19,7 +19,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor, nn
@@ -30,13 +30,14 @@ from potstill.experts.pool import Pool, fingerprint
 from potstill.match.mmd import by_class
 from potstill.match.spectral import SegmentMean
 from potstill.nets import create
-from potstill.run import ArtifactError, InputError, Run, StorageError, logger, nearest
+from potstill.run import ArtifactError, Run, StorageError, logger
 from potstill.run.checkpoint import digest, load_state, save_state
+from potstill.run.fields import Count, Every, OneOf, Part, check_value
 from potstill.run.machine import CPU_CHUNK
 
-__all__ = ["POLICIES", "Entry", "Eye", "RealSide", "check_policy"]
+__all__ = ["Entry", "Eye", "Policy", "RealSide"]
 
-POLICIES = ("rolling", "fixed", "features", "fresh")
+Policy = Annotated[str, OneOf("rolling", "fixed", "features", "fresh")]
 _DISK_LIMIT = 8 << 20  # bytes: tables are stored for reuse and resume, feature banks are not
 
 
@@ -138,17 +139,6 @@ class Eye:
         return self.features(dsa.apply(moved, augment) if dsa is not None else moved)
 
 
-def check_policy(policy: str, entries: int, refresh: int, batch_real: int) -> None:
-    """Raise InputError unless these describe a real side."""
-    if policy not in POLICIES:
-        raise InputError(f"real_side is {policy!r}{nearest(policy, POLICIES)}")
-    if entries < 1 or refresh < 1 or batch_real < 0:
-        raise InputError(
-            f"entries is {entries}, refresh is {refresh} and batch_real is {batch_real}; "
-            "use at least 1, 1 and 0"
-        )
-
-
 class RealSide:
     """Entries of the real side, built on first use, kept in memory and on disk.
 
@@ -176,7 +166,10 @@ class RealSide:
         embed: Callable[[Tensor, Entry], Tensor] | None,
         frequencies: Callable[[int, int], Tensor | None],
     ) -> None:
-        check_policy(policy, entries, refresh, batch_real)
+        check_value("real_side", policy, Policy)
+        check_value("entries", entries, Count)
+        check_value("refresh", refresh, Every)
+        check_value("batch_real", batch_real, Part)
         self.real, self.eye, self.run, self.policy = real, eye, run, policy
         self.entries, self.refresh, self.batch_real = entries, refresh, batch_real
         self.dsa = dsa if policy != "features" else None

@@ -12,7 +12,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
@@ -28,8 +28,20 @@ from potstill.nets.training import rgb
 from potstill.run import DivergedError, InputError, Run, logger, progress
 from potstill.run.checkpoint import digest, load_state, save_state
 from potstill.run.descent import pack, unpack
+from potstill.run.fields import (
+    Epochs,
+    NotNegative,
+    OneOf,
+    Positive,
+    PositiveShare,
+    Range,
+    Share,
+    check_fields,
+)
 
 __all__ = ["SelfSupervision", "train_backbone"]
+
+Units = Annotated[int, Range(1, 2**13)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -41,33 +53,21 @@ class SelfSupervision:
     """
 
     network: str = "convnet-w64-bn"  # our own networks; depth from the image size unless given
-    objective: str = "simclr"  # "simclr" or "barlow"
-    epochs: int = 30
-    batch: int = 256  # images per step, two views each
-    lr: float = 1e-3  # AdamW, cosine to zero after a twentieth of warm-up
-    weight_decay: float = 1e-4
-    temperature: float = 0.2  # SimCLR only
-    hidden: int = 512  # units of the projection head
-    projection: int = 128  # its outputs
-    crop_min: float = 0.2  # smallest area of a view's crop
-    flip: float = 0.5  # probability of a mirrored view; 0 for digits and letters
-    color: float = 0.8  # probability of a colour change (brightness, saturation, contrast)
+    objective: Annotated[str, OneOf(*OBJECTIVES)] = "simclr"  # "simclr" or "barlow"
+    epochs: Epochs = 30
+    batch: Annotated[int, Range(2, 10**6)] = 256  # images per step, two views each
+    lr: Positive = 1e-3  # AdamW, cosine to zero after a twentieth of warm-up
+    weight_decay: NotNegative = 1e-4
+    temperature: Positive = 0.2  # SimCLR only
+    hidden: Units = 512  # units of the projection head
+    projection: Units = 128  # its outputs
+    crop_min: PositiveShare = 0.2  # smallest area of a view's crop
+    flip: Share = 0.5  # probability of a mirrored view; 0 for digits and letters
+    color: Share = 0.8  # probability of a colour change (brightness, saturation, contrast)
 
     def __post_init__(self) -> None:
+        check_fields(self)
         parse(self.network)
-        if self.objective not in OBJECTIVES:
-            raise InputError(f"objective is {self.objective!r}; use one of {', '.join(OBJECTIVES)}")
-        for name, least in ("epochs", 1), ("batch", 2), ("hidden", 1), ("projection", 1):
-            if getattr(self, name) < least:
-                raise InputError(f"{name} is {getattr(self, name)}; use at least {least}")
-        for name in ("lr", "temperature"):
-            if not 0 < getattr(self, name) < math.inf:
-                raise InputError(f"{name} is {getattr(self, name)}; use a positive number")
-        if not self.weight_decay >= 0:
-            raise InputError(f"weight_decay is {self.weight_decay}; use 0 or more")
-        if not 0 <= self.color <= 1:
-            raise InputError(f"color is {self.color}; use a probability from 0 to 1")
-        self.views()
 
     def views(self) -> Views:
         """The crops and mirrors of the two views."""

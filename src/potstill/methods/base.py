@@ -21,6 +21,8 @@ from potstill.data import ImageSet, Normalize
 from potstill.data.transform import Transform
 from potstill.run import InputError, Run, nearest
 from potstill.run.checkpoint import digest
+from potstill.run.descent import Course, Optimizer
+from potstill.run.fields import Batch, Decay, Positive, Steps, check_fields, check_value
 from potstill.run.loop import Descent, Rate, Term, descend
 from potstill.run.machine import describe, peak_memory_gb
 from potstill.synthetic import SyntheticSet
@@ -79,6 +81,7 @@ class Method:
         Raises:
             InputError: naming the field, its value and what to use.
         """
+        check_fields(self)
 
     def fields(self) -> dict[str, Any]:
         """Return the hyper-parameters as JSON-like values."""
@@ -151,8 +154,7 @@ class Selector(Method):
 
     def __call__(self, real: ImageSet, ipc: int, run: Run) -> SyntheticSet:
         """Return the chosen images; their positions in the source stand in the provenance."""
-        if ipc < 1:
-            raise InputError(f"ipc is {ipc}; use at least 1 image per class")
+        check_value("ipc", ipc, Batch)
         self.check(real)
         began = time.monotonic()
         positions = self.select(real, ipc, run)
@@ -175,11 +177,11 @@ class Selector(Method):
 class Matcher(Method):
     """Methods that descend on a canvas. Fields are hyper-parameters; state ends in ``_``."""
 
-    steps: int = 20_000  # optimisation steps, all classes together in each
-    lr_images: float = 1e-3  # step size of the images
-    optimizer: str = "adam"  # "adam" or "sgd"
-    momentum: float = 0.5  # of SGD
-    schedule: str = "constant"  # step size over time: "constant", "cosine" or "plateau"
+    steps: Steps = 20_000  # optimisation steps, all classes together in each
+    lr_images: Positive = 1e-3  # step size of the images
+    optimizer: Optimizer = "adam"  # "adam" or "sgd"
+    momentum: Decay = 0.5  # of SGD
+    schedule: Course = "constant"  # step size over time: "constant", "cosine" or "plateau"
 
     def check(self, real: ImageSet | None = None) -> None:
         """Check the descent."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Annotated
 
 from torch import Tensor
 from torch.nn.functional import one_hot
@@ -13,10 +14,11 @@ from potstill.data import ImageSet
 from potstill.data.transform import Transform
 from potstill.experts.opinions import mean_right_logits, opinions, right_candidates
 from potstill.run import Run
+from potstill.run.fields import OneOf
 
-__all__ = ["LABEL_STARTS", "Beginning", "Judge"]
+__all__ = ["Beginning", "Judge", "LabelStart"]
 
-LABEL_STARTS = ("right", "one", "hard")
+LabelStart = Annotated[str, OneOf("right", "one", "hard")]
 Judge = Callable[[], Mapping[str, Tensor]]  # reads the parameters of a trained network
 
 _SHARP = 4.6  # logit of the own class when soft labels start from hard ones: 0.92 of ten classes

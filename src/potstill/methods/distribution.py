@@ -10,15 +10,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from potstill.canvas import Canvas
 from potstill.data import DSA, ImageSet
-from potstill.experts.pool import PRIORS, train_pool
-from potstill.experts.realside import Entry, Eye, RealSide, check_policy
+from potstill.data.augment import Rule
+from potstill.experts.pool import Prior, train_pool
+from potstill.experts.realside import Entry, Eye, Policy, RealSide
 from potstill.losses import adjust, cross_entropy
 from potstill.match.spectral import segment_mean
 from potstill.methods.base import chunks
@@ -26,9 +27,23 @@ from potstill.methods.pixels import PixelMatcher
 from potstill.nets import create_for, parse
 from potstill.nets.many import Training
 from potstill.run import InputError, Run
+from potstill.run.fields import (
+    Count,
+    Epoch,
+    Every,
+    NotNegative,
+    OneOf,
+    Part,
+    Positive,
+    Range,
+    Share,
+)
 from potstill.run.loop import Term
 
 __all__ = ["DistributionMatcher"]
+
+Networks = Annotated[int, Range(0, 10**4)]
+Removed = Annotated[str, OneOf("adjusted", "none")]
 
 
 @dataclass(kw_only=True)
@@ -36,21 +51,21 @@ class DistributionMatcher(PixelMatcher):
     """Match a statistic of every class under networks that never see the synthetic images."""
 
     network: str = "convnet-w128-in"  # feature network; depth from the image size unless given
-    networks: int = 20  # trained networks in the pool; 0 = a fresh random network per entry
-    pool_epochs: int = 60  # training epochs of each pool network
-    pool_lr: float = 0.01  # their step size (SGD, momentum 0.9, x0.2 at 2/3 and 5/6)
-    pool_cutmix: float = 0.5  # probability of CutMix in their training
-    pool_prior: str = "plain"  # "plain", "balanced" (sampling) or "logit_adjusted" training
+    networks: Networks = 20  # trained networks in the pool; 0 = a fresh random network per entry
+    pool_epochs: Epoch = 60  # training epochs of each pool network
+    pool_lr: Positive = 0.01  # their step size (SGD, momentum 0.9, x0.2 at 2/3 and 5/6)
+    pool_cutmix: Share = 0.5  # probability of CutMix in their training
+    pool_prior: Prior = "plain"  # "plain", "balanced" (sampling) or "logit_adjusted" training
     normalize: bool = True  # features to unit length before they are compared
     augment: str = "color_crop_cutout"  # Siamese augmentation while matching; "none" = off
-    augment_rule: str = "idc"  # "idc": colour and cutout always; "dc": one operation per draw
-    real_side: str = "rolling"  # cache: "rolling", "fixed", "features" or "fresh" (as published)
-    entries: int = 200  # cached views of the real data
-    refresh: int = 10  # rolling: steps until a new view replaces the oldest
-    batch_real: int = 0  # real images per class in a view; 0 = all of them
-    match_weight: float = 300.0  # NCFM's constant; matters only relative to the calibration
-    calibration: float = 1.0  # weight of the cross-entropy under a trained network; 0 = off
-    calibration_prior: str = "adjusted"  # logits minus log class prior, or "none" as published
+    augment_rule: Rule = "idc"  # "idc": colour and cutout always; "dc": one operation per draw
+    real_side: Policy = "rolling"  # cache: "rolling", "fixed", "features" or "fresh" (as published)
+    entries: Count = 200  # cached views of the real data
+    refresh: Every = 10  # rolling: steps until a new view replaces the oldest
+    batch_real: Part = 0  # real images per class in a view; 0 = all of them
+    match_weight: Positive = 300.0  # NCFM's constant; matters only relative to the calibration
+    calibration: NotNegative = 1.0  # weight of the cross-entropy under a trained network; 0 = off
+    calibration_prior: Removed = "adjusted"  # logits minus log class prior, or "none" as published
 
     def embed(self, features: Tensor, entry: Entry) -> Tensor:
         """Features (n, d) -> (n, q) whose class means are compared."""
@@ -79,24 +94,12 @@ class DistributionMatcher(PixelMatcher):
     def check(self, real: ImageSet | None = None) -> None:
         """Check what would otherwise show only after the pool has been trained."""
         super().check(real)
-        if not self.calibration >= 0 or not self.match_weight > 0:
-            raise InputError(
-                f"calibration is {self.calibration} and match_weight is {self.match_weight}; "
-                "use calibration >= 0 and match_weight > 0"
-            )
-        if self.networks < 0:
-            raise InputError(f"networks is {self.networks}; use 0 or more")
         if self.calibration and not self.networks:
             raise InputError(
-                "calibration needs trained networks but networks is 0; set calibration to 0"
-            )
-        if self.calibration_prior not in ("adjusted", "none"):
-            raise InputError(
-                f"calibration_prior is {self.calibration_prior!r}; use 'adjusted' or 'none'"
+                f"calibration is {self.calibration} and networks is 0, but it needs trained "
+                "networks; use calibration=0"
             )
         self._augmentation()
-        self._pool_training()
-        check_policy(self.real_side, self.entries, self.refresh, self.batch_real)
         spec = parse(self.network)
         if real is not None:  # the network is built once to see that the images are large enough
             draw = torch.Generator().manual_seed(0)
@@ -145,8 +148,6 @@ class DistributionMatcher(PixelMatcher):
         )
 
     def _pool_training(self) -> Training:
-        if self.pool_prior not in PRIORS:
-            raise InputError(f"pool_prior is {self.pool_prior!r}; use one of {', '.join(PRIORS)}")
         return Training(
             epochs=self.pool_epochs,
             batch=128,

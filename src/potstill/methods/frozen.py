@@ -19,18 +19,26 @@ import torch
 from torch import Tensor
 
 from potstill.canvas import Canvas
-from potstill.canvas.pyramid import PyramidCanvas, check_form
+from potstill.canvas.pyramid import Form, Growth, PyramidCanvas
 from potstill.data import ImageSet, Normalize
 from potstill.data.transform import Transform
-from potstill.data.views import Views, part_of
+from potstill.data.views import Level, Spread, Views, part_of
 from potstill.experts.backbones import backbone_for, check_backbone, identify
 from potstill.match.rollout import known
 from potstill.match.two_pass import feature_gradients
 from potstill.methods.base import Matcher
-from potstill.methods.checks import at_least
 from potstill.nets.backbone import Backbone, split_name
-from potstill.run import InputError, Run
+from potstill.run import Run
 from potstill.run.checkpoint import digest
+from potstill.run.fields import (
+    Batch,
+    Copies,
+    Epochs,
+    Every,
+    PositiveShare,
+    Share,
+    check_value,
+)
 from potstill.run.loop import Term
 
 __all__ = [
@@ -53,7 +61,6 @@ class Looks(Protocol):
 
 def check_name(method: Looks, real: ImageSet | None) -> None:
     """Refuse a backbone before anything is trained or written."""
-    at_least(method, backbone_epochs=1)
     check_backbone(method.backbone, real, method.backbone_epochs, method.flip)
 
 
@@ -98,24 +105,21 @@ class BackboneMatcher(Matcher):
     steps: int = 5001  # released: 0 to 5000 inclusive
     lr_images: float = 2e-3  # Adam, all levels alike
     backbone: str = "dinov2_vitb"  # short name, timm:, transformers:, folder, self:NETWORK
-    backbone_epochs: int = 30  # of the training without labels of a self: backbone
-    augmentations: int = 10  # random views of each image per step
-    canvas: str = "pyramid"  # or "pixels": one level of full size
-    grow_every: int = 200  # steps until the pyramid gets its next level
-    growth: str = "noise"  # a new level: "noise", or "zero" (the others, enlarged)
+    backbone_epochs: Epochs = 30  # of the training without labels of a self: backbone
+    augmentations: Copies = 10  # random views of each image per step
+    canvas: Form = "pyramid"  # or "pixels": one level of full size
+    grow_every: Every = 200  # steps until the pyramid gets its next level
+    growth: Growth = "noise"  # a new level: "noise", or "zero" (the others, enlarged)
     decorrelate: bool = True  # steps along the principal colours of natural images
-    crop_min: float = 0.08  # smallest area of a view's crop
-    flip: float = 0.5  # probability of a mirrored view; 0 for digits and letters
-    noise: float = 0.5  # probability of noise in a view
-    noise_mean: float = 0.5  # as released: it brightens those views
-    noise_std: float = 0.2
+    crop_min: PositiveShare = 0.08  # smallest area of a view's crop
+    flip: Share = 0.5  # probability of a mirrored view; 0 for digits and letters
+    noise: Share = 0.5  # probability of noise in a view
+    noise_mean: Level = 0.5  # as released: it brightens those views
+    noise_std: Spread = 0.2
 
     def check(self, real: ImageSet | None = None) -> None:
-        """Check canvas, views and the backbone's name."""
+        """Check the backbone's name."""
         super().check(real)
-        check_form(self.canvas, self.grow_every, self.growth)
-        at_least(self, augmentations=1)
-        self._views()
         check_name(self, real)
 
     def shown(self) -> dict[str, Any]:
@@ -137,8 +141,7 @@ class BackboneMatcher(Matcher):
 
     def make_canvas(self, real: ImageSet, ipc: int, run: Run) -> PyramidCanvas:
         """Open the backbone, so that nothing is made in vain, and return the coarsest level."""
-        if ipc < 1:
-            raise InputError(f"ipc is {ipc}; use at least 1 image per class")
+        check_value("ipc", ipc, Batch)
         began = time.monotonic()
         self.backbone_ = open_for(self, real, run)
         self.apart_ = time.monotonic() - began

@@ -26,11 +26,10 @@ Recipe: recipes/lad/.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -38,21 +37,22 @@ from torch import Tensor
 from potstill.canvas import Canvas, LearnedCanvas
 from potstill.data import ImageSet
 from potstill.experts.classifiers import ClassifierTrajectories, train_classifiers
-from potstill.losses import Loss, cross_entropy, dam
+from potstill.losses import WEIGHT_SCALES, Loss, cross_entropy, dam
 from potstill.match.classifier_path import classifier_distance
 from potstill.methods.base import MethodInfo
 from potstill.methods.beginning import Judge
-from potstill.methods.checks import at_least, one_of, positive
 from potstill.methods.students import pick
 from potstill.methods.trajectory import TrajectoryMatcher
 from potstill.nets.many import Training
 from potstill.run import InputError, Run
+from potstill.run.fields import Count, Epoch, Epochs, OneOf, Positive, Signed
 from potstill.run.loop import Term
 
 __all__ = ["LAD"]
 
-MATCHING = ("joint", "sequential", "direct", "oversample", "plain")
-ADJUSTMENTS = ("weighted", "logit", "both", "none")
+Matching = Annotated[str, OneOf("joint", "sequential", "direct", "oversample", "plain")]
+Adjustment = Annotated[str, OneOf("weighted", "logit", "both", "none")]
+WeightScale = Annotated[str, OneOf(*WEIGHT_SCALES)]
 
 
 @dataclass(kw_only=True)
@@ -88,31 +88,25 @@ class LAD(TrajectoryMatcher):
     student_steps: int = 80  # N: steps of the student, representation phase
     start: str = "correct"  # first images: those that classifier experts classify rightly
     label_kind: str = "learned"  # soft labels that descend with the images
-    matching: str = "joint"  # or "sequential", "direct", "oversample", "plain" (fig. 6), see docs
-    adjustment: str = "weighted"  # DAM: "weighted" (code), "logit", "both" (paper) or "none"
-    tau: float = 1.0  # lambda of eq. 5, for adjustment "logit" and "both"
-    weight_scale: str = "sum1"  # class weights with sum 1 (code) or mean 1 ("mean1")
-    representation_weight: float = 0.1  # lambda_rep (CIFAR-10-LT 200, IPC 10)
-    classifier_weight: float = 1.0  # lambda_cls
-    classifier_epochs: int = 10  # training epochs of each classifier expert
-    classifier_lr: float = 0.01  # their step size (SGD, constant, no weight decay)
-    classifier_steps: int = 80  # N of the classifier phase
-    classifier_starts: int = 1  # start epochs of the classifier phase are below this
+    matching: Matching = "joint"  # or "sequential", "direct", "oversample", "plain" (fig. 6)
+    adjustment: Adjustment = "weighted"  # DAM: "weighted" (code), "logit", "both" (paper) or "none"
+    tau: Signed = 1.0  # lambda of eq. 5, for adjustment "logit" and "both"
+    weight_scale: WeightScale = "sum1"  # class weights with sum 1 (code) or mean 1 ("mean1")
+    representation_weight: Positive = 0.1  # lambda_rep (CIFAR-10-LT 200, IPC 10)
+    classifier_weight: Positive = 1.0  # lambda_cls
+    classifier_epochs: Epoch = 10  # training epochs of each classifier expert
+    classifier_lr: Positive = 0.01  # their step size (SGD, constant, no weight decay)
+    classifier_steps: Count = 80  # N of the classifier phase
+    classifier_starts: Epochs = 1  # start epochs of the classifier phase are below this
 
     def check(self, real: ImageSet | None = None) -> None:
         """Check the two phases."""
         super().check(real)
-        one_of(self, matching=MATCHING, adjustment=ADJUSTMENTS)
-        at_least(self, classifier_steps=1, classifier_starts=1)
         if self.decoupled and self.label_kind == "teacher":
             raise InputError(
                 f"label_kind is 'teacher' with matching {self.matching!r}, whose representation "
                 "experts are biased; use 'learned' or 'hard'"
             )
-        if not math.isfinite(self.tau):
-            raise InputError(f"tau is {self.tau}; use a finite number")
-        dam([1, 1], tau=self.tau, weight_scale=self.weight_scale)
-        positive(self, "representation_weight", "classifier_weight", "classifier_lr")
         if self.classifier_starts - 1 + self.span > self.classifier_epochs:
             raise InputError(
                 f"classifier_starts is {self.classifier_starts} and span is {self.span} with "

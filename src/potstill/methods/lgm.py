@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -34,15 +34,15 @@ from potstill.data import ImageSet
 from potstill.experts.features import collect_features, image_features
 from potstill.match.linear import analytic_gradient, cosine_distance, linear_gradient, row_cosines
 from potstill.methods.base import MethodInfo
-from potstill.methods.checks import at_least, one_of, positive
 from potstill.methods.frozen import BackboneMatcher
 from potstill.nets.training import balanced_order
 from potstill.run import Run
+from potstill.run.fields import Copies, OneOf, Part, Positive
 
 __all__ = ["LGM"]
 
-BALANCES = ("none", "sampling", "weights")
-REAL_SIDES = ("images", "bank", "analytic")
+Balance = Annotated[str, OneOf("none", "sampling", "weights")]
+RealSide = Annotated[str, OneOf("images", "bank", "analytic")]
 
 
 @dataclass(kw_only=True)
@@ -72,18 +72,11 @@ class LGM(BackboneMatcher):
         "standard": {"real_side": "bank", "balance": "sampling"},
     }
 
-    head_std: float = 0.01  # standard deviation of W; released code
-    batch_real: int = 0  # real images per step; 0 = one for each synthetic view, as released
-    balance: str = "none"  # long tails: "none" as published, "sampling" or "weights"
-    real_side: str = "images"  # fresh views of real images, "bank" or "analytic"
-    bank_views: int = 8  # bank: stored random views per real image
-
-    def check(self, real: ImageSet | None = None) -> None:
-        """Check the head and the real side."""
-        super().check(real)
-        positive(self, "head_std")
-        at_least(self, batch_real=0, bank_views=1)
-        one_of(self, balance=BALANCES, real_side=REAL_SIDES)
+    head_std: Positive = 0.01  # standard deviation of W; released code
+    batch_real: Part = 0  # real images per step; 0 = one for each synthetic view, as released
+    balance: Balance = "none"  # long tails: "none" as published, "sampling" or "weights"
+    real_side: RealSide = "images"  # fresh views of real images, "bank" or "analytic"
+    bank_views: Copies = 8  # bank: stored random views per real image
 
     def prepare(self, real: ImageSet, run: Run) -> None:
         """Store views of the real images, or their moments, where they are asked for."""

@@ -10,15 +10,19 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated, ClassVar
 
-from potstill.canvas import canvas_spec, check_start, start_canvas
+from potstill.canvas import start_canvas
+from potstill.canvas.pixels import Factor
 from potstill.data import ImageSet, Normalize
 from potstill.methods.base import Method, MethodInfo
 from potstill.run import Run
+from potstill.run.fields import OneOf
 from potstill.synthetic import SyntheticSet
 
 __all__ = ["Mosaic"]
+
+Filled = Annotated[str, OneOf("repeat", "noise")]
 
 
 @dataclass(kw_only=True)
@@ -37,13 +41,8 @@ class Mosaic(Method):
         cost="nothing",
     )
 
-    factor: int = 2  # tiles per side of a stored image
-    starved: str = "repeat"  # too few real images: "repeat" (shifted copies) or "noise"
-
-    def check(self, real: ImageSet | None = None) -> None:
-        """Check the tiles and the policy."""
-        check_start("tiled", self.starved)
-        canvas_spec(self.factor)
+    factor: Factor = 2  # tiles per side of a stored image
+    starved: Filled = "repeat"  # too few real images: "repeat" (shifted copies) or "noise"
 
     def __call__(self, real: ImageSet, ipc: int, run: Run) -> SyntheticSet:
         """Return the mosaics that the tiled methods begin with at the same seed."""

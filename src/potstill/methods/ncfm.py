@@ -30,6 +30,7 @@ from potstill.match.spectral import characteristic, segment_mean, spectral_dista
 from potstill.methods.base import MethodInfo
 from potstill.methods.sdm import SDM
 from potstill.run import InputError, Run
+from potstill.run.fields import Inside, Positive
 from potstill.run.loop import Term
 
 __all__ = ["NCFM"]
@@ -60,24 +61,22 @@ class NCFM(SDM):
     frequencies: int = 4096  # released configurations; the paper says 1024
     orthogonal: bool = False  # i.i.d.
     calibration_prior: str = "none"  # as published
-    alpha: float = 0.5  # amplitude weight of every class; phase weighs 1 - alpha
+    alpha: Inside = 0.5  # amplitude weight of every class; phase weighs 1 - alpha
     sampling_network: bool = False  # the min-max form; needs real_side = "features"
-    lr_sampler: float = 1e-3  # Adam step size of psi
+    lr_sampler: Positive = 1e-3  # Adam step size of psi
 
     def check(self, real: ImageSet | None = None) -> None:
-        """Check amplitude weight and sampling network."""
+        """Check that frequencies are compared, and as the sampling network needs it."""
         super().check(real)
-        if not 0 < self.alpha < 1:
-            raise InputError(f"alpha is {self.alpha}; use a number strictly between 0 and 1")
         if not self.spectral:
             raise InputError(
                 f"estimator is {self.estimator!r} and kernel is {self.kernel!r}, but NCFM compares "
-                "frequencies; use estimator 'frequencies' and kernel 'rbf', or method sdm"
+                "frequencies; use estimator=frequencies and kernel=rbf, or method sdm"
             )
         if self.sampling_network and self.real_side != "features":
             raise InputError(
                 f"real_side is {self.real_side!r} with a sampling network, whose frequencies "
-                "change at every step; use real_side 'features'"
+                "change at every step; use real_side=features"
             )
 
     def prepare(self, real: ImageSet, canvas: Canvas, run: Run) -> None:

@@ -21,6 +21,7 @@ from potstill.methods.frozen import (
 )
 from potstill.run import Run
 from potstill.run.checkpoint import digest
+from potstill.run.fields import Epochs, Share
 
 __all__ = ["BackboneSelector", "free_nearest"]
 
@@ -32,8 +33,8 @@ class BackboneSelector(Selector):
     sizes: ClassVar[dict[str, dict[str, Any]]] = {"quick": {"backbone": "self:convnet-w32-bn"}}
 
     backbone: str = "dinov2_vitb"  # short name, timm:, transformers:, folder, self:NETWORK
-    backbone_epochs: int = 30  # of the training without labels of a self: backbone
-    flip: float = 0.5  # probability of mirrored views in it; 0 for digits and letters
+    backbone_epochs: Epochs = 30  # of the training without labels of a self: backbone
+    flip: Share = 0.5  # probability of mirrored views in it; 0 for digits and letters
 
     def check(self, real: ImageSet | None = None) -> None:
         """Check the backbone's name."""

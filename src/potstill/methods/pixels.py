@@ -3,37 +3,38 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Annotated
 
-from potstill.canvas import STARTS, Canvas, canvas_spec, check_start, start_canvas
+from potstill.canvas import Canvas, check_start, start_canvas
+from potstill.canvas.pixels import Formation
+from potstill.canvas.start import Start, Starved
 from potstill.data import ZCA, ImageSet, Normalize
 from potstill.data.transform import Transform
 from potstill.methods.base import Matcher
-from potstill.run import InputError, Run
+from potstill.run import Run
+from potstill.run.fields import OneOf, Range
 
 __all__ = ["PixelMatcher"]
+
+Factor = Annotated[int, Range(0, 8)]
+Preprocess = Annotated[str, OneOf("normalize", "zca")]
 
 
 @dataclass(kw_only=True)
 class PixelMatcher(Matcher):
     """Descend on the pixels of stored images, whole or as tiles."""
 
-    starts: ClassVar[tuple[str, ...]] = STARTS  # what ``start`` may be
-
-    start: str = "real"  # first images: "real", "tiled" (mosaics of real images) or "noise"
-    starved: str = "repeat"  # too few real images to start: "repeat", "noise" or "keep" fewer
-    factor: int = 1  # tiles per side of a stored image; 0 = 2 from 16 pixels up, else 1
-    formation: str = "single"  # the finest tiles only, or "multi" = tiles of every size
+    start: Start = "real"  # first images: "real", "tiled" (mosaics of real images) or "noise"
+    starved: Starved = "repeat"  # too few real images to start: "repeat", "noise" or "keep" fewer
+    factor: Factor = 1  # tiles per side of a stored image; 0 = 2 from 16 pixels up, else 1
+    formation: Formation = "single"  # the finest tiles only, or "multi" = tiles of every size
     bounded: bool = True  # keep pixels in [0, 1]
-    preprocess: str = "normalize"  # what networks see: "normalize" (mean, std) or "zca" whitening
+    preprocess: Preprocess = "normalize"  # what networks see: mean and std, or "zca" whitening
 
     def check(self, real: ImageSet | None = None) -> None:
         """Check the start and the descent."""
         super().check(real)
-        check_start(self.start, self.starved, self.starts)
-        canvas_spec(self.factor or 1, self.formation)
-        if self.preprocess not in ("normalize", "zca"):
-            raise InputError(f"preprocess is {self.preprocess!r}; use 'normalize' or 'zca'")
+        check_start(self.start, self.starved)
 
     def make_canvas(self, real: ImageSet, ipc: int, run: Run) -> Canvas:
         """Return the canvas before step 0, on the CPU."""

@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -41,10 +41,14 @@ from potstill.match.spectral import (
 from potstill.methods.base import MethodInfo
 from potstill.methods.distribution import DistributionMatcher
 from potstill.run import InputError, Run
+from potstill.run.fields import NotNegative, OneOf, Positive, Range
 from potstill.run.loop import Term
 
 __all__ = ["SDM"]
 
+Frequencies = Annotated[int, Range(1, 2**16)]
+Power = Annotated[int, OneOf(1, 2)]
+Estimator = Annotated[str, OneOf("frequencies", "exact")]
 _SETS = 8  # distinct frequency draws kept in memory; entries turn them
 
 
@@ -83,12 +87,12 @@ class SDM(DistributionMatcher):
     start: str = "tiled"  # mosaics of real images (NCFM's "mix"); also "real", "noise"
     factor: int = 0  # tiles per side of a stored image; 0 = 2 (NCFM) from 16 pixels up, else 1
     kernel: str = "rbf"  # laplace, matern32, matern52, rq, cauchy, linear, "rbf+laplace", ...
-    scale: float = 1.0  # kernel length as a multiple of the median within-class distance
-    length: float = 0.0  # fixed kernel length instead; 0 = use scale
-    frequencies: int = 2048  # T; complete orthogonal blocks if a multiple of the feature dimension
+    scale: Positive = 1.0  # kernel length as a multiple of the median within-class distance
+    length: NotNegative = 0.0  # fixed kernel length instead; 0 = use scale
+    frequencies: Frequencies = 2048  # T; whole blocks if a multiple of the feature dimension
     orthogonal: bool = True  # orthogonal frequency directions, else i.i.d.
-    power: int = 1  # 1 = root per frequency (NCFM), 2 = squared (literal SDD)
-    estimator: str = "frequencies"  # "exact" = closed-form MMD^2, the oracle (power 2)
+    power: Power = 1  # 1 = root per frequency (NCFM), 2 = squared (literal SDD)
+    estimator: Estimator = "frequencies"  # "exact" = closed-form MMD^2, the oracle (power 2)
 
     def step_size(self, classes: int) -> float:
         """``lr_images`` is the published step size, taken once per class and term."""
@@ -107,22 +111,12 @@ class SDM(DistributionMatcher):
         return self.estimator == "frequencies" and self.kernel != "linear"
 
     def check(self, real: ImageSet | None = None) -> None:
-        """Check kernel, estimator and frequencies."""
+        """Check kernel and estimator."""
         super().check(real)
-        if self.power not in (1, 2):
-            raise InputError(f"power is {self.power}; use 1 (root per frequency) or 2 (squared)")
-        if self.estimator not in ("frequencies", "exact"):
-            raise InputError(f"estimator is {self.estimator!r}; use 'frequencies' or 'exact'")
-        if self.frequencies < 1:
-            raise InputError(f"frequencies is {self.frequencies}; use at least 1")
-        if not self.length >= 0 or not self.scale > 0:
-            raise InputError(
-                f"length is {self.length} and scale is {self.scale}; use length >= 0 and scale > 0"
-            )
         if self.keeps_features and self.power != 2:
             raise InputError(
                 f"power is {self.power} with estimator 'exact', which is the squared distance; "
-                "use power 2"
+                "use power=2"
             )
         law = kernel(self.kernel, self.length or self.scale)
         if self.keeps_features:

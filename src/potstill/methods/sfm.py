@@ -25,7 +25,7 @@ sfm_decouple. Recipe: recipes/sfm/.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -42,14 +42,15 @@ from potstill.match.linear import (
 )
 from potstill.match.spectral import segment_mean
 from potstill.methods.base import MethodInfo
-from potstill.methods.checks import at_least, one_of
 from potstill.methods.frozen import BackboneMatcher
 from potstill.run import InputError, Run
+from potstill.run.fields import Copies, NotNegative, OneOf, Share
 
 __all__ = ["SFM"]
 
-CENTRE_VIEWS = ("clean", "augmented")
-SUB_CENTRES = ("off", "only", "both")
+CentreViews = Annotated[str, OneOf("clean", "augmented")]
+Reduction = Annotated[str, OneOf(*REDUCTIONS)]
+SubCentres = Annotated[str, OneOf("off", "only", "both")]
 
 
 @dataclass(kw_only=True)
@@ -79,24 +80,20 @@ class SFM(BackboneMatcher):
     }
 
     augmentations: int = 1  # views of each image per step, features averaged; released code
-    centre_views: str = "clean"  # real centres from centre crops as released, or "augmented"
-    centre_count: int = 8  # augmented: views per real image
-    reduction: str = "global"  # one cosine over everything, or "per_class"
-    sub_centres: str = "off"  # k-means flows for IPC > 1: "off" as released, "only" or "both"
-    shrinkage: float = 0.0  # images' worth of trust in the nearest head centres; 0 = off
+    centre_views: CentreViews = "clean"  # real centres: centre crops as released, or "augmented"
+    centre_count: Copies = 8  # augmented: views per real image
+    reduction: Reduction = "global"  # one cosine over everything, or "per_class"
+    sub_centres: SubCentres = "off"  # k-means flows for IPC > 1: "off" (released), "only" or "both"
+    shrinkage: NotNegative = 0.0  # images' worth of trust in the nearest head centres; 0 = off
     decouple: bool = False  # released ablation: mean squares instead of the cosine
-    decouple_alpha: float = 1.0  # share of the centres' square; the rest is that of their others
+    decouple_alpha: Share = 1.0  # share of the centres' square; the rest is that of their others
 
     def check(self, real: ImageSet | None = None) -> None:
-        """Check the real side and the form of the loss."""
+        """Check the form of the loss."""
         super().check(real)
-        one_of(self, centre_views=CENTRE_VIEWS, reduction=REDUCTIONS, sub_centres=SUB_CENTRES)
-        at_least(self, centre_count=1, shrinkage=0)
-        if not 0 <= self.decouple_alpha <= 1:
-            raise InputError(f"decouple_alpha is {self.decouple_alpha}; use a share from 0 to 1")
         if self.decouple and self.sub_centres != "off":
             raise InputError(
-                f"decouple is set with sub_centres {self.sub_centres!r}; set sub_centres to 'off'"
+                f"decouple is set with sub_centres {self.sub_centres!r}; use sub_centres=off"
             )
 
     def prepare(self, real: ImageSet, run: Run) -> None:

@@ -12,37 +12,52 @@ from __future__ import annotations
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from potstill.canvas import SPACES, Canvas, LearnedCanvas, images_per_class
+from potstill.canvas import Canvas, LearnedCanvas, images_per_class
+from potstill.canvas.learned import Space
+from potstill.canvas.start import Profile
 from potstill.data import DSA, ImageSet
 from potstill.experts.trajectories import train_experts
 from potstill.losses import Loss, cross_entropy
 from potstill.match.trajectories import GRADIENTS, trajectory_distance
-from potstill.methods.beginning import LABEL_STARTS, Beginning, Judge
-from potstill.methods.checks import at_least, one_of, positive
+from potstill.methods.beginning import Beginning, Judge, LabelStart
 from potstill.methods.pixels import PixelMatcher
 from potstill.methods.students import Students, pick
 from potstill.nets import Network, Sharpness, create_for
 from potstill.nets.many import Training
 from potstill.run import InputError, Run
+from potstill.run.fields import (
+    Batch,
+    Count,
+    Decay,
+    Epoch,
+    Epochs,
+    NotNegative,
+    OneOf,
+    Part,
+    Positive,
+    Steps,
+)
 from potstill.run.loop import Rate, Term
 from potstill.synthetic.iterates import save_iterate
 
 __all__ = ["TrajectoryMatcher"]
 
-LABEL_KINDS = ("hard", "learned", "teacher")
-PRIORS = ("plain", "balanced")
+Start = Annotated[str, OneOf("real", "noise", "correct")]
+LabelKind = Annotated[str, OneOf("hard", "learned", "teacher")]
+Prior = Annotated[str, OneOf("plain", "balanced")]
+Gradient = Annotated[str, OneOf(*GRADIENTS)]
+Whole = Annotated[int, OneOf(0, 1)]
 
 
 @dataclass(kw_only=True)
 class TrajectoryMatcher(PixelMatcher):
     """Match where students go on the synthetic set with where experts went on the real one."""
 
-    starts: ClassVar[tuple[str, ...]] = ("real", "noise", "correct")
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
         "standard": {"steps": 2_000, "experts": 20, "threshold": 0.0},
         "quick": {
@@ -68,65 +83,49 @@ class TrajectoryMatcher(PixelMatcher):
     momentum: float = 0.5  # of SGD, for images and student step size
     bounded: bool = False  # keep pixels in [0, 1]; with space "rgb" only
     preprocess: str = "zca"  # what networks see: "zca" whitening or "normalize" (mean, std)
-    space: str = "network"  # images move behind the transform ("network") or in front ("rgb")
-    start: str = (
+    space: Space = "network"  # images move behind the transform ("network") or in front ("rgb")
+    factor: Whole = 1  # trajectory methods store whole images
+    start: Start = (
         "real"  # first images: "real", "noise" or "correct" (experts classify them rightly)
     )
-    ipc_profile: str = (
+    ipc_profile: Profile = (
         "balanced"  # stored images per class: equal, or "long_tailed" as the real set
     )
     network: str = "convnet-w128-in"  # expert and student; depth from the image size unless given
-    experts: int = 100  # trajectories to match
-    expert_epochs: int = 50  # training epochs of each expert
-    expert_lr: float = 0.01  # their step size (SGD, constant)
-    expert_batch: int = 256  # images per step
-    expert_decay: float = 0.0  # weight decay
-    expert_rho: float = 0.0  # radius of adaptive GSAM; 0 = plain SGD
-    expert_alpha: float = 0.3  # GSAM: share of the orthogonal gradient that is taken back
-    expert_prior: str = "plain"  # "plain" as the data come, or "balanced" (oversampled) training
+    experts: Count = 100  # trajectories to match
+    expert_epochs: Epochs = 50  # training epochs of each expert
+    expert_lr: Positive = 0.01  # their step size (SGD, constant)
+    expert_batch: Batch = 256  # images per step
+    expert_decay: NotNegative = 0.0  # weight decay
+    expert_rho: NotNegative = 0.0  # radius of adaptive GSAM; 0 = plain SGD
+    expert_alpha: NotNegative = 0.3  # GSAM: share of the orthogonal gradient that is taken back
+    expert_prior: Prior = "plain"  # "plain" as the data come, or "balanced" (oversampled) training
     augment: str = "color_crop_cutout_flip_scale_rotate"  # DSA of experts and students, or "none"
-    span: int = 2  # M: expert epochs that the student has to cover
-    student_steps: int = 30  # N: steps of the student
-    student_batch: int = 0  # synthetic images per student step; 0 = all
-    start_min: int = 0  # first expert epoch from which a student starts
-    start_max: int = 20  # T+: start epochs are below this ...
-    start_now: int = 0  # T: ... or below this at first, if start_grow is above 0
-    start_grow: int = 0  # steps in which the bound grows from start_now to start_max; 0 = off
-    gradient: str = "exact"  # through the student's steps: "exact", "tesla" or "unroll"
-    syn_lr: float = 0.01  # student step size at the beginning
-    lr_syn_lr: float = 1e-5  # step size of the student step size, which stays positive
-    label_kind: str = "hard"  # "hard", "learned" (soft) or "teacher" (soft, by the target expert)
-    label_start: str = "right"  # soft labels: mean of right experts, "one" expert's, or "hard" ones
-    lr_labels: float = 2.0  # step size of the label logits
-    momentum_labels: float = 0.9  # of SGD, for the label logits
-    threshold: float = 0.0  # skip the update if the distance is above this; 0 = never
-    ema: float = 0.0  # decay of the average of images that becomes the result; 0 = off
-    iterate_every: int = 0  # keep the set every so many steps, for lad-published; 0 = off
+    span: Epochs = 2  # M: expert epochs that the student has to cover
+    student_steps: Count = 30  # N: steps of the student
+    student_batch: Part = 0  # synthetic images per student step; 0 = all
+    start_min: Epoch = 0  # first expert epoch from which a student starts
+    start_max: Epoch = 20  # T+: start epochs are below this ...
+    start_now: Epoch = 0  # T: ... or below this at first, if start_grow is above 0
+    start_grow: Steps = 0  # steps in which the bound grows from start_now to start_max; 0 = off
+    gradient: Gradient = "exact"  # through the student's steps: "exact", "tesla" or "unroll"
+    syn_lr: Positive = 0.01  # student step size at the beginning
+    lr_syn_lr: Positive = 1e-5  # step size of the student step size, which stays positive
+    label_kind: LabelKind = "hard"  # "hard", "learned" (soft) or "teacher" (soft, by the target)
+    label_start: LabelStart = "right"  # soft: mean of right experts, "one" expert's, or "hard"
+    lr_labels: Positive = 2.0  # step size of the label logits
+    momentum_labels: Decay = 0.9  # of SGD, for the label logits
+    threshold: NotNegative = 0.0  # skip the update if the distance is above this; 0 = never
+    ema: Decay = 0.0  # decay of the average of images that becomes the result; 0 = off
+    iterate_every: Steps = 0  # keep the set every so many steps, for lad-published; 0 = off
 
     def check(self, real: ImageSet | None = None) -> None:
         """Check what would otherwise show only after the experts have been trained."""
         super().check(real)
-        one_of(
-            self,
-            space=SPACES,
-            label_kind=LABEL_KINDS,
-            label_start=LABEL_STARTS,
-            gradient=GRADIENTS,
-            expert_prior=PRIORS,
-        )
-        at_least(self, experts=1, span=1, student_steps=1, student_batch=0, start_min=0)
-        at_least(self, start_now=0, start_grow=0, iterate_every=0, threshold=0)
-        positive(self, "syn_lr", "expert_lr")
         if self.bounded and self.space == "network":
             raise InputError(
-                "bounded is True with space 'network', where 0-1 means nothing; use space 'rgb'"
+                "bounded is True with space 'network', where 0-1 means nothing; use space=rgb"
             )
-        if self.factor not in (0, 1):
-            raise InputError(
-                f"factor is {self.factor}; trajectory methods store whole images, use 1"
-            )
-        if not 0 <= self.ema < 1:
-            raise InputError(f"ema is {self.ema}; use a number from 0 to below 1")
         if not self.start_min < self.start_max <= self.expert_epochs - self.span:
             raise InputError(
                 f"start_min is {self.start_min}, start_max is {self.start_max} and span is "

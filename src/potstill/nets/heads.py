@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -17,10 +17,12 @@ from torch import Tensor
 from potstill.losses import Loss, cross_entropy
 from potstill.nets.training import balanced_order
 from potstill.run import InputError
+from potstill.run.fields import Batch, Epochs, NotNegative, OneOf, Positive, check_fields
 
 __all__ = ["HeadTraining", "Projector", "adam_projector", "ridge_projector", "train_heads"]
 
 Generators = Callable[[str, int, int], torch.Generator]  # (purpose, head, epoch)
+Sampling = Annotated[str, OneOf("shuffled", "balanced")]
 Table = Tensor | Callable[[int], Tensor]
 
 
@@ -32,20 +34,14 @@ class HeadTraining:
         InputError: a field is out of range.
     """
 
-    epochs: int
-    batch: int = 100  # images per step, or all if there are fewer
-    lr: float = 1e-3  # for 256 images a step; scales with the batch
-    init_std: float = 0.01  # of the weights; biases start at 0
-    sampling: str = "shuffled"  # or "balanced": every class equally often
+    epochs: Epochs
+    batch: Batch = 100  # images per step, or all if there are fewer
+    lr: Positive = 1e-3  # for 256 images a step; scales with the batch
+    init_std: NotNegative = 0.01  # of the weights; biases start at 0
+    sampling: Sampling = "shuffled"  # or "balanced": every class equally often
 
     def __post_init__(self) -> None:
-        if self.epochs < 1 or self.batch < 1 or not 0 < self.lr < math.inf:
-            raise InputError(
-                f"epochs is {self.epochs}, batch is {self.batch} and lr is {self.lr}; use at least "
-                "1, at least 1 and a positive number"
-            )
-        if self.sampling not in ("shuffled", "balanced"):
-            raise InputError(f"sampling is {self.sampling!r}; use 'shuffled' or 'balanced'")
+        check_fields(self)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from potstill.run import InputError
+from potstill.run.fields import NotNegative, check_value
 
 __all__ = ["Ascent", "Sharpness"]
 
@@ -27,14 +27,13 @@ class Sharpness:
         InputError: a number is negative or not finite.
     """
 
-    rho: float = 0.01  # radius of the climb; 0 is plain descent
-    alpha: float = 0.3  # GSAM: share of the orthogonal part that is taken back; 0 is (A)SAM
+    rho: NotNegative = 0.01  # radius of the climb; 0 is plain descent
+    alpha: NotNegative = 0.3  # GSAM: share of the orthogonal part that is taken back; 0 is (A)SAM
     adaptive: bool = True  # ASAM: the climb scales with each parameter's own size
 
     def __post_init__(self) -> None:
-        for name, value in ("rho", self.rho), ("alpha", self.alpha):
-            if not 0 <= value < float("inf"):
-                raise InputError(f"{name} of sharpness is {value}; use a number of at least 0")
+        check_value("rho of sharpness", self.rho, NotNegative)
+        check_value("alpha of sharpness", self.alpha, NotNegative)
 
 
 class Ascent:

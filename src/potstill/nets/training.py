@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import torch
 from torch import Tensor
@@ -14,6 +14,16 @@ from torch.nn.functional import one_hot
 from potstill.data.augment import DSA, cutmix
 from potstill.nets.sharpness import Sharpness
 from potstill.run import InputError
+from potstill.run.fields import (
+    Batch,
+    Decay,
+    Epoch,
+    NotNegative,
+    OneOf,
+    PositiveShare,
+    Share,
+    check_fields,
+)
 from potstill.run.machine import CPU_CHUNK
 
 if TYPE_CHECKING:
@@ -23,11 +33,6 @@ if TYPE_CHECKING:
 __all__ = ["Examples", "Feed", "Generators", "Training", "balanced_order", "rgb"]
 
 Generators = Callable[[str, int, int], torch.Generator]  # (purpose, member, epoch or step)
-_CHOICES = {
-    "optimizer": ("sgd", "adamw"),
-    "schedule": ("constant", "step", "cosine"),
-    "sampling": ("shuffled", "balanced", "cyclic"),
-}
 _RUN = 4  # "cyclic": images of one class in a row
 
 
@@ -39,33 +44,26 @@ class Training:
         InputError: a field is out of range.
     """
 
-    epochs: int
-    batch: int  # images per step; the last batch of an epoch may be smaller
-    optimizer: str = "sgd"  # "sgd" or "adamw" (betas .9, .999)
-    lr: float = 0.01
-    momentum: float = 0.9  # sgd only
-    weight_decay: float = 5e-4
-    schedule: str = "constant"  # "constant", "step" or "cosine" (to zero); changes once per epoch
-    milestones: tuple[float, ...] = ()  # "step": shares of the epochs, each multiplies lr by gamma
-    gamma: float = 0.1
+    epochs: Epoch
+    batch: Batch  # images per step; the last batch of an epoch may be smaller
+    optimizer: Annotated[str, OneOf("sgd", "adamw")] = "sgd"  # "sgd" or "adamw" (betas .9, .999)
+    lr: NotNegative = 0.01
+    momentum: Decay = 0.9  # sgd only
+    weight_decay: NotNegative = 5e-4
+    # cosine: to zero; either changes once per epoch
+    schedule: Annotated[str, OneOf("constant", "step", "cosine")] = "constant"
+    milestones: tuple[PositiveShare, ...] = ()  # "step": shares of the epochs, each: lr * gamma
+    gamma: NotNegative = 0.1
     reset_momentum: bool = False  # start the optimiser anew at a milestone, as DC's code does
     augment: DSA | None = None  # one draw per step, parameters per image
-    cutmix: float = 0.0  # probability per step
-    sampling: str = "shuffled"  # "balanced": every class equally often, in an epoch of equal length
-    # "cyclic": four at a time of each class in turn, as often as the largest class has images
+    cutmix: Share = 0.0  # probability per step
+    # balanced: every class equally often, in an epoch of equal length; cyclic: four at a time of
+    # each class in turn, as often as the largest class has images
+    sampling: Annotated[str, OneOf("shuffled", "balanced", "cyclic")] = "shuffled"
     sharpness: Sharpness | None = None  # sharpness-aware steps; two gradients each
 
     def __post_init__(self) -> None:
-        for name, options in _CHOICES.items():
-            if getattr(self, name) not in options:
-                raise InputError(f"{name} is {getattr(self, name)!r}; use one of {options}")
-        for name, least in ("epochs", 0), ("batch", 1), ("lr", 0), ("weight_decay", 0):
-            if not getattr(self, name) >= least:
-                raise InputError(f"{name} is {getattr(self, name)}; use at least {least}")
-        if not all(0 < share <= 1 for share in self.milestones):
-            raise InputError(f"milestones is {self.milestones}; use shares of the epochs in (0, 1]")
-        if not 0 <= self.cutmix <= 1:
-            raise InputError(f"cutmix is {self.cutmix}; use a probability from 0 to 1")
+        check_fields(self)
 
     @property
     def facts(self) -> dict[str, Any]:

@@ -13,14 +13,17 @@ import os
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 
 from potstill.run.errors import InputError
+from potstill.run.fields import NotNegative, OneOf, Positive, Seed, check_fields
 from potstill.run.machine import cpu_has_bf16
 
-__all__ = ["Run", "cache_folder"]
+__all__ = ["Precision", "Run", "cache_folder"]
+
+Precision = Annotated[str, OneOf("auto", "fp32", "bf16")]
 
 
 def cache_folder() -> Path:
@@ -38,28 +41,19 @@ class Run:
     metrics go (``None``: keep nothing on disk).
     """
 
-    seed: int = 0  # any non-negative integer below 2**63
+    seed: Seed = 0  # any non-negative integer below 2**63
     device: str = "auto"  # "auto" = first CUDA device, else CPU
-    precision: str = "auto"  # frozen network passes: "fp32", "bf16"; auto = bf16 on CUDA only
+    precision: Precision = "auto"  # frozen network passes: "fp32", "bf16"; auto = bf16 on CUDA only
     compile: bool = False  # torch.compile for feature networks
-    memory_gb: float = 4.0  # budget of one step's activations and of images kept in memory
-    checkpoint_seconds: float = 20.0  # at most this much work is lost by a kill
+    memory_gb: Positive = 4.0  # budget of one step's activations and of images kept in memory
+    checkpoint_seconds: NotNegative = 20.0  # at most this much work is lost by a kill
     folder: Path | None = None
     cache: Path | None = None
     quiet: bool = False
     watch: Callable[[int, dict[str, Any], Any], None] | None = None  # (step, record, canvas)
 
     def __post_init__(self) -> None:
-        if not 0 <= self.seed < 2**63:
-            raise InputError(f"seed is {self.seed}; use an integer from 0 to 2**63 - 1")
-        if self.precision not in ("auto", "fp32", "bf16"):
-            raise InputError(f"precision is {self.precision!r}; use 'auto', 'fp32' or 'bf16'")
-        if not self.memory_gb > 0:
-            raise InputError(f"memory_gb is {self.memory_gb}; use a positive number of gigabytes")
-        if not self.checkpoint_seconds >= 0:
-            raise InputError(
-                f"checkpoint_seconds is {self.checkpoint_seconds}; use 0 (every step) or more"
-            )
+        check_fields(self)
         device = self.device
         if device == "auto":
             device = "cuda" if torch.cuda.is_available() else "cpu"

@@ -5,17 +5,17 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from potstill.run.errors import InputError
+from potstill.run.fields import Decay, Every, OneOf, Positive, Steps, check_fields, check_value
 
-__all__ = ["Descent", "Rate", "Schedule", "pack", "unpack"]
+__all__ = ["Course", "Descent", "Optimizer", "Rate", "Schedule", "pack", "unpack"]
 
-SCHEDULES = ("constant", "cosine", "plateau")
-OPTIMIZERS = ("adam", "sgd")
+Optimizer = Annotated[str, OneOf("adam", "sgd")]
+Course = Annotated[str, OneOf("constant", "cosine", "plateau")]  # of the step size
 
 
 @dataclass(frozen=True)
@@ -23,41 +23,29 @@ class Rate:
     """Step size of one leaf. ``name`` is the hyper-parameter it comes from, for messages."""
 
     name: str
-    lr: float
-    momentum: float = 0.5  # SGD only
+    lr: Positive
+    momentum: Decay = 0.5  # SGD only
 
     def __post_init__(self) -> None:
-        if not 0 < self.lr < math.inf:
-            raise InputError(f"{self.name} is {self.lr}; use a positive number")
-        if not 0 <= self.momentum < 1:
-            raise InputError(
-                f"momentum of {self.name} is {self.momentum}; use a number from 0 to below 1"
-            )
+        check_value(self.name, self.lr, Positive)
+        check_value(f"momentum of {self.name}", self.momentum, Decay)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Descent:
     """How to descend. ``lr`` is per step of all classes together."""
 
-    steps: int
-    lr: float
-    optimizer: str = "adam"
-    momentum: float = 0.5  # SGD only; Adam keeps (0.9, 0.999)
-    schedule: str = "constant"
-    patience: int = 500  # plateau: steps without improvement before the rate is halved
+    steps: Steps
+    lr: Positive
+    optimizer: Optimizer = "adam"
+    momentum: Decay = 0.5  # SGD only; Adam keeps (0.9, 0.999)
+    schedule: Course = "constant"
+    patience: Every = 500  # plateau: steps without improvement before the rate is halved
     rates: Mapping[str, Rate] = field(default_factory=dict)  # of leaves that differ from lr
 
     def __post_init__(self) -> None:
-        if self.steps < 0:
-            raise InputError(f"steps is {self.steps}; use 0 or more")
-        if not 0 <= self.momentum < 1:
-            raise InputError(f"momentum is {self.momentum}; use a number from 0 to below 1")
         Rate("lr_images", self.lr)
-        for name, options in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
-            if getattr(self, name) not in options:
-                raise InputError(
-                    f"{name} is {getattr(self, name)!r}; use one of {', '.join(options)}"
-                )
+        check_fields(self)
 
     def build(self, leaves: Mapping[str, Tensor]) -> torch.optim.Optimizer:
         """Return the optimiser, one group per leaf with its own ``base`` step size."""
