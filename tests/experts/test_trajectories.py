@@ -254,6 +254,19 @@ def test_momentum_starts_anew(real, run, calls):
     assert not equal(later.at(0, 2), later.at(0, 4))
 
 
+def test_a_lost_row_before_the_place_of_a_killed_training(real, run, tmp_path, monkeypatch, calls):
+    """It is trained from the beginning, and what was further on is gone on with all the same."""
+    options = {"training": Training(epochs=4, batch=8, lr=0.05), "members": 1, "epochs": range(5)}
+    whole = make(real, run.with_(cache=tmp_path / "whole"), **options)
+    killed_after(monkeypatch, real, run, 4, **options)  # 0, 1, 2, 3
+    lost = make(real, run, **{**options, "epochs": [0]})
+    lost.rows._forget((0, 2))
+    calls.clear()
+    killed_after(monkeypatch, real, run, 0, **options)  # before the lost row is made
+    assert same(whole, make(real, run, **options), [0], range(5))
+    assert calls == [(0, 2), (0, 2), (3.75, 4)] and not [*run.cache.rglob("resume*")]
+
+
 @pytest.mark.slow
 def test_a_process_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path):
     """SIGKILL, several times, wherever it hits."""
@@ -268,7 +281,7 @@ from potstill.nets import Training
 from potstill.run import Run
 torch.set_num_threads(2)
 real = blobs((60, 30, 10))
-run = Run(device="cpu", cache=Path(sys.argv[1]), quiet=True, checkpoint_seconds=0.0)
+run = Run(device="cpu", cache=Path(sys.argv[1]), quiet=True, checkpoint_seconds=0.05)
 training = Training(epochs=40, batch=8, lr=0.02, momentum=0)
 print("begin", flush=True)
 experts = train_experts(real, Normalize.fit(real), "convnet-d2-w8-in", 3, training, run,

@@ -132,13 +132,13 @@ def test_fewer_threads_to_the_same_bytes(caplog, name):
 
 def test_batch_norm_is_not_cut(memory):
     memory(1, 7)
-    with pytest.raises(InputError, match="one network on 8 of its 8 images.*batch norm.*'-in'"):
+    with pytest.raises(InputError, match=r"one network on 8 of its 8 images.*batch norm.*'-in'"):
         train(members(2, "convnet-d2-w4-bn"), SGD)
 
 
 def test_one_image_too_many(memory):
     memory(1, 0)
-    with pytest.raises(InputError, match="one network on 1 of its 8 images.*use a narrower"):
+    with pytest.raises(InputError, match=r"one network on 1 of its 8 images.*use a narrower"):
         train(members(2), SGD)
 
 

@@ -183,6 +183,16 @@ def test_nobody_waits_for_a_slow_disk(tmp_path, monkeypatch):
     assert load_state(keeper.path)[1]["step"] == 1 and not keeper.due
 
 
+@pytest.mark.parametrize(("cost", "wait"), [(0.01, 10), (0.4, 20), (9.0, 30)])
+def test_a_slow_disk_is_written_to_less_often(tmp_path, cost, wait):
+    keeper = Keeper(tmp_path / "state.safetensors", 10.0)
+    keeper.cost = cost
+    keeper.saved = time.monotonic() - wait + 5
+    assert not keeper.due
+    keeper.saved -= 5
+    assert keeper.due
+
+
 def test_a_full_disk_does_not_cover_what_happened(tmp_path, monkeypatch):
     def full(*_):
         raise StorageError("full")
