@@ -7,6 +7,7 @@ from contextlib import contextmanager
 import pytest
 import torch
 from test_many import AUGMENTED, SGD, equal, members, toy, train
+from test_places import Killed, dying, resumed
 
 from potstill.nets import Sharpness, Training, many, predict
 from potstill.run import InputError
@@ -92,6 +93,18 @@ def test_a_frozen_body_in_pieces(memory, backend):
     found = train(heads(), SGD, examples, backend=backend)
     assert all(close(a, b) for a, b in zip(found, whole, strict=True))
     assert (1, 4) in seen
+
+
+def test_a_killed_training_goes_on_in_the_same_pieces(memory, monkeypatch, tmp_path):
+    """Though there is memory again: sums in other pieces would round differently."""
+    free = many.Lockstep
+    memory(1, 3)
+    (whole,) = train(members(1), SGD)
+    with pytest.raises(Killed):
+        resumed(members(1), SGD, tmp_path, loss=dying(3 * 4 + 1))
+    monkeypatch.setattr(many, "Lockstep", free)
+    ((found,), _) = resumed(members(1), SGD, tmp_path)
+    assert equal(found, whole) and not equal(found, train(members(1), SGD)[0])
 
 
 @contextmanager

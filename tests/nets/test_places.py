@@ -247,6 +247,8 @@ DAMAGE = {
     "other key": rewritten(lambda tensors, facts: facts.update(key="that")),
     "no key": rewritten(lambda tensors, facts: facts.pop("key")),
     "no step": rewritten(lambda tensors, facts: facts.update(step="many")),
+    "no pieces": rewritten(lambda tensors, facts: facts.pop("pieces")),
+    "no images": rewritten(lambda tensors, facts: facts.update(pieces=[1, 0])),
     "step 0": rewritten(lambda tensors, facts: facts.update(step=0)),
     "members": rewritten(lambda tensors, facts: facts.update(seconds=[1.0])),
     "missing": rewritten(lambda tensors, facts: tensors.pop("0.network.classifier.bias")),

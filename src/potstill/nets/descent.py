@@ -90,15 +90,18 @@ class Lockstep:
         ]
 
     def resume(self, optimizer: torch.optim.Optimizer, places: Sequence[Place | None]) -> None:
-        """Give the optimiser what it remembered at ``places``."""
-        states = [place.optimizer for place in places if place is not None]
-        if len(states) < len(self.members) or not all(states):
+        """Go on from ``places``: with what the optimiser remembered, and in the same pieces."""
+        there = [place for place in places if place is not None]
+        if len(there) < len(self.members):
             return
+        self.networks, self.images = map(min, zip(*(place.pieces for place in there), strict=True))
+        state = there[0].optimizer
         if self.stacked:
-            names = states[0].items()
-            stack = {n: torch.stack([s[n] for s in states]) if t.ndim else t for n, t in names}
-            states = [stack]
-        unpack(optimizer, states[0])
+            state = {
+                name: torch.stack([place.optimizer[name] for place in there]) if t.ndim else t
+                for name, t in state.items()
+            }
+        unpack(optimizer, state)
 
 
 @dataclass(frozen=True, eq=False)
@@ -177,7 +180,10 @@ class Job:
         states = group.states(optimizer)
         with self.lock:
             assert self.kept is not None
-            self.kept.save(keeper, group.members, states, step, self.feed.steps, leaving)
+            self.kept.save(
+                keeper, group.members, states, step, self.feed.steps,
+                (group.networks, group.images), leaving,
+            )  # fmt: skip
 
     def gradients(
         self, group: Lockstep, x: Tensor, targets: Tensor, ascent: Ascent | None

@@ -34,6 +34,7 @@ class Place:
     network: State  # parameters and buffers
     optimizer: State  # as `run.descent.pack` names them
     seconds: float  # spent and not reported
+    pieces: tuple[int, int]  # networks and images at a time: sums in other pieces round differently
 
     @property
     def epoch(self) -> Fraction:
@@ -124,7 +125,7 @@ class Kept:
 
     def save(
         self, keeper: Keeper, members: Sequence[int], states: Sequence[State], step: int,
-        epoch_steps: int, leaving: bool = False,
+        epoch_steps: int, pieces: tuple[int, int], leaving: bool = False,
     ) -> None:  # fmt: skip
         """Write where some members stand, unless one has a place further on to go on from."""
         own, places = [self.names[member] for member in members], self.places
@@ -137,6 +138,7 @@ class Kept:
         }
         seconds = {str(member): places.spend(member) for member in own}
         facts = {"key": places.key, "step": step, "epoch_steps": epoch_steps, "seconds": seconds}
+        facts["pieces"] = list(pieces)
         places.files[keeper.path] = set(own)
         (keeper.leave if leaving else keeper.save)(tensors, facts)
 
@@ -152,14 +154,17 @@ def _places(path: Path, key: str, like: Network) -> dict[int, Place]:
         if facts["key"] != key:
             raise ValueError("key")
         step, epoch_steps = int(facts["step"]), int(facts["epoch_steps"])
+        networks, images = map(int, facts["pieces"])
         found = {}
         for name, seconds in facts["seconds"].items():
             own = {n.partition(".")[2]: t for n, t in tensors.items() if n.split(".")[0] == name}
             network = {n[8:]: t for n, t in own.items() if n.startswith("network.")}
             optimizer = {n: t for n, t in own.items() if n.startswith("optimizer.")}
-            if step <= 0 or epoch_steps <= 0 or not _fits(network, optimizer, like):
+            counts = step, epoch_steps, networks, images
+            if min(counts) <= 0 or not _fits(network, optimizer, like):
                 raise ValueError("shapes")
-            found[int(name)] = Place(step, epoch_steps, network, optimizer, float(seconds))
+            place = Place(step, epoch_steps, network, optimizer, float(seconds), (networks, images))
+            found[int(name)] = place
         return found
     except (LookupError, TypeError, ValueError, AttributeError) as error:
         raise ArtifactError(f"{path} is no state of this training; delete it") from error

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing, suppress
 from pathlib import Path
 from queue import SimpleQueue
-from threading import Event
+from threading import Condition, Event, Thread
 from typing import Any
 
 import torch
@@ -79,13 +78,9 @@ def in_threads(works: Sequence[Callable[[], Work]], workers: int, cores: int | N
         cores: intra-op threads of each worker on a CPU; ``None`` = as they are.
     """
     ticks: SimpleQueue[BaseException | bool] = SimpleQueue()  # True: the end of a work
-    stop = Event()
+    turn, waiting, busy, stop = Condition(), [*works], set[int](), Event()
 
     def work(make: Callable[[], Work]) -> None:
-        if stop.is_set():
-            return
-        if cores is not None:
-            torch.set_num_threads(cores)  # counts for the thread that says it
         try:
             with closing(make()) as steps:
                 for _ in steps:
@@ -97,10 +92,24 @@ def in_threads(works: Sequence[Callable[[], Work]], workers: int, cores: int | N
             stop.set()  # no other work begins
             ticks.put(error)
 
-    pool, left = ThreadPoolExecutor(workers), len(works)
+    def go_through(worker: int) -> None:
+        if cores is not None:
+            torch.set_num_threads(cores)  # counts for the thread that says it
+        while True:
+            with turn:
+                busy.discard(worker)
+                turn.notify_all()
+                if stop.is_set() or not waiting:
+                    return
+                busy.add(worker)
+                make = waiting.pop(0)
+            work(make)
+
+    # no pool: an exception while it begins a thread would have it forget that thread
     try:
-        for make in works:
-            pool.submit(work, make)
+        for worker in range(workers):
+            Thread(target=go_through, args=(worker,)).start()
+        left = len(works)
         while left:
             tick = ticks.get()
             if isinstance(tick, BaseException):
@@ -111,4 +120,5 @@ def in_threads(works: Sequence[Callable[[], Work]], workers: int, cores: int | N
                 yield
     finally:
         stop.set()
-        pool.shutdown(cancel_futures=True)
+        with turn:
+            turn.wait_for(lambda: not busy)
