@@ -5,6 +5,7 @@ import sys
 import time
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -244,6 +245,30 @@ def test_an_epoch_at_which_a_killed_training_stood_can_be_kept(real, run, tmp_pa
     whole = make(real, run.with_(cache=tmp_path / "whole"))
     killed_after(monkeypatch, real, run, 2, epochs=[0, 5])
     assert same(whole, make(real, run, epochs=[4]), range(2), [4])
+
+
+def test_a_place_at_the_very_end_is_kept_and_cleared_away(real, run, tmp_path, monkeypatch, calls):
+    training = {"training": Training(epochs=6, batch=8, lr=0.05), "members": 1}
+    whole = make(real, run.with_(cache=tmp_path / "whole"), epochs=[4], **training)
+    original = room.Places.of
+
+    def dying(places, members):
+        kept = original(places, members)
+
+        def save(keeper, members, states, step, *rest):
+            if step > 16:
+                raise Killed
+            type(kept).save(kept, keeper, members, states, step, *rest)
+
+        return SimpleNamespace(keeper=kept.keeper, save=save)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room.Places, "of", dying)
+        with pytest.raises(Killed):
+            make(real, run, epochs=[6], **training)
+    calls.clear()
+    assert same(whole, make(real, run, epochs=[4], **training), [0], [4])
+    assert calls == [(4, 4)] and not [*run.cache.rglob("resume*")]
 
 
 def test_momentum_starts_anew(real, run, calls):

@@ -123,6 +123,8 @@ class Trainer:
             while queue:
                 self._train(queue[: self._together])
                 queue = queue[self._together :]
+        for member in range(members):
+            self._places.forget(member)
 
     def _spans(self, member: int, wanted: list[int]) -> list[_Span]:
         """Plan a member's way from what there is to what is missing."""

@@ -94,10 +94,7 @@ def train_many(
     if all(start == stop for start in starts):
         return
     _check_sharpness(training, networks)
-    advice = (
-        "memory does not suffice beside the passes of networks in training; use fewer networks, "
-        "smaller images or a device with more memory"
-    )
+    advice = "memory does not suffice beside the networks' passes; use fewer networks or images"
     with _one_thread(device) as threads, refusing(advice):
         for network, start in zip(networks, starts, strict=True):
             if isinstance(start, Place):
@@ -132,8 +129,7 @@ def _train(
     works = [partial(_alone, job, member, net, tell) for member, net in enumerate(networks)]
     if backend == "stacked" and _stackable(job, networks):
         works = [partial(_stacked, job, networks, tell)]
-    cores = 1 if job.device.type == "cpu" else None
-    done = sum(span.start for span in job.spans)
+    cores, done = 1 if job.device.type == "cpu" else None, sum(span.start for span in job.spans)
     with closing(in_threads(works, workers, cores)) as steps:
         for _ in progress(steps, label=label, quiet=quiet, total=done + job.total, done=done):
             pass
