@@ -16,7 +16,8 @@ def calls(monkeypatch):
     seen, original = [], trainer.train_many
 
     def spy(nets, *args, **options):
-        seen.extend((start, options["stop_epoch"]) for start in options["start_epoch"])
+        starts = [getattr(start, "epoch", start) for start in options["start_epoch"]]
+        seen.extend((start, options["stop_epoch"]) for start in starts)
         return original(nets, *args, **options)
 
     monkeypatch.setattr(trainer, "train_many", spy)

@@ -186,7 +186,7 @@ def test_a_full_disk_is_told_and_nothing_finished_is_lost(real, run, monkeypatch
             make(real, run)
     calls.clear()
     make(real, run)
-    assert calls == [(2, 4)]
+    assert calls == [(2.75, 4)]
 
 
 def test_a_cache_that_cannot_be_written(real, run, tmp_path):

@@ -5,6 +5,7 @@ import sys
 import time
 from collections import namedtuple
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -193,13 +194,13 @@ def test_a_killed_training_goes_on_to_the_same_bytes(real, run, tmp_path, monkey
     killed_after(monkeypatch, real, run, 8)  # both beginnings, one whole member, two of the next
     calls.clear()
     resumed = make(real, run)
-    assert calls == [(2, 4)] and same(whole, resumed, range(2), range(5))
-    assert resumed.seconds_saved > 0
+    assert calls == [(2.75, 4)] and same(whole, resumed, range(2), range(5))  # a step is lost
+    assert resumed.seconds_saved > 0 and not [*run.cache.rglob("resume*")]
 
 
 def test_rows_that_never_reached_the_index_are_made_again(real, run, tmp_path, monkeypatch, calls):
     whole = make(real, run.with_(cache=tmp_path / "whole"))
-    killed_after(monkeypatch, real, run.with_(checkpoint_seconds=1e9), 8)
+    killed_after(monkeypatch, real, run.with_(checkpoint_seconds=1e9), 5)  # within the first
     calls.clear()
     assert same(whole, make(real, run), range(2), range(5)) and calls == [(0, 4)] * 2
 
@@ -230,7 +231,7 @@ def test_a_gap_between_epochs_to_keep_is_no_loss(real, run, tmp_path, monkeypatc
     assert [p.name for p in folder.glob("resume*")] == ["resume-000.safetensors"]
     calls.clear()
     assert same(whole, make(real, run, epochs=[0, 6]), range(2), [0, 6])
-    assert sorted(calls) == [(0, 6), (5, 6)] and not [*folder.glob("resume*")]
+    assert sorted(calls) == [(0, 6), (5.75, 6)] and not [*folder.glob("resume*")]
     other = run.with_(cache=tmp_path / "other")
     killed_after(monkeypatch, real, other, 2, epochs=[0, 6])
     (path,) = other.cache.rglob("resume*")
@@ -246,12 +247,49 @@ def test_an_epoch_at_which_a_killed_training_stood_can_be_kept(real, run, tmp_pa
     assert same(whole, make(real, run, epochs=[4]), range(2), [4])
 
 
+def test_a_place_at_the_very_end_is_kept_and_cleared_away(real, run, tmp_path, monkeypatch, calls):
+    training = {"training": Training(epochs=6, batch=8, lr=0.05), "members": 1}
+    whole = make(real, run.with_(cache=tmp_path / "whole"), epochs=[4], **training)
+    original = room.Places.of
+
+    def dying(places, members):
+        kept = original(places, members)
+
+        def save(keeper, members, states, step, *rest):
+            if step > 16:
+                raise Killed
+            type(kept).save(kept, keeper, members, states, step, *rest)
+
+        return SimpleNamespace(keeper=kept.keeper, save=save)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(room.Places, "of", dying)
+        with pytest.raises(Killed):
+            make(real, run, epochs=[6], **training)
+    calls.clear()
+    assert same(whole, make(real, run, epochs=[4], **training), [0], [4])
+    assert calls == [(4, 4)] and not [*run.cache.rglob("resume*")]
+
+
 def test_momentum_starts_anew(real, run, calls):
     training = Training(epochs=4, batch=8, lr=0.05, momentum=0.9)
     make(real, run, training=training, epochs=[2])
     later = make(real, run, training=training, epochs=[4])
     assert calls == [(0, 2)] * 2 + [(0, 4)] * 2 and not [*run.cache.rglob("resume*")]
     assert not equal(later.at(0, 2), later.at(0, 4))
+
+
+def test_a_lost_row_before_the_place_of_a_killed_training(real, run, tmp_path, monkeypatch, calls):
+    """It is trained from the beginning, and what was further on is gone on with all the same."""
+    options = {"training": Training(epochs=4, batch=8, lr=0.05), "members": 1, "epochs": range(5)}
+    whole = make(real, run.with_(cache=tmp_path / "whole"), **options)
+    killed_after(monkeypatch, real, run, 4, **options)  # 0, 1, 2, 3
+    lost = make(real, run, **{**options, "epochs": [0]})
+    lost.rows._forget((0, 2))
+    calls.clear()
+    killed_after(monkeypatch, real, run, 0, **options)  # before the lost row is made
+    assert same(whole, make(real, run, **options), [0], range(5))
+    assert calls == [(0, 2), (0, 2), (3.75, 4)] and not [*run.cache.rglob("resume*")]
 
 
 @pytest.mark.slow
@@ -268,7 +306,7 @@ from potstill.nets import Training
 from potstill.run import Run
 torch.set_num_threads(2)
 real = blobs((60, 30, 10))
-run = Run(device="cpu", cache=Path(sys.argv[1]), quiet=True, checkpoint_seconds=0.0)
+run = Run(device="cpu", cache=Path(sys.argv[1]), quiet=True, checkpoint_seconds=0.05)
 training = Training(epochs=40, batch=8, lr=0.02, momentum=0)
 print("begin", flush=True)
 experts = train_experts(real, Normalize.fit(real), "convnet-d2-w8-in", 3, training, run,

@@ -331,7 +331,7 @@ def test_choice_on_a_gpu_leaves_the_networks_alone(monkeypatch):
     long = Training(epochs=20, batch=4)
     device = torch.device("cpu")
     feed = Feed(toy(), long, RUN.generator, networks[0])
-    job = engine.Job(feed, cross_entropy, device, "fp32", False, [range(20)] * 2)
+    job = engine.Job(feed, cross_entropy, device, "fp32", False, [range(100)] * 2)
     assert engine._faster(job, networks) in ("stacked", "sequential")
     assert all(equal(a, b) for a, b in zip(networks, members(2), strict=True))
     assert engine._faster(job, networks[:1]) == "sequential"

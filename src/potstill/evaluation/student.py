@@ -19,6 +19,7 @@ from potstill.evaluation.metrics import class_accuracy, overall
 from potstill.evaluation.protocol import Protocol
 from potstill.nets import Examples, Network, Training, create, predict, train_many
 from potstill.run import InputError, Run
+from potstill.run.memory import Portion
 from potstill.synthetic import SyntheticSet
 
 __all__ = [
@@ -138,10 +139,11 @@ def train_students(
         )
         for k in range(runs)
     ]
+    fits = Portion("images", "a pass of the students")
     watched = {"val": watch, "test_max": test}.get(protocol.selection)
     looks = None
     if watched is not None:
-        looks = _Looks(watched, examples.transform, protocol.test_every, training.epochs, run)
+        looks = _Looks(watched, examples.transform, protocol.test_every, training.epochs, run, fits)
     train_many(
         students,
         examples,
@@ -155,18 +157,24 @@ def train_students(
     )
     if looks is not None and watched is test:
         return Outcome(looks.rows("best"), looks.rows("last"), looks.epochs)
-    last = torch.stack([_test(student, test, examples.transform, run) for student in students])
+    last = torch.stack(
+        [_test(student, test, examples.transform, run, fits) for student in students]
+    )
     if looks is None:
         return Outcome(last, last, (training.epochs,) * runs)
     for student, best in zip(students, looks.states, strict=True):
         student.load_state_dict(best)
-    chosen = torch.stack([_test(student, test, examples.transform, run) for student in students])
+    chosen = torch.stack(
+        [_test(student, test, examples.transform, run, fits) for student in students]
+    )
     return Outcome(chosen, last, looks.epochs)
 
 
-def _test(student: Network, images: ImageSet, transform: Transform, run: Run) -> Tensor:
+def _test(
+    student: Network, images: ImageSet, transform: Transform, run: Run, fits: Portion
+) -> Tensor:
     """Percent correct per class (C,)."""
-    logits = predict(student, images.images, transform, device=run.device)
+    logits = predict(student, images.images, transform, device=run.device, fits=fits)
     return class_accuracy(logits.argmax(1), images.labels, images.num_classes)
 
 
@@ -184,9 +192,10 @@ class _Looks:
     """Remembers each student's best and last look; the earlier of two equal epochs is best."""
 
     def __init__(
-        self, watched: ImageSet, transform: Transform, every: int, epochs: int, run: Run
-    ) -> None:
-        self.watched, self.transform, self.run = watched, transform, run
+        self, watched: ImageSet, transform: Transform, every: int, epochs: int, run: Run,
+        fits: Portion,
+    ) -> None:  # fmt: skip
+        self.watched, self.transform, self.run, self.fits = watched, transform, run, fits
         self.every, self.total = every, epochs
         self.best: dict[int, _Look] = {}
         self.last: dict[int, _Look] = {}
@@ -196,7 +205,7 @@ class _Looks:
         epoch += 1
         if epoch % self.every and epoch < self.total:
             return
-        row = _test(student, self.watched, self.transform, self.run)
+        row = _test(student, self.watched, self.transform, self.run, self.fits)
         (score,) = overall(row[None], self.watched.counts)
         state = {name: value.detach().clone() for name, value in student.state_dict().items()}
         self.last[member] = look = _Look(epoch, score, row, state)

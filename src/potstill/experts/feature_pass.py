@@ -21,6 +21,7 @@ from potstill.data.views import Views, clean_view, part_of
 from potstill.nets.backbone import Backbone
 from potstill.run import ArtifactError, InputError, Run, StorageError, logger, progress
 from potstill.run.checkpoint import digest, load_state, save_state
+from potstill.run.memory import Portion
 
 __all__ = [
     "ABOUT",
@@ -146,6 +147,7 @@ class FeaturePass:
             "natural": torch.full_like(counts, 1 / (len(real) * count)),
         }
         self.weights = weights.get(moment, counts).to(device)  # of an image in the moment
+        self.fits = Portion("images", f"a pass of backbone {backbone.label!r}")
         self.bank = folder / BANK if bank else None
         self.next, self.spent, self.began = 0, 0.0, time.monotonic()
 
@@ -200,7 +202,7 @@ class FeaturePass:
                 else:
                     assert draw is not None
                     seen = self.views.apply(images, part_of(draw, rows), self.backbone.size)
-                z = self.backbone.features(seen)
+                z = self.fits.over(self.backbone.features, seen)
                 half = z.half()
                 self._refuse_nonfinite(z if file is None else half, rows)
                 self._add(z.double(), self.real.labels[rows].to(z.device))

@@ -30,6 +30,7 @@ from potstill.experts.feature_pass import (
 from potstill.nets.backbone import Backbone
 from potstill.run import InputError, Run, logger
 from potstill.run.checkpoint import digest, load_state
+from potstill.run.memory import Portion
 
 __all__ = ["FeatureStats", "collect_features", "image_features", "sub_centres"]
 
@@ -120,7 +121,7 @@ def image_features(images: Tensor, backbone: Backbone, views: Views | None, draw
 
     ``draw`` is one of ``views`` for all n images; without views the clean view is taken.
     """
-    found = []
+    found, fits = [], Portion("images", f"a pass of backbone {backbone.label!r}")
     for first in range(0, len(images), BLOCK):
         rows = slice(first, first + BLOCK)
         x = images[rows].to(backbone.device)
@@ -128,7 +129,7 @@ def image_features(images: Tensor, backbone: Backbone, views: Views | None, draw
             x = clean_view(x, backbone.size)
         else:
             x = views.apply(x, part_of(draw, rows), backbone.size)
-        found.append(backbone.features(x))
+        found.append(fits.over(backbone.features, x))
     return torch.cat(found)
 
 

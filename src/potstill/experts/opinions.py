@@ -17,6 +17,7 @@ from potstill.nets import Network, create, predict
 from potstill.nets.training import rgb
 from potstill.run import InputError, Run
 from potstill.run.machine import CPU_CHUNK
+from potstill.run.memory import Portion
 
 __all__ = ["mean_right_logits", "opinions", "right_candidates"]
 
@@ -38,6 +39,7 @@ class _Reader:
     def __init__(self, network: str, shape: tuple[int, int, int], run: Run) -> None:
         self.network, self.shape, self.run = network, shape, run
         self.net: Network | None = None
+        self.fits = Portion("images", "a pass of the experts")
 
     @torch.no_grad()
     def load(self, weights: Weights) -> Network:
@@ -73,7 +75,9 @@ def opinions(
             images, fits = torch.cat([*parts]).to(run.device), True
     for weights in experts:
         seen = _Seen() if fits else transform
-        yield predict(reader.load(weights), images, seen, device=run.device).cpu()  # type: ignore[arg-type]
+        net = reader.load(weights)
+        logits = predict(net, images, seen, device=run.device, fits=reader.fits)  # type: ignore[arg-type]
+        yield logits.cpu()
 
 
 def mean_right_logits(
@@ -135,7 +139,9 @@ def right_candidates(
     while short and (weights := next(stream, None)) is not None:
         net = reader.load(weights)
         for label in [*short]:
-            right, left[label] = _scan(net, real, label, left[label], short[label], transform, run)
+            right, left[label] = _scan(
+                net, real, label, left[label], short[label], transform, run, reader.fits
+            )
             found[label].append(right)
             short[label] -= len(right)
             if not short[label] or not len(left[label]):
@@ -151,14 +157,14 @@ def _scan(
     needed: int,
     transform: Transform,
     run: Run,
+    fits: Portion,
 ) -> tuple[Tensor, Tensor]:
     """Return the first ``needed`` of the positions ``order`` that are right, and those wrong."""
     right, wrong, seen = [], [], 0
     while seen < len(order) and needed > 0:
         part = order[seen : seen + min(_MOST, max(CPU_CHUNK, 2 * needed))]
-        logits = predict(
-            net, real.images[part.to(real.images.device)], transform, device=run.device
-        )
+        images = real.images[part.to(real.images.device)]
+        logits = predict(net, images, transform, device=run.device, fits=fits)
         hits = logits.argmax(1).cpu() == label
         right.append(part[hits][:needed])
         wrong.append(part[~hits])

@@ -3,13 +3,12 @@
 Matching looks through a point on the segment between the two (DANCE, Zhang et al., IJCAI 2024;
 NCFM, Wang et al., CVPR 2025): ``blend`` of the initial and ``1 - blend`` of the trained weights of
 the *same* network. The pool is cached on disk by content, so runs that share data and recipe share
-their networks, and a killed run loses at most the networks in training.
+their networks, and a killed run goes on within the networks that were in training.
 """
 
 from __future__ import annotations
 
 import hashlib
-import time
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated
@@ -19,9 +18,10 @@ from torch import Tensor
 
 from potstill.data import ImageSet
 from potstill.data.transform import Transform
-from potstill.losses import cross_entropy, logit_adjusted
+from potstill.losses import Loss, cross_entropy, logit_adjusted
 from potstill.nets import Network, create_for, parse
 from potstill.nets.many import Examples, Training, train_many
+from potstill.nets.places import Places
 from potstill.run import ArtifactError, Run, logger
 from potstill.run.checkpoint import digest, load_state, save_state
 from potstill.run.fields import Count, OneOf, check_value
@@ -129,47 +129,93 @@ def train_pool(
     key = _recipe(real, network, training, prior, transform, run)
     assert run.cache is not None
     folder = run.cache / "pools" / key
-    paths = [folder / f"network-{member:03d}.safetensors" for member in range(members)]
+    paths = [_path(folder, member) for member in range(members)]
     stored = {m: pair for m, path in enumerate(paths) if (pair := _stored(path)) is not None}
     found = {m: (first, last) for m, (first, last, _) in stored.items()}
-    missing = [m for m in range(members) if m not in found]
-    together = len(missing) if run.on_gpu else max(1, torch.get_num_threads())
-    loss = logit_adjusted(real.counts) if prior == "logit_adjusted" else cross_entropy
-    examples = Examples(real.images, real.labels, transform)
-    for begin in range(0, len(missing), together):
-        group = missing[begin : begin + together]
-
-        def draws(purpose: str, k: int, index: int, group: list[int] = group) -> torch.Generator:
-            return run.generator(f"pool/{purpose}", group[k], index)
-
-        nets = [_new(network, real, run, member) for member in group]
-        initial = [_snapshot(net) for net in nets]
-        began = time.monotonic()
-        train_many(
-            nets,
-            examples,
-            training,
-            loss=loss,
-            device=run.device,
-            precision=run.precision if run.on_gpu else "fp32",
-            channels_last=run.on_gpu,
-            quiet=run.quiet,
-            generators=draws,
-            label=f"train network {begin + 1}-{begin + len(group)} of {len(missing)}",
-        )
-        seconds = (time.monotonic() - began) / len(group)
-        for member, net, first in zip(group, nets, initial, strict=True):
-            found[member] = (first, _snapshot(net))
-            tensors = {f"initial.{n}": t for n, t in first.items()}
-            tensors |= {f"trained.{n}": t for n, t in found[member][1].items()}
-            save_state(paths[member], tensors, {"key": key, "seconds": seconds})
+    if missing := [m for m in range(members) if m not in found]:
+        loss = logit_adjusted(real.counts) if prior == "logit_adjusted" else cross_entropy
+        trainer = _Trainer(real, transform, network, training, loss, run, folder, key)
+        found |= trainer.train(missing)
     pairs = [found[m] for m in range(members)]
     saved = sum(seconds for _, _, seconds in stored.values())
     return Pool(network, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), key, saved)
 
 
-def _new(network: str, real: ImageSet, run: Run, member: int) -> Network:
-    return create_for(real, network, run.generator("pool/weights", member))
+def _path(folder: Path, member: int) -> Path:
+    return folder / f"network-{member:03d}.safetensors"
+
+
+@dataclass(frozen=True, eq=False)
+class _Trainer:
+    """Trains members of a pool and puts each into ``folder`` when it is done."""
+
+    real: ImageSet
+    transform: Transform
+    network: str
+    training: Training
+    loss: Loss
+    run: Run
+    folder: Path
+    key: str
+
+    def train(self, missing: list[int]) -> dict[int, tuple[State, State]]:
+        """Return the initial and the trained weights of the ``missing``."""
+        places = Places(self.folder, self.key, self.run.checkpoint_seconds)
+        places.find(self.new(missing[0]))
+        together = len(missing) if self.run.on_gpu else max(1, torch.get_num_threads())
+        found: dict[int, tuple[State, State]] = {}
+        for begin in range(0, len(missing), together):
+            group = missing[begin : begin + together]
+            label = f"train network {begin + 1}-{begin + len(group)} of {len(missing)}"
+            found |= self._train(group, places, label)
+        return found
+
+    def _train(
+        self, group: list[int], places: Places, label: str
+    ) -> dict[int, tuple[State, State]]:
+        nets = [self.new(member) for member in group]
+        initial = [_snapshot(net) for net in nets]
+        found: dict[int, tuple[State, State]] = {}
+
+        def draws(purpose: str, k: int, index: int) -> torch.Generator:
+            return self.run.generator(f"pool/{purpose}", group[k], index)
+
+        def keep(k: int, epoch: int, net: Network) -> None:
+            if epoch == self.training.epochs - 1:
+                found[group[k]] = initial[k], _snapshot(net)
+                self._save(group[k], *found[group[k]], places.lap(group[k]))
+                places.forget(group[k])
+
+        train_many(
+            nets,
+            Examples(self.real.images, self.real.labels, self.transform),
+            self.training,
+            loss=self.loss,
+            device=self.run.device,
+            precision=self.run.precision if self.run.on_gpu else "fp32",
+            channels_last=self.run.on_gpu,
+            quiet=self.run.quiet,
+            generators=draws,
+            on_epoch=keep,
+            label=label,
+            start_epoch=[places.take(member) or 0 for member in group],
+            kept=places.of(group),
+        )
+        if not self.training.epochs:
+            for k, net in enumerate(nets):
+                keep(k, -1, net)
+        return found
+
+    def _save(self, member: int, initial: State, trained: State, seconds: float) -> None:
+        tensors = {f"initial.{n}": t for n, t in initial.items()}
+        tensors |= {f"trained.{n}": t for n, t in trained.items()}
+        facts = {"key": self.key, "seconds": seconds}
+        save_state(_path(self.folder, member), tensors, facts)
+
+    def new(self, member: int) -> Network:
+        """Return a member as it is before training."""
+        generator = self.run.generator("pool/weights", member)
+        return create_for(self.real, self.network, generator)
 
 
 def _snapshot(net: Network) -> State:

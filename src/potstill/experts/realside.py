@@ -34,6 +34,7 @@ from potstill.run import ArtifactError, Run, StorageError, logger
 from potstill.run.checkpoint import digest, load_state, save_state
 from potstill.run.fields import Count, Every, OneOf, Part, check_value
 from potstill.run.machine import CPU_CHUNK
+from potstill.run.memory import Portion
 
 __all__ = ["Entry", "Eye", "Policy", "RealSide"]
 
@@ -195,6 +196,8 @@ class RealSide:
         self.folder = run.cache / "realside" / digest(key)
         self.built = 0
         self.seconds_saved = 0.0  # what the tables read from the cache once took
+        self._fits = Portion("images", "a network's pass over the real set")
+        self._rows = Portion("rows", "class means of the real set's features")
         self._kept: dict[int, Entry] = {}
         self._warned = False
         self._image_bytes: int | None = None
@@ -300,17 +303,24 @@ class RealSide:
         bank = []
         for begin in range(0, len(positions), chunk):
             images = self.real.batch(positions[begin : begin + chunk], self.run.device)
-            features = self.eye.see(images, self.dsa, entry.augment)
+            values = self._fits.over(lambda part: self._values(part, entry, keep), images)
             if keep:
-                bank.append(features.half() if self.embed is not None else features)
-            elif self.embed is not None:
-                mean.add(self.embed(features, entry), labels[begin : begin + chunk])
+                bank.append(values)
+            else:
+                mean.add(values, labels[begin : begin + chunk])
         if self.embed is None:
             entry.stack, entry.mask = by_class(torch.cat(bank), labels, self.real.num_classes)
         elif keep:
             entry.bank, entry.bank_labels = torch.cat(bank), labels
         else:
             entry.table, entry.frequencies = mean.mean(), None
+
+    def _values(self, images: Tensor, entry: Entry, keep: bool) -> Tensor:
+        """What is kept, or averaged over a class, of each image: features or embedding (n, q)."""
+        features = self.eye.see(images, self.dsa, entry.augment)
+        if self.embed is None:
+            return features
+        return features.half() if keep else self.embed(features, entry)
 
     def _chunk(self, position: int) -> int:
         """Real images per pass: what the caches like on a CPU, an eighth of the budget on a GPU."""
@@ -326,10 +336,11 @@ class RealSide:
         """Return a copy of a feature entry with this step's frequencies and class means."""
         fresh = replace(entry, frequencies=self.frequencies(step, self.eye.dim))
         assert entry.bank is not None and entry.bank_labels is not None and self.embed is not None
-        mean = SegmentMean(self.real.num_classes)
+        mean, embed = SegmentMean(self.real.num_classes), self.embed
         for begin in range(0, len(entry.bank), 2048):
             rows = slice(begin, begin + 2048)
-            mean.add(self.embed(entry.bank[rows].float(), fresh), entry.bank_labels[rows])
+            values = self._rows.over(lambda z: embed(z.float(), fresh), entry.bank[rows])
+            mean.add(values, entry.bank_labels[rows])
         fresh.table = mean.mean()
         return fresh
 

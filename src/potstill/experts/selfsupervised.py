@@ -2,14 +2,15 @@
 
 What a pre-trained backbone is to a laptop: everything that needs one also runs without a download.
 Training is one loop of two random views per image, a projection head that is thrown away, AdamW and
-a cosine schedule. It is resumed per epoch and gives the same bytes on the same kind of CPU.
+a cosine schedule. It is resumed where it was left and gives the same bytes on the same kind of CPU.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
@@ -25,8 +26,8 @@ from potstill.nets import Network, create, initialise, parse
 from potstill.nets.backbone import FILE, Backbone, open_backbone, save_backbone
 from potstill.nets.frozen import frozen
 from potstill.nets.training import rgb
-from potstill.run import DivergedError, InputError, Run, logger, progress
-from potstill.run.checkpoint import digest, load_state, save_state
+from potstill.run import ArtifactError, DivergedError, InputError, Run, logger, progress
+from potstill.run.checkpoint import digest, load_state
 from potstill.run.descent import pack, unpack
 from potstill.run.fields import (
     Epochs,
@@ -38,6 +39,8 @@ from potstill.run.fields import (
     Share,
     check_fields,
 )
+from potstill.run.keeper import Keeper, in_threads
+from potstill.run.memory import refusing
 
 __all__ = ["SelfSupervision", "train_backbone"]
 
@@ -109,11 +112,11 @@ def recipe(real: ImageSet, how: SelfSupervision, run: Run) -> dict[str, Any]:
 def train_backbone(real: ImageSet, how: SelfSupervision, run: Run, folder: Path) -> Backbone:
     """Train a backbone on the images of ``real`` into ``folder``; their labels are not looked at.
 
-    A finished one is read; an unfinished one is gone on with after its last whole epoch.
+    A finished one is read; an unfinished one is gone on with where it was left.
 
     Raises:
-        InputError: the folder holds another training's state. DivergedError: a loss is not finite.
-        StorageError: cannot write.
+        InputError: the folder holds another training's state, or memory does not suffice.
+        DivergedError: a loss is not finite. StorageError: cannot write.
     """
     facts = recipe(real, how, run)
     if (folder / FILE).is_file():
@@ -124,7 +127,13 @@ def train_backbone(real: ImageSet, how: SelfSupervision, run: Run, folder: Path)
             )
         return open_backbone(str(folder), real.shape, run.generator("unused"), Normalize.fit(real))
     transform = Normalize.fit(real)
-    network, seconds, losses = _trained(real, transform, how, run, folder, digest(facts))
+    training = _Training(real, transform, how, run, folder, digest(facts))
+    try:
+        training.resume()
+    except ArtifactError as error:
+        logger.warning("%s; beginning again", str(error).partition(";")[0])
+        training = _Training(real, transform, how, run, folder, digest(facts))
+    network, seconds, losses = training.finish()
     label = f"{how.objective}-{parse(how.network).at(real.shape[1:])}"
     size, channels = (real.shape[1], real.shape[2]), real.shape[0]
     computes = f"potstill:{parse(how.network).at(real.shape[1:])}"
@@ -138,75 +147,118 @@ def train_backbone(real: ImageSet, how: SelfSupervision, run: Run, folder: Path)
         "losses": [round(value, 4) for value in losses],
     }
     save_backbone(found, str(parse(how.network).at(real.shape[1:])), folder, about)
-    (folder / "training.safetensors").unlink(missing_ok=True)
+    training.keeper.forget()
     return replace(found, trained_seconds=seconds)
 
 
-def _trained(
-    real: ImageSet, transform: Normalize, how: SelfSupervision, run: Run, folder: Path, key: str
-) -> tuple[Network, float, list[float]]:
-    """Train; return the network, the seconds of all parts and the mean loss of each epoch."""
-    if run.on_gpu and real.images.nbytes < 1e9 * run.memory_gb:
-        real = real.to(run.device)
-    network = create(
-        parse(how.network).at(real.shape[1:]),
-        channels=real.shape[0],
-        size=real.shape[1:],
-        classes=1,
-        generator=run.generator("self/weights"),
-    )
-    head = _Projection(network.feature_dim, how, run.generator("self/projection"))
-    network.to(run.device).train(), head.to(run.device).train()
-    parts = {f"network.{n}": p for n, p in network.body.named_parameters()}
-    parts |= {f"head.{n}": p for n, p in head.named_parameters()}
-    optimizer = torch.optim.AdamW(parts.values(), lr=how.lr, weight_decay=how.weight_decay)
-    path, began, spent, first, losses = (
-        folder / "training.safetensors",
-        time.monotonic(),
-        0.0,
-        0,
-        [],
-    )
-    if path.is_file():
-        tensors, facts = load_state(path)
-        if facts["key"] != key:
+class _Training:
+    """One training: what it has by now, and its state file."""
+
+    def __init__(
+        self, real: ImageSet, transform: Normalize, how: SelfSupervision, run: Run, folder: Path,
+        key: str,
+    ) -> None:  # fmt: skip
+        if run.on_gpu and real.images.nbytes < 1e9 * run.memory_gb:
+            real = real.to(run.device)
+        self.real, self.transform, self.how, self.run, self.key = real, transform, how, run, key
+        spec, draw = parse(how.network).at(real.shape[1:]), run.generator("self/weights")
+        self.network = create(
+            spec, channels=real.shape[0], size=real.shape[1:], classes=1, generator=draw
+        )
+        self.head = _Projection(self.network.feature_dim, how, run.generator("self/projection"))
+        self.network.to(run.device).train(), self.head.to(run.device).train()
+        leaves = [*self.network.body.parameters(), *self.head.parameters()]
+        self.optimizer = torch.optim.AdamW(leaves, lr=how.lr, weight_decay=how.weight_decay)
+        self.step, self.losses, self.spent = 0, list[float](), 0.0
+        self.total = torch.zeros((), device=run.device)  # of the epoch's losses so far
+        self.began = time.monotonic()
+        self.keeper = Keeper(folder / "training.safetensors", run.checkpoint_seconds)
+        self.epoch_steps = max(1, len(real) // how.batch)
+
+    @property
+    def seconds(self) -> float:
+        """Seconds spent, those of killed parts included."""
+        return self.spent + time.monotonic() - self.began
+
+    def finish(self) -> tuple[Network, float, list[float]]:
+        """Go on to the end; return the network, the seconds and the mean loss of each epoch."""
+        how, total, done = self.how, self.epoch_steps * self.how.epochs, self.step
+        cores = None if self.run.on_gpu else torch.get_num_threads()
+        advice = (
+            f"memory does not suffice for {how.batch} images in two views each, which are compared "
+            f"with each other ({how.network}); use a smaller batch, a narrower network, smaller "
+            "images or a device with more memory"
+        )
+        with refusing(advice), closing(in_threads([self._steps], 1, cores)) as steps:
+            label = f"self-supervised {how.network}"
+            for _ in progress(steps, label=label, quiet=self.run.quiet, total=total, done=done):
+                pass
+        return self.network.cpu(), self.seconds, self.losses
+
+    def _steps(self) -> Generator[None, None, None]:
+        how, steps = self.how, self.epoch_steps
+        for step in range(self.step, steps * how.epochs):
+            for group in self.optimizer.param_groups:
+                group["lr"] = how.lr * _share(step, steps * how.epochs)
+            loss = _loss(
+                self.real, self.transform, how, self.run, step, steps, self.network, self.head
+            )
+            self.optimizer.zero_grad(set_to_none=True)
+            loss.backward()
+            self.optimizer.step()
+            self.total += loss.detach()
+            self.step = step + 1
+            if self.step % steps == 0:
+                self._check()
+                self.losses.append(float(self.total) / steps)
+                self.total.zero_()
+            if self.keeper.due:
+                self._check()
+                self.keeper.save(*self._state())
+            try:
+                yield
+            except GeneratorExit:
+                if bool(self.total.isfinite()):
+                    self.keeper.leave(*self._state())
+                raise
+
+    def _check(self) -> None:
+        if not bool(self.total.isfinite()):
+            epoch, lr = (self.step - 1) // self.epoch_steps, self.how.lr
+            raise DivergedError(f"the loss of epoch {epoch} is not finite; lower lr ({lr})")
+
+    def _state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        state = {f"network.{n}": t for n, t in self.network.body.state_dict().items()}
+        state |= {f"head.{n}": t for n, t in self.head.state_dict().items()}
+        state |= pack(self.optimizer) | {"total": self.total}
+        facts = {"key": self.key, "step": self.step, "seconds": self.seconds, "losses": self.losses}
+        return state, facts
+
+    def resume(self) -> None:
+        """Put back what a killed training left, if it did.
+
+        Raises:
+            ArtifactError: it is damaged, and this training is not to be gone on with.
+            InputError: it is of another training.
+        """
+        if not self.keeper.path.is_file():
+            return
+        path, (tensors, facts) = self.keeper.path, load_state(self.keeper.path)
+        if facts.get("key") != self.key:
             raise InputError(
-                f"{folder} holds an unfinished backbone of another training; choose another folder "
-                "or delete it"
+                f"{path.parent} holds an unfinished backbone of another training; choose another "
+                "folder or delete it"
             )
-        network.body.load_state_dict(_under("network.", tensors))
-        head.load_state_dict(_under("head.", tensors))
-        unpack(optimizer, tensors)
-        first, spent, losses = facts["epoch"], facts["seconds"], facts["losses"]
-        logger.info("resuming the backbone at epoch %d of %d", first, how.epochs)
-    steps = max(1, len(real) // how.batch)
-
-    def epochs() -> Iterator[int]:
-        for epoch in range(first, how.epochs):
-            total = torch.zeros((), device=run.device)
-            for step in range(epoch * steps, (epoch + 1) * steps):
-                for group in optimizer.param_groups:
-                    group["lr"] = how.lr * _share(step, steps * how.epochs)
-                loss = _loss(real, transform, how, run, step, steps, network, head)
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()
-                optimizer.step()
-                total += loss.detach()
-                yield step
-            losses.append(float(total) / steps)
-            if not math.isfinite(losses[-1]):
-                raise DivergedError(f"the loss of epoch {epoch} is not finite; lower lr ({how.lr})")
-            state = {f"network.{n}": t for n, t in network.body.state_dict().items()}
-            state |= {f"head.{n}": t for n, t in head.state_dict().items()} | pack(optimizer)
-            seconds = spent + time.monotonic() - began
-            save_state(
-                path, state, {"key": key, "epoch": epoch + 1, "seconds": seconds, "losses": losses}
-            )
-
-    label, total = f"self-supervised {how.network}", steps * how.epochs
-    for _ in progress(epochs(), label=label, quiet=run.quiet, total=total, done=first * steps):
-        pass
-    return network.cpu(), spent + time.monotonic() - began, losses
+        try:
+            self.step, self.spent = int(facts["step"]), float(facts["seconds"])
+            self.losses = [float(loss) for loss in facts["losses"]]
+            self.total.copy_(tensors["total"])
+            self.network.body.load_state_dict(_under("network.", tensors))
+            self.head.load_state_dict(_under("head.", tensors))
+            unpack(self.optimizer, tensors)
+        except (LookupError, TypeError, ValueError, RuntimeError) as error:
+            raise ArtifactError(f"{path} is no state of this training; delete it") from error
+        logger.info("resuming the backbone at step %d", self.step)
 
 
 def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -222,15 +274,9 @@ def _share(step: int, total: int) -> float:
 
 
 def _loss(
-    real: ImageSet,
-    transform: Normalize,
-    how: SelfSupervision,
-    run: Run,
-    step: int,
-    steps: int,
-    network: Network,
-    head: _Projection,
-) -> Tensor:
+    real: ImageSet, transform: Normalize, how: SelfSupervision, run: Run, step: int, steps: int,
+    network: Network, head: _Projection,
+) -> Tensor:  # fmt: skip
     """The objective on one batch of two views each."""
     order = torch.randperm(len(real), generator=run.generator("self/order", step // steps))
     rows = order[(step % steps) * how.batch :][: how.batch]

@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import json
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
+from fractions import Fraction
 from functools import cached_property
 from itertools import groupby
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -19,8 +18,9 @@ from potstill.data.transform import Transform
 from potstill.experts.store import Rows
 from potstill.losses import Loss
 from potstill.nets import Examples, Network, Training, train_many
+from potstill.nets.places import Place, Places
 from potstill.run import ArtifactError, InputError, Run, logger
-from potstill.run.checkpoint import load_state, save_state
+from potstill.run.checkpoint import digest
 
 __all__ = ["Trainer", "circumstances"]
 
@@ -48,7 +48,7 @@ class _Span:
     """Epochs ``start`` to ``stop`` of one member, and which of them to keep."""
 
     member: int
-    start: int
+    start: int | Fraction  # a fraction where a killed training stood within an epoch
     stop: int
     keep: frozenset[int]
 
@@ -100,7 +100,13 @@ class Trainer:
             if e <= last
         )
 
+    @cached_property
+    def _places(self) -> Places:
+        key = digest(self.rows.facts)
+        return Places(self.rows.folder, key, self.run.checkpoint_seconds, self.rows.flush)
+
     def _make(self, members: int, wanted: list[int]) -> None:
+        self._places.find(self.new(0))
         spans = [span for member in range(members) for span in self._spans(member, wanted)]
         count = sum(len(span.keep) for span in spans)
         what = f"keeping {count} snapshots of {self.kind}"
@@ -109,7 +115,7 @@ class Trainer:
         )
 
         # Members in lockstep need one span each; on a CPU they run on their own.
-        def alike(span: _Span) -> tuple[int, int]:
+        def alike(span: _Span) -> tuple[int, int | Fraction]:
             return span.stop, span.start if self.run.on_gpu else 0
 
         for _, group in groupby(sorted(spans, key=alike), key=alike):
@@ -118,7 +124,7 @@ class Trainer:
                 self._train(queue[: self._together])
                 queue = queue[self._together :]
         for member in range(members):
-            self._resume_path(member).unlink(missing_ok=True)
+            self._places.forget(member)
 
     def _spans(self, member: int, wanted: list[int]) -> list[_Span]:
         """Plan a member's way from what there is to what is missing."""
@@ -133,42 +139,18 @@ class Trainer:
                 continue
             return [_Span(member, start, stop, frozenset(keep)) for start, stop, keep in spans]
 
-    def _available(self, member: int) -> list[int]:
+    def _available(self, member: int) -> list[int | Fraction]:
         """Epochs from which training can go on."""
-        if not self.training.memoryless:
-            return [0]
-        resume = self._resume(member)
-        return [0, *self.rows.epochs(member), *([resume[0]] if resume else [])]
+        place = self._places.waiting.get(member)
+        rows = self.rows.epochs(member) if self.training.memoryless else []
+        return [0, *rows, *([place.epoch] if place else [])]
 
-    def _state(self, member: int, epoch: int) -> Tensor | None:
-        """Row from which to go on; None is the beginning."""
-        if epoch == 0:
-            return None
-        if (member, epoch) in self.rows:
-            return self.rows.read(member, epoch)
-        resume = self._resume(member)
-        assert resume is not None and resume[0] == epoch
-        return resume[1]
-
-    def _resume_path(self, member: int) -> Path:
-        return self.rows.folder / f"resume-{member:03d}.safetensors"
-
-    def _resume(self, member: int) -> tuple[int, Tensor] | None:
-        """Epoch and row at which a killed training stood between two epochs to keep."""
-        path = self._resume_path(member)
-        if not path.exists():
-            return None
-        try:
-            tensors, facts = load_state(path)
-            epoch, row = int(facts["epoch"]), tensors["row"]
-            sound = epoch > 0 and row.shape == (self.rows.columns,) and row.dtype == torch.float32
-        except (ArtifactError, KeyError, ValueError, TypeError):
-            sound = False
-        if not sound:
-            logger.warning("%s is damaged; training from an earlier epoch", path)
-            path.unlink(missing_ok=True)
-            return None
-        return epoch, row
+    def _state(self, member: int, epoch: int | Fraction) -> Tensor | Place | None:
+        """Row or place from which to go on; None is the beginning."""
+        place = self._places.waiting.get(member)
+        if place is not None and place.epoch == epoch:
+            return place
+        return self.rows.read(member, int(epoch)) if epoch else None
 
     @cached_property
     def _together(self) -> int:
@@ -201,7 +183,7 @@ class Trainer:
 
     def _train(self, spans: list[_Span]) -> None:
         """Train some members with one ``stop`` together, keeping what they are told to."""
-        nets = [self._begin(span) for span in spans]
+        nets, starts = zip(*map(self._begin, spans), strict=True)
         self.rows.flush()
         stop, constant = spans[0].stop, self.training.schedule == "constant"
 
@@ -221,47 +203,50 @@ class Trainer:
             generators=draws,
             on_epoch=_Keeper(self, spans),
             label=f"train {self.kind} {numbers[0]}-{numbers[-1]}",
-            start_epoch=[span.start for span in spans],
+            start_epoch=starts,
             stop_epoch=stop,
+            kept=self._places.of([span.member for span in spans]),
         )
         self.rows.flush()
 
-    def _begin(self, span: _Span) -> Network:
-        network, row = self.new(span.member), self._state(span.member, span.start)
-        if row is not None:
-            network.load_state_dict({**network.state_dict(), **self.rows.unpack(row)})
+    def _begin(self, span: _Span) -> tuple[Network, int | Place]:
+        """Return a network as it is at the start, and from where ``train_many`` is to go on."""
+        network, state = self.new(span.member), self._state(span.member, span.start)
+        tensors = state.network if isinstance(state, Place) else {}
+        if isinstance(state, Tensor):
+            tensors = self.rows.unpack(state)
+        network.load_state_dict({**network.state_dict(), **tensors})
         if span.start in span.keep:
-            self.rows.write(span.member, span.start, self.rows.pack(network.state_dict()), 0.0)
-        return network
+            row = self.rows.pack(network.state_dict())
+            self.rows.write(span.member, int(span.start), row, 0.0)
+        if isinstance(state, Place):
+            return network, self._places.take(span.member) or 0
+        return network, int(span.start)
 
 
 class _Keeper:
-    """Writes down what members are after an epoch, and their place between epochs to keep."""
+    """Writes down what members are after the epochs to keep."""
 
     def __init__(self, trainer: Trainer, spans: list[_Span]) -> None:
         self.trainer, self.spans = trainer, spans
-        self.last = time.monotonic()
-        self.spent = [0.0] * len(spans)  # seconds since the last row of each
-        self.safe = [self.last] * len(spans)
 
     def __call__(self, k: int, epoch: int, network: Network) -> None:
-        span, rows, now, done = self.spans[k], self.trainer.rows, time.monotonic(), epoch + 1
-        often = self.trainer.run.checkpoint_seconds
-        self.spent[k] += now - self.last
-        self.last = now
+        span, done, trainer = self.spans[k], epoch + 1, self.trainer
+        rows, places = trainer.rows, trainer._places
         if done in span.keep:
-            rows.write(span.member, done, rows.pack(network.state_dict()), self.spent[k])
-            rows.flush(often)
-            self.spent[k], self.safe[k] = 0.0, now
-        elif self.trainer.training.memoryless and now - self.safe[k] >= often:
-            row, path = rows.pack(network.state_dict()), self.trainer._resume_path(span.member)
-            save_state(path, {"row": row}, {"epoch": done})
-            self.safe[k] = now
+            seconds = places.lap(span.member)
+            rows.write(span.member, done, rows.pack(network.state_dict()), seconds)
+            rows.flush(0.0 if done == span.stop else trainer.run.checkpoint_seconds)
+        if done == span.stop:
+            places.forget(span.member)
 
 
-def _ways(available: Iterable[int], missing: Iterable[int]) -> Iterator[tuple[int, int, list[int]]]:
+def _ways(
+    available: Iterable[int | Fraction], missing: Iterable[int]
+) -> Iterator[tuple[int | Fraction, int, list[int]]]:
     """Yield (start, stop, epochs to keep) so that no epoch is trained without need."""
-    there, way = set(available), None
+    there = set(available)
+    way: tuple[int | Fraction, int, list[int]] | None = None
     for epoch in sorted(missing):
         start = max(e for e in there if e <= epoch)
         if way is not None and start <= way[1]:

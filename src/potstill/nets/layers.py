@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from potstill.nets.training import rgb
 from potstill.run.machine import CPU_CHUNK
+from potstill.run.memory import Portion
 
 if TYPE_CHECKING:
     from potstill.data.transform import Transform
@@ -164,18 +165,23 @@ def predict(
     *,
     device: torch.device | str = "cpu",
     chunk: int | None = None,
+    fits: Portion | None = None,
 ) -> Tensor:
     """Return the logits (n, K) of ``images`` (n, c, h, w), uint8 or float RGB 0-1, on ``device``.
 
-    In evaluation mode and in chunks (64 images on a CPU, 1024 on a GPU); the mode is put back.
+    In evaluation mode and in chunks (64 images on a CPU, 1024 on a GPU, fewer where memory does not
+    suffice: ``fits`` remembers how many from call to call); the mode is put back.
     """
     chunk = chunk or (CPU_CHUNK if torch.device(device).type == "cpu" else 1024)
     mode = network.training
     network.to(device).eval()
-    dtype = network.classifier.weight.dtype
+    dtype, fits = network.classifier.weight.dtype, fits or Portion("images", "a network's pass")
+
+    def logits(part: Tensor) -> Tensor:
+        return network(transform.forward(rgb(part.to(device))).to(dtype))
+
     try:
-        chunks = (transform.forward(rgb(part.to(device))) for part in images.split(chunk))
-        return torch.cat([network(x.to(dtype)) for x in chunks])
+        return torch.cat([fits.over(logits, part) for part in images.split(chunk)])
     finally:
         network.train(mode)
 

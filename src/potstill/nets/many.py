@@ -12,23 +12,25 @@ differentiated, however many gradients a step takes.
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
 from copy import deepcopy
+from dataclasses import replace
+from functools import partial
 from itertools import islice
-from queue import SimpleQueue
 
 import torch
 from torch import Tensor, nn
 
 from potstill.losses import Loss, cross_entropy
-from potstill.nets.descent import Job, Lockstep, head_only
+from potstill.nets.descent import Job, Lockstep, Turns, head_only
 from potstill.nets.layers import Network
+from potstill.nets.places import Kept, Place
 from potstill.nets.training import Examples, Feed, Generators, Training
 from potstill.run import InputError, nearest, progress
+from potstill.run.keeper import in_threads
+from potstill.run.memory import MEMORY_ERRORS, out_of_memory, refusing
 
 __all__ = ["BACKENDS", "Examples", "OnEpoch", "Training", "train_many"]
 
@@ -50,8 +52,9 @@ def train_many(
     channels_last: bool = False,
     quiet: bool = False,
     label: str = "training",
-    start_epoch: int | Sequence[int] = 0,
+    start_epoch: int | Sequence[int | Place] = 0,
     stop_epoch: int | None = None,
+    kept: Kept | None = None,
 ) -> None:
     """Train all ``networks`` in place on ``device``, each as if it were alone.
 
@@ -72,7 +75,10 @@ def train_many(
         quiet: no progress bar.
         label: what the bar says.
         start_epoch: epochs that the given weights have already been trained (one number, or one
-            per member); draws and schedule go on from there, as if nothing had come between.
+            per member); draws and schedule go on from there, as if nothing had come between. A
+            place brings weights and all else that a killed training had.
+        kept: where members write down where they stand, every so often and when they are left;
+            who keeps the trained network removes that. ``None`` = nowhere.
         stop_epoch: epochs after which to stop before the schedule's end; ``None`` = none.
 
     Raises:
@@ -84,50 +90,81 @@ def train_many(
         raise InputError(f"backend is {backend!r}{nearest(backend, BACKENDS)}")
     if precision not in ("fp32", "bf16") or (precision == "bf16" and device.type != "cuda"):
         raise InputError(f"precision is {precision!r} on {device.type!r}; use 'fp32' there")
-    spans = _spans(training, len(networks), start_epoch, stop_epoch)
-    if not any(spans):
+    starts, stop = _starts(training, len(networks), start_epoch, stop_epoch)
+    if all(start == stop for start in starts):
         return
     _check_sharpness(training, networks)
-    for network in networks:
-        network.to(device)
-        if channels_last and device.type == "cuda":
-            network.to(memory_format=torch.channels_last)
-    with _one_thread(device) as threads:
+    advice = "memory does not suffice beside the networks' passes; use fewer networks or images"
+    with _one_thread(device) as threads, refusing(advice):
+        for network, start in zip(networks, starts, strict=True):
+            if isinstance(start, Place):
+                network.load_state_dict(start.network)
+            network.to(device)
+            if channels_last and device.type == "cuda":
+                network.to(memory_format=torch.channels_last)
         feed = Feed(examples, training, generators, networks[0])
-        job = Job(feed, loss, device, precision, channels_last and device.type == "cuda", spans)
-        if backend == "auto":
-            backend = "threads" if device.type == "cpu" else _faster(job, networks)
-        if backend == "stacked" and _stackable(job, networks):
-            steps = _stacked(job, networks, on_epoch)
-        elif backend == "threads" and min(threads, len(networks)) > 1:
-            steps = _threads(job, networks, on_epoch, min(threads, len(networks)))
-        else:
-            steps = _sequential(job, networks, on_epoch)
-        for _ in progress(steps, label=label, quiet=quiet, total=job.total):
+        places = [start if isinstance(start, Place) else None for start in starts]
+        job = Job(
+            feed, loss, device, precision, channels_last and device.type == "cuda",
+            _spans(starts, stop, feed.steps), places, kept,
+        )  # fmt: skip
+        _train(job, networks, on_epoch, backend, threads, label, quiet)
+
+
+def _train(
+    job: Job, networks: Sequence[Network], on_epoch: OnEpoch | None, backend: str, threads: int,
+    label: str, quiet: bool,
+) -> None:  # fmt: skip
+    """Choose the back-end and go through all steps, in threads that end between two of them."""
+
+    def guarded(member: int, epoch: int, network: Network) -> None:
+        with job.lock:
+            on_epoch(member, epoch, network)  # type: ignore[misc]
+
+    tell = on_epoch and guarded
+    if backend == "auto":
+        backend = "threads" if job.device.type == "cpu" else _faster(job, networks)
+    workers = min(threads, len(networks)) if backend == "threads" else 1
+    job = replace(job, turns=Turns(workers))
+    works = [partial(_alone, job, member, net, tell) for member, net in enumerate(networks)]
+    if backend == "stacked" and _stackable(job, networks):
+        works = [partial(_stacked, job, networks, tell)]
+    cores, done = 1 if job.device.type == "cpu" else None, sum(span.start for span in job.spans)
+    with closing(in_threads(works, workers, cores)) as steps:
+        for _ in progress(steps, label=label, quiet=quiet, total=done + job.total, done=done):
             pass
 
 
-def _spans(
-    training: Training, members: int, start: int | Sequence[int], stop: int | None
-) -> list[range]:
-    """Return the epochs of each member."""
-    starts = [start] * members if isinstance(start, int) else list(start)
+def _starts(
+    training: Training, members: int, start: int | Sequence[int | Place], stop: int | None
+) -> tuple[list[int | Place], int]:
+    """Return where each member begins, and the epoch before which all stop."""
+    starts: list[int | Place] = [start] * members if isinstance(start, int) else [*start]
     last = training.epochs if stop is None else stop
-    if len(starts) != members or not 0 <= min(starts, default=0) <= max(starts, default=0) <= last:
-        raise InputError(
-            f"start_epoch is {start}; use one number, or one for each of {members} networks, "
-            f"from 0 to {last}"
-        )
     if last > training.epochs:
         raise InputError(
             f"stop_epoch is {stop}; use at most the {training.epochs} epochs there are"
         )
-    if any(starts) and not training.memoryless:
+    epochs = [begin.epoch if isinstance(begin, Place) else begin for begin in starts]
+    if len(starts) != members or not 0 <= min(epochs, default=0) <= max(epochs, default=0) <= last:
+        raise InputError(
+            f"start_epoch is {start}; use one number, or one for each of {members} networks, "
+            f"from 0 to {last}"
+        )
+    if any(isinstance(begin, int) and begin for begin in starts) and not training.memoryless:
         raise InputError(
             f"start_epoch is {start}, but {training.optimizer} with momentum {training.momentum} "
             "remembers earlier epochs; start at 0, or use sgd with momentum 0"
         )
-    return [range(first, last) for first in starts]
+    return starts, last
+
+
+def _spans(starts: Sequence[int | Place], stop: int, steps: int) -> list[range]:
+    """Return the steps of each member, of which an epoch has ``steps``."""
+    return [
+        range(start.step if isinstance(start, Place) else start * steps, stop * steps)
+        for start in starts
+    ]
 
 
 def _check_sharpness(training: Training, networks: Sequence[Network]) -> None:
@@ -151,67 +188,36 @@ def _one_thread(device: torch.device) -> Iterator[int]:
         torch.set_num_threads(threads)
 
 
-def _alone(job: Job, member: int, network: Network, on_epoch: OnEpoch | None) -> Iterator[None]:
-    head = head_only(network)
+def _alone(
+    job: Job, member: int, network: Network, on_epoch: OnEpoch | None
+) -> Generator[None, None, None]:
+    layout = torch.channels_last if job.channels_last else torch.contiguous_format
 
-    def see(x: Tensor) -> Tensor:
-        layout = torch.channels_last if job.channels_last else torch.contiguous_format
-        x = x[0].contiguous(memory_format=layout)
-        if head:
-            with torch.no_grad():
-                x = network.features(x)
-        return x[None]
+    def image(x: Tensor) -> Tensor:
+        return x[0].contiguous(memory_format=layout)
 
-    def forward(x: Tensor) -> Tensor:
-        return (network.classifier if head else network)(x[0])[None]
+    @torch.no_grad()
+    def features(x: Tensor, own: slice) -> Tensor:
+        return network.features(image(x))[None]
 
     def after(epoch: int) -> None:
         if on_epoch is not None:
             on_epoch(member, epoch, network)
             network.train()
 
+    head = head_only(network)
     network.train()
-    yield from job.descend(Lockstep([member], list(network.parameters()), see, forward, after))
+    group = Lockstep(
+        [member],
+        list(network.parameters()),
+        network.state_dict(keep_vars=True),
+        lambda x, own: network.classifier(x[0])[None] if head else network(image(x))[None],
+        after,
+        features if head else None,
+        whole=any(True for _ in network.buffers()),
+    )
+    yield from job.descend(group)
     network.zero_grad()
-
-
-def _sequential(job: Job, networks: Sequence[Network], on_epoch: OnEpoch | None) -> Iterator[None]:
-    for member, network in enumerate(networks):
-        yield from _alone(job, member, network, on_epoch)
-
-
-def _threads(
-    job: Job, networks: Sequence[Network], on_epoch: OnEpoch | None, workers: int
-) -> Iterator[None]:
-    ticks: SimpleQueue[BaseException | None] = SimpleQueue()
-    stop, lock = threading.Event(), threading.Lock()
-
-    def guarded(member: int, epoch: int, network: Network) -> None:
-        with lock:
-            on_epoch(member, epoch, network)  # type: ignore[misc]
-
-    def work(member: int) -> None:
-        if job.device.type == "cpu":
-            torch.set_num_threads(1)  # counts for the thread that says it
-        try:
-            for _ in _alone(job, member, networks[member], on_epoch and guarded):
-                if stop.is_set():
-                    return
-                ticks.put(None)
-        except BaseException as error:
-            ticks.put(error)
-
-    pool = ThreadPoolExecutor(workers)
-    try:
-        for member in range(len(networks)):
-            pool.submit(work, member)
-        for _ in range(job.total):
-            if (error := ticks.get()) is not None:
-                raise error
-            yield
-    finally:  # also on Ctrl-C: no worker goes on for more than a step
-        stop.set()
-        pool.shutdown(cancel_futures=True)
 
 
 def _stackable(job: Job, networks: Sequence[Network]) -> bool:
@@ -221,23 +227,30 @@ def _stackable(job: Job, networks: Sequence[Network]) -> bool:
     return len(alike) == 1 and no_buffers and len(set(job.spans)) == 1
 
 
-def _stacked(job: Job, networks: Sequence[Network], on_epoch: OnEpoch | None) -> Iterator[None]:
+def _stacked(
+    job: Job, networks: Sequence[Network], on_epoch: OnEpoch | None
+) -> Generator[None, None, None]:
     for network in networks:
         network.train()
     parameters, _ = torch.func.stack_module_state(list[nn.Module](networks))
     skeleton, head = deepcopy(networks[0]).to("meta"), head_only(networks[0])
 
-    def part(module: nn.Module, prefix: str) -> Callable[[Tensor], Tensor]:
-        """All members' ``module`` on their own inputs (k, b, ...)."""
-        own = {n[len(prefix) :]: v for n, v in parameters.items() if n.startswith(prefix)}
+    def part(module: nn.Module, prefix: str) -> Callable[[Tensor, slice], Tensor]:
+        """Some members' ``module`` on their own inputs (k, b, ...)."""
+        mine = {n[len(prefix) :]: v for n, v in parameters.items() if n.startswith(prefix)}
         call = torch.vmap(lambda values, x: torch.func.functional_call(module, values, (x,)))
-        return lambda x: call(own, x)
+
+        def run(x: Tensor, own: slice) -> Tensor:
+            some = len(x) < len(networks)
+            return call({n: v[own] for n, v in mine.items()} if some else mine, x)
+
+        return run
 
     whole, body = part(skeleton, ""), part(skeleton.body, "body.")
 
     @torch.no_grad()
-    def features(x: Tensor) -> Tensor:
-        return body(x).flatten(2)
+    def features(x: Tensor, own: slice) -> Tensor:
+        return body(x, own).flatten(2)
 
     @torch.no_grad()
     def unstack() -> None:
@@ -252,11 +265,12 @@ def _stacked(job: Job, networks: Sequence[Network], on_epoch: OnEpoch | None) ->
                 on_epoch(member, epoch, network)
 
     forward = part(skeleton.classifier, "classifier.") if head else whole
-    see = features if head else (lambda x: x)
-    members = range(len(networks))
-    group = Lockstep(members, list(parameters.values()), see, forward, after)
-    for _ in job.descend(group):
-        yield from [None] * len(networks)
+    see = features if head else None
+    leaves, members = list(parameters.values()), range(len(networks))
+    group = Lockstep(members, leaves, parameters, forward, after, see, stacked=True)
+    with closing(job.descend(group)) as steps:
+        for _ in steps:
+            yield from [None] * len(networks)
     unstack()
 
 
@@ -264,6 +278,7 @@ def _faster(job: Job, networks: Sequence[Network]) -> str:
     """Time three steps of copies each way, after three to warm up."""
     if len(networks) < 2 or job.steps(0) < 50 or not _stackable(job, networks):
         return "sequential"
+    trial = replace(job, kept=None)
 
     def seconds(steps: Iterator[None], count: int) -> float:
         spent = 0.0
@@ -276,8 +291,10 @@ def _faster(job: Job, networks: Sequence[Network]) -> str:
         return spent
 
     try:
-        together = seconds(_stacked(job, deepcopy(networks), None), len(networks))
-    except torch.OutOfMemoryError:
+        together = seconds(_stacked(trial, deepcopy(networks), None), len(networks))
+    except (InputError, *MEMORY_ERRORS) as error:
+        if not out_of_memory(error.__cause__ or error):
+            raise
         return "sequential"
-    alone = seconds(_sequential(job, deepcopy(networks[:1]), None), 1)
+    alone = seconds(_alone(trial, 0, deepcopy(networks[0]), None), 1)
     return "stacked" if together < alone * len(networks) else "sequential"

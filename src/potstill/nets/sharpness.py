@@ -46,6 +46,7 @@ class Ascent:
     def __init__(self, how: Sharpness, parameters: Iterable[Tensor], members: int) -> None:
         self.how, self.members = how, members
         self.parameters = [p for p in parameters if p.requires_grad]
+        self.up_there: list[Tensor] = []  # parameters that are not in their place
 
     @torch.no_grad()
     def up(self) -> None:
@@ -55,7 +56,9 @@ class Ascent:
         push = self.place * self.first if self.how.adaptive else self.first
         radius = self.how.rho / (push.norm(dim=1, keepdim=True) + 1e-12)
         climb = self.place * push if self.how.adaptive else push
-        self._put(moved, torch.addcmul(self.place, climb, radius))
+        high = torch.addcmul(self.place, climb, radius)
+        self.up_there = moved
+        self._put(moved, high)
         for parameter in moved:
             parameter.grad = None
 
@@ -63,7 +66,7 @@ class Ascent:
     def down(self) -> None:
         """Return to the very place, with the direction of descent as its gradient."""
         moved = [p for p in self.parameters if p.grad is not None]
-        self._put(moved, self.place)
+        self.back()
         if self.how.alpha:
             slopes = [_grad(p) for p in moved]
             second = self._rows(slopes)
@@ -71,6 +74,13 @@ class Ascent:
             along = (self.first * second).sum(1, keepdim=True) / square
             across = torch.addcmul(self.first, along, second, value=-1)
             self._put(slopes, second.sub_(across, alpha=self.how.alpha))
+
+    @torch.no_grad()
+    def back(self) -> None:
+        """Return to the very place, if the way up was begun."""
+        if self.up_there:
+            self._put(self.up_there, self.place)
+            self.up_there = []
 
     def _rows(self, tensors: Sequence[Tensor]) -> Tensor:
         """One row per member, (members, P): a handful of kernels in place of some per tensor."""

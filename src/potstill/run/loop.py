@@ -22,6 +22,7 @@ from potstill.run.context import Run
 from potstill.run.descent import Descent, Rate, Schedule
 from potstill.run.errors import DivergedError, InputError
 from potstill.run.log import Metrics, logger, progress
+from potstill.run.memory import MEMORY_ERRORS, out_of_memory
 from potstill.run.resume import Checkpoint
 from potstill.run.signals import ENDED, uninterrupted
 
@@ -79,10 +80,6 @@ class Problem(Protocol):
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Put back what :meth:`state` returned."""
-
-
-def _out_of_memory(error: RuntimeError) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "allocate memory" in str(error)
 
 
 class _Step:
@@ -176,8 +173,8 @@ def _with_memory(one: _Step, step: int, chunk: int, detailed: bool) -> int:
         try:
             one.run(step, chunk, detailed)
             return chunk
-        except RuntimeError as error:
-            if not _out_of_memory(error):
+        except MEMORY_ERRORS as error:
+            if not out_of_memory(error):
                 raise
             if chunk == 1:
                 raise InputError(

@@ -1,0 +1,180 @@
+"""Where killed trainings go on: the state of every member between two steps, in files.
+
+A state holds weights, buffers and the optimiser's memory; draws come from (purpose, member, index)
+and need nothing. Members in lockstep share a file, so that they stand at one step whatever happens.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from fractions import Fraction
+from pathlib import Path
+
+from torch import Tensor
+
+from potstill.nets.layers import Network
+from potstill.run import ArtifactError, logger
+from potstill.run.checkpoint import digest, load_state
+from potstill.run.keeper import Keeper
+
+__all__ = ["Kept", "Place", "Places"]
+
+State = dict[str, Tensor]
+
+
+@dataclass(frozen=True, eq=False)
+class Place:
+    """Where one member stood."""
+
+    step: int  # steps done
+    epoch_steps: int  # steps of an epoch
+    network: State  # parameters and buffers
+    optimizer: State  # as `run.descent.pack` names them
+    seconds: float  # spent and not reported
+    pieces: tuple[int, int]  # networks and images at a time: sums in other pieces round differently
+
+    @property
+    def epoch(self) -> Fraction:
+        """Epochs done, e.g. 5/2."""
+        return Fraction(self.step, self.epoch_steps)
+
+
+class Places:
+    """The state files of the members of one training in ``folder``; ``key`` says of which.
+
+    Also the clock of the training: seconds are handed to whoever reports, so that they add up.
+
+    Args:
+        every: seconds between writes. before: called before each, for what must not lag behind.
+    """
+
+    def __init__(
+        self, folder: Path, key: str, every: float, before: Callable[[], None] = lambda: None
+    ) -> None:
+        self.folder, self.key, self.every, self.before = folder, key, every, before
+        self.waiting: dict[int, Place] = {}  # on disk and not taken yet
+        self.files: dict[Path, set[int]] = {}  # members of each file that are not done
+        self._spent: defaultdict[int, float] = defaultdict(float)
+        self._last = time.monotonic()
+
+    def find(self, like: Network) -> None:
+        """Read what a killed training left; what cannot be used is named in a warning."""
+        for path in sorted(self.folder.glob("resume-*.safetensors")):
+            try:
+                places = _places(path, self.key, like)
+            except ArtifactError as error:
+                logger.warning("%s; beginning again", str(error).partition(";")[0])
+                path.unlink(missing_ok=True)
+                continue
+            self.files[path] = set(places)
+            for member, place in places.items():
+                other = self.waiting.get(member)
+                if other is None or other.step < place.step:
+                    self.waiting[member] = place
+        self._last = time.monotonic()
+
+    def take(self, member: int) -> Place | None:
+        """Return the place of a member that begins now."""
+        place = self.waiting.pop(member, None)
+        self._spent[member] = place.seconds if place else 0.0
+        return place
+
+    def spend(self, member: int) -> float:
+        """Hand the seconds since the last report to a member; return what it has by now."""
+        now = time.monotonic()
+        self._spent[member] += now - self._last
+        self._last = now
+        return self._spent[member]
+
+    def lap(self, member: int) -> float:
+        """Return the seconds that a member has spent since its last lap."""
+        self.spend(member)
+        return self._spent.pop(member)
+
+    def of(self, members: Sequence[int]) -> Kept:
+        """Return these files for one training call, whose members 0, 1, ... have these numbers."""
+        return Kept(self, tuple(members))
+
+    def forget(self, member: int) -> None:
+        """Remove the files that only members that are done still had a use for."""
+        if member in self.waiting:
+            return
+        for path, members in self.files.items():
+            if member in members:
+                members.discard(member)
+                if not members:
+                    path.unlink(missing_ok=True)
+
+
+@dataclass(frozen=True, eq=False)
+class Kept:
+    """Places as one training call sees them: its members 0, 1, ... are called ``names``."""
+
+    places: Places
+    names: tuple[int, ...]
+
+    def keeper(self, members: Sequence[int]) -> Keeper:
+        """Return the file of some members in lockstep."""
+        own = [self.names[member] for member in members]
+        name = f"resume-{own[0]:03d}" + (f"-{digest(own)}" if len(own) > 1 else "")
+        path, places = self.places.folder / f"{name}.safetensors", self.places
+        return Keeper(path, places.every, places.before)
+
+    def save(
+        self, keeper: Keeper, members: Sequence[int], states: Sequence[State], step: int,
+        epoch_steps: int, pieces: tuple[int, int], leaving: bool = False,
+    ) -> None:  # fmt: skip
+        """Write where some members stand, unless one has a place further on to go on from."""
+        own, places = [self.names[member] for member in members], self.places
+        if places.waiting.keys() & set(own):
+            return
+        tensors = {
+            f"{member}.{name}": value
+            for member, state in zip(own, states, strict=True)
+            for name, value in state.items()
+        }
+        seconds = {str(member): places.spend(member) for member in own}
+        facts = {"key": places.key, "step": step, "epoch_steps": epoch_steps, "seconds": seconds}
+        facts["pieces"] = list(pieces)
+        places.files[keeper.path] = set(own)
+        (keeper.leave if leaving else keeper.save)(tensors, facts)
+
+
+def _places(path: Path, key: str, like: Network) -> dict[int, Place]:
+    """Sort what a file holds by member.
+
+    Raises:
+        ArtifactError: it is damaged, or no state of this training.
+    """
+    tensors, facts = load_state(path)
+    try:
+        if facts["key"] != key:
+            raise ValueError("key")
+        step, epoch_steps = int(facts["step"]), int(facts["epoch_steps"])
+        networks, images = map(int, facts["pieces"])
+        found = {}
+        for name, seconds in facts["seconds"].items():
+            own = {n.partition(".")[2]: t for n, t in tensors.items() if n.split(".")[0] == name}
+            network = {n[8:]: t for n, t in own.items() if n.startswith("network.")}
+            optimizer = {n: t for n, t in own.items() if n.startswith("optimizer.")}
+            counts = step, epoch_steps, networks, images
+            if min(counts) <= 0 or not _fits(network, optimizer, like):
+                raise ValueError("shapes")
+            place = Place(step, epoch_steps, network, optimizer, float(seconds), (networks, images))
+            found[int(name)] = place
+        return found
+    except (LookupError, TypeError, ValueError, AttributeError) as error:
+        raise ArtifactError(f"{path} is no state of this training; delete it") from error
+
+
+def _fits(network: State, optimizer: State, like: Network) -> bool:
+    """Whether tensors are those of such a network and of its optimiser."""
+    trained = [p.shape for p in like.parameters() if p.requires_grad]
+    shapes = {name: (value.shape, value.dtype) for name, value in network.items()}
+    return shapes == {n: (t.shape, t.dtype) for n, t in like.state_dict().items()} and all(
+        value.ndim == 0 or value.shape == trained[int(name.split(".")[1])]
+        for name, value in optimizer.items()
+    )
