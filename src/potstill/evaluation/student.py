@@ -60,7 +60,7 @@ def synthetic_examples(syn: SyntheticSet, labels: str = "auto") -> Examples:
 
 def real_examples(train: ImageSet, transform: Transform) -> Examples:
     """Return all real images with their labels, as unevenly as they come."""
-    return Examples(train.images, train.labels, transform)
+    return Examples(train.rows(), train.labels, transform)
 
 
 def random_examples(
@@ -166,7 +166,7 @@ def train_students(
 
 def _test(student: Network, images: ImageSet, transform: Transform, run: Run) -> Tensor:
     """Percent correct per class (C,)."""
-    logits = predict(student, images.images, transform, device=run.device)
+    logits = predict(student, images.rows(), transform, device=run.device)
     return class_accuracy(logits.argmax(1), images.labels, images.num_classes)
 
 

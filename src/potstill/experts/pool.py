@@ -12,6 +12,7 @@ import hashlib
 import time
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -21,8 +22,9 @@ from potstill.data.transform import Transform
 from potstill.losses import cross_entropy, logit_adjusted
 from potstill.nets import Network, create_for, parse
 from potstill.nets.many import Examples, Training, train_many
-from potstill.run import ArtifactError, InputError, Run, logger
-from potstill.run.checkpoint import digest, load_state, save_state
+from potstill.run import InputError, Run
+from potstill.run.checkpoint import digest, save_state
+from potstill.run.recall import recall
 
 __all__ = ["PRIORS", "Pool", "train_pool"]
 
@@ -91,19 +93,15 @@ def fingerprint(transform: Transform) -> str:
     return total.hexdigest()[:16]
 
 
-def _stored(path: Path) -> tuple[State, State, float] | None:
-    if not path.exists():
-        return None
-    try:
-        tensors, facts = load_state(path)
-    except ArtifactError as error:
-        logger.warning("%s; training that network again", error)
-        return None
-    parts = [
-        {n[len(p) :]: t for n, t in tensors.items() if n.startswith(p)}
-        for p in ("initial.", "trained.")
-    ]
-    return parts[0], parts[1], float(facts["seconds"])
+def _stored(path: Path, key: str) -> tuple[State, State, float] | None:
+    def read(tensors: State, facts: dict[str, Any]) -> tuple[State, State, float]:
+        initial, trained = (
+            {n[len(p) :]: t for n, t in tensors.items() if n.startswith(p)}
+            for p in ("initial.", "trained.")
+        )
+        return initial, trained, float(facts["seconds"])
+
+    return recall(path, "training that network again", read, key=key)
 
 
 def train_pool(
@@ -130,12 +128,12 @@ def train_pool(
     assert run.cache is not None
     folder = run.cache / "pools" / key
     paths = [folder / f"network-{member:03d}.safetensors" for member in range(members)]
-    stored = {m: pair for m, path in enumerate(paths) if (pair := _stored(path)) is not None}
+    stored = {m: pair for m, path in enumerate(paths) if (pair := _stored(path, key)) is not None}
     found = {m: (first, last) for m, (first, last, _) in stored.items()}
     missing = [m for m in range(members) if m not in found]
     together = len(missing) if run.on_gpu else max(1, torch.get_num_threads())
     loss = logit_adjusted(real.counts) if prior == "logit_adjusted" else cross_entropy
-    examples = Examples(real.images, real.labels, transform)
+    examples = Examples(real.rows(), real.labels, transform)
     for begin in range(0, len(missing), together):
         group = missing[begin : begin + together]
 
