@@ -138,7 +138,7 @@ def test_second_load_does_not_decode(birds, monkeypatch):
 
 def test_cache_argument_and_memory_map(birds, tmp_path):
     mapped = load(birds, memory_gb=1e-9, cache=tmp_path / "there")
-    assert mapped.mapped == tmp_path / "there" / "decoded"
+    assert mapped.mapped.root == tmp_path / "there" / "decoded"
     real = load(birds)
     assert real.mapped is None
     assert mapped.checksum == real.checksum

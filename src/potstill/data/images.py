@@ -6,7 +6,6 @@ import hashlib
 import json
 from dataclasses import dataclass, replace
 from functools import cached_property
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -29,14 +28,14 @@ class ImageSet:
         InputError: wrong dtype or shape, label out of range, empty class, fewer than 2 classes.
     """
 
-    images: Tensor  # uint8 (n, c, h, w), c is 1 (grey) or 3 (RGB); in memory or memory-mapped
+    images: Tensor  # uint8 (n, c, h, w), c is 1 (grey) or 3 (RGB); to be read through `rows`
     labels: Tensor  # int64 (n,), positions in `classes`
     classes: tuple[str, ...]
     source: str  # what the user named: "digits", a folder, a hub name
     indices: Tensor  # int64 (n,), row numbers in the source's split
     fingerprint: str  # 16 hexadecimal digits of the decoded rows, before any selection
     history: tuple[dict[str, Any], ...] = ()  # one JSON-like record per selection
-    mapped: Path | None = None  # where a source too large for memory keeps its images; None: memory
+    mapped: store.Mapped | None = None  # the checked file behind `images`; None: memory
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -120,14 +119,27 @@ class ImageSet:
         """Positions in this set of the images of one class, int64 (n_c,), in order."""
         return torch.nonzero(self.labels == label).flatten()
 
+    def rows(self, positions: Tensor | slice = slice(None)) -> Tensor:
+        """Images at ``positions`` (b,), or a view of a slice (all by default), uint8 (b, c, h, w).
+
+        Those of a memory-mapped set are compared with their checks at first use.
+
+        Raises:
+            ArtifactError: the cached file behind them is damaged; it is removed.
+        """
+        if self.mapped is not None:
+            self.mapped.check(positions)
+        if isinstance(positions, slice):
+            return self.images[positions]
+        return self.images[positions.to(self.images.device)]
+
     def batch(self, positions: Tensor, device: str | torch.device = "cpu") -> Tensor:
         """Images at ``positions`` (b,) as float32 (b, c, h, w), RGB 0-1, on ``device``."""
-        chosen = self.images[positions.to(self.images.device)]
-        return chosen.to(device, non_blocking=True).float().div_(255)
+        return self.rows(positions).to(device, non_blocking=True).float().div_(255)
 
     def to(self, device: str | torch.device) -> ImageSet:
         """The same set with its images on ``device`` (labels and indices stay on the CPU)."""
-        return replace(self, images=self.images.to(device), mapped=None)
+        return replace(self, images=self.rows().to(device), mapped=None)
 
     def select(self, positions: Tensor, **fact: Any) -> ImageSet:
         """Rows by position in this set, int64 (k,) or bool (n,); ``fact`` is added to the history.
@@ -146,9 +158,11 @@ class ImageSet:
                 f"positions go from {int(positions.min())} to {int(positions.max())}; "
                 f"this set has positions 0 to {len(self) - 1}"
             )
+        images, mapped = store.take(self.images, positions, self.mapped)
         return replace(
             self,
-            images=store.take(self.images, positions, self.mapped),
+            images=images,
+            mapped=mapped,
             labels=self.labels[positions],
             indices=self.indices[positions],
             history=(*self.history, fact) if fact else self.history,

@@ -1,13 +1,16 @@
 """Decoded images on disk: written once, checked, and read back or memory-mapped.
 
-An entry is a folder ``<cache>/decoded/<key>/`` with ``images.npy`` (uint8 (n, c, h, w)),
-``labels.npy`` (int64 (n,)) and ``facts.json``; it appears in one step or not at all.
+An entry is a folder ``<cache>/decoded/<key>/`` with ``images.npy`` (uint8 (n, c, h, w)) and
+``facts.safetensors``: labels, row numbers, what is known besides, and a check of every block of
+images. It appears in one step or not at all, and nothing of it is believed without its check:
+images that are read into memory are compared at once, memory-mapped ones block by block when they
+are first looked at.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
+import io
 import math
 import os
 import shutil
@@ -15,19 +18,25 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
-from potstill.run import StorageError, logger
+from potstill.run import ArtifactError, StorageError, logger
+from potstill.run.checkpoint import load_state, save_state
+from potstill.run.recall import tell_damage
+from potstill.run.records import require_regular
 
-__all__ = ["Bank", "Facts", "collect", "read_entry", "take", "tensor_digest"]
+__all__ = ["Bank", "Facts", "Mapped", "collect", "read_entry", "take", "tensor_digest"]
 
+_IMAGES, _FACTS = "images.npy", "facts.safetensors"
+_BLOCK = 1 << 20  # bytes under one check
 _LARGE_SELECTION = 64 << 20  # bytes; smaller selections of mapped images go into memory
 _ROWS = 1024  # rows moved at once between files
 _STALE = 7 * 24 * 3600  # seconds after which an unfinished entry counts as left behind
@@ -43,6 +52,50 @@ class Facts:
     rows: tuple[int, ...] | None = None  # numbers in the split, if only some of it is here
 
 
+@dataclass(eq=False)
+class Mapped:
+    """A memory-mapped file of images; each block of it is compared with its check at first use.
+
+    Threads may ask at the same time: at worst a block is compared twice.
+    """
+
+    root: Path  # where selections of it are written
+    entry: Path | None  # its folder; None: a file of this process alone
+    images: Tensor = field(repr=False)  # uint8 (n, c, h, w), the map
+    checks: np.ndarray = field(repr=False)  # uint64 (blocks,)
+
+    def __post_init__(self) -> None:
+        self._sound = np.zeros(len(self.checks), np.bool_)
+        self._all = False
+
+    def check(self, rows: Tensor | slice) -> None:
+        """Compare the blocks of ``rows`` that nobody has looked at yet.
+
+        Raises:
+            ArtifactError: one is damaged; its entry is removed, so that it is decoded anew.
+        """
+        if self._all:
+            return
+        size = _rows_per_block(self.images.shape)
+        if isinstance(rows, slice):
+            first, last, _ = rows.indices(len(self.images))
+            blocks = np.arange(first // size, -(-last // size))
+        else:
+            blocks = np.unique(rows.numpy() // size)
+        for block in blocks[~self._sound[blocks]].tolist():
+            own = self.images[block * size : (block + 1) * size]
+            if xxhash.xxh3_64_intdigest(own.numpy().data) != self.checks[block]:
+                if self.entry is not None:
+                    shutil.rmtree(self.entry, ignore_errors=True)
+                place = self.root if self.entry is None else self.entry / _IMAGES
+                raise ArtifactError(
+                    f"{place} is damaged at row {block * size} or soon after; run the same command "
+                    "again, which decodes the images anew"
+                )
+            self._sound[block] = True
+        self._all = bool(self._sound.all())
+
+
 @dataclass(frozen=True, eq=False)
 class Bank:
     """Decoded images of one split, in memory or memory-mapped."""
@@ -51,7 +104,7 @@ class Bank:
     labels: Tensor  # int64 (n,)
     facts: Facts
     fingerprint: str
-    mapped: Path | None  # folder of the file behind `images`
+    mapped: Mapped | None  # the file behind `images`; None: memory
 
 
 def collect(
@@ -90,7 +143,8 @@ def collect(
         if key:
             try:
                 with _Staging(root, key) as staging:
-                    staging.fill(shape, [bank], labels, facts, fingerprint)
+                    staging.write_images(shape, [bank])
+                    staging.write_facts(labels, facts, fingerprint)
             except OSError as error:
                 logger.warning("decoded images are not cached (%s); going on without", error)
         return Bank(torch.from_numpy(bank), torch.from_numpy(labels), facts, fingerprint, None)
@@ -100,50 +154,64 @@ def collect(
             staging.write_images(shape, pixels())
             fingerprint = _finish(content, labels)
             staging.write_facts(labels, facts, fingerprint)
-            mapped = staging.map_images(shape)
+            mapped = staging.map_images()
     except OSError as error:
         size = math.prod(shape) / 1e9
         raise StorageError(
             f"cannot write {size:.1f} GB of decoded images to {root} ({error.strerror or error}); "
             f"free space, set POTSTILL_CACHE to a larger disk, or raise memory_gb above {size:.1f}"
         ) from error
-    return Bank(mapped, torch.from_numpy(labels), facts, fingerprint, root)
+    return Bank(mapped.images, torch.from_numpy(labels), facts, fingerprint, mapped)
 
 
 def read_entry(root: Path, key: str, memory_gb: float) -> Bank | None:
     """Read a cached entry; ``None`` if there is none or it is damaged (it will be made again)."""
     folder = root / key
+    if not folder.exists():
+        return None
     try:
-        known = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
-        rows = tuple(known["rows"]) if "rows" in known and known["rows"] is not None else None
-        facts = Facts(known["classes"] and tuple(known["classes"]), tuple(known["splits"]), rows)
-        path, shape = folder / "images.npy", tuple(known["shape"])
-        offset = _check_npy(path, shape)
-        labels = np.load(folder / "labels.npy", allow_pickle=False)
-        if labels.shape != shape[:1] or labels.dtype != np.int64:
-            raise ValueError(f"labels.npy is {labels.dtype} {labels.shape}")
-        if rows is not None and len(rows) != len(labels):
-            raise ValueError(f"facts.json numbers {len(rows)} rows")
+        tensors, known = load_state(folder / _FACTS)
+        about, path, shape = dict(known["about"]), folder / _IMAGES, tuple(known["shape"])
+        names = about.pop("classes")
+        rows = tuple(tensors["rows"].tolist()) if "rows" in tensors else None
+        facts = Facts(names and tuple(names), tuple(about.pop("splits")), rows, **about)
+        _require(path, bytes.fromhex(known["header"]), shape)
+        offset, checks = len(known["header"]) // 2, tensors["checks"].numpy().view(np.uint64)
         if math.prod(shape) > memory_gb * 1e9:
-            images, mapped = _map(path, offset, shape), root
+            mapped = Mapped(root, folder, _map(path, offset, shape), checks)
+            images = mapped.images
         else:
-            images, mapped = torch.from_numpy(np.load(path, allow_pickle=False)), None
-        return Bank(images, torch.from_numpy(labels), facts, known["fingerprint"], mapped)
+            images, mapped = _read(path, offset, shape, checks), None
+        return Bank(images, tensors["labels"], facts, known["fingerprint"], mapped)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        if folder.exists():
-            logger.warning("cached images in %s are damaged (%s); decoding again", folder, error)
-            shutil.rmtree(folder, ignore_errors=True)
+        damage = error if isinstance(error, ArtifactError) else f"{folder} is damaged ({error})"
+        tell_damage(damage, "decoding again")
+        shutil.rmtree(folder, ignore_errors=True)
         return None
 
 
-def take(images: Tensor, positions: Tensor, mapped: Path | None) -> Tensor:
-    """Rows of ``images`` (n, c, h, w); many rows of a mapped tensor go to a mapped file in turn."""
+def take(images: Tensor, positions: Tensor, mapped: Mapped | None) -> tuple[Tensor, Mapped | None]:
+    """Rows of ``images`` (n, c, h, w); many rows of a mapped file go to a mapped file in turn.
+
+    Raises:
+        ArtifactError: they lie in a damaged block. StorageError: they cannot be written.
+    """
+    if mapped is None:
+        return images[positions.to(images.device)], None
     shape = (len(positions), *images.shape[1:])
-    if mapped is None or math.prod(shape) < _LARGE_SELECTION:
-        return images[positions.to(images.device)]
-    with _Staging(mapped, None) as staging:
-        staging.write_images(shape, (images[part].numpy() for part in positions.split(_ROWS)))
-        return staging.map_images(shape)
+    if math.prod(shape) < _LARGE_SELECTION:
+        mapped.check(positions)
+        return images[positions], None
+
+    def parts() -> Iterator[np.ndarray]:
+        for part in positions.split(_ROWS):
+            mapped.check(part)
+            yield images[part].numpy()
+
+    with _Staging(mapped.root, None) as staging:
+        staging.write_images(shape, parts())
+        chosen = staging.map_images()
+    return chosen.images, chosen
 
 
 def tensor_digest(values: Tensor) -> str:
@@ -174,39 +242,68 @@ class _Staging:
         # Mapped files stay readable after removal.
         shutil.rmtree(self.folder, ignore_errors=True)
 
-    def fill(
-        self,
-        shape: tuple[int, ...],
-        images: Iterable[np.ndarray],
-        labels: np.ndarray,
-        facts: Facts,
-        fingerprint: str,
-    ) -> None:
-        self.write_images(shape, images)
-        self.write_facts(labels, facts, fingerprint)
-
     def write_images(self, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> None:
         """Plain writes, not a writable map: a full disk raises OSError instead of SIGBUS."""
-        self.shape = shape
+        self.shape, self.header = shape, io.BytesIO()
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
-        with (self.folder / "images.npy").open("wb") as file:
-            np.lib.format.write_array_header_1_0(file, header)
+        np.lib.format.write_array_header_1_0(self.header, header)
+        checks = _Checks(_rows_per_block(shape))
+        with (self.folder / _IMAGES).open("wb") as file:
+            file.write(self.header.getvalue())
             for part in images:
-                file.write(np.ascontiguousarray(part).data)
+                own = np.ascontiguousarray(part)
+                file.write(own.data)
+                checks.add(own)
             _sync(file)
+        self.checks = checks.all()
 
     def write_facts(self, labels: np.ndarray, facts: Facts, fingerprint: str) -> None:
-        with (self.folder / "labels.npy").open("wb") as file:
-            np.save(file, labels, allow_pickle=False)
-            _sync(file)
-        known = {**asdict(facts), "shape": self.shape, "fingerprint": fingerprint}
-        with (self.folder / "facts.json").open("wb") as file:
-            file.write(json.dumps(known, indent=1).encode())
-            _sync(file)
+        about = asdict(facts)
+        rows = about.pop("rows")
+        checks = torch.from_numpy(self.checks.view(np.int64))
+        tensors = {"labels": torch.from_numpy(labels), "checks": checks}
+        tensors |= {} if rows is None else {"rows": torch.tensor(rows)}
+        header = self.header.getvalue().hex()
+        known = {"shape": self.shape, "header": header, "fingerprint": fingerprint, "about": about}
+        save_state(self.folder / _FACTS, tensors, known)
 
-    def map_images(self, shape: tuple[int, ...]) -> Tensor:
-        path = self.folder / "images.npy"
-        return _map(path, _check_npy(path, shape), shape)
+    def map_images(self) -> Mapped:
+        """The images as they will stand in the entry."""
+        path, header = self.folder / _IMAGES, self.header.getvalue()
+        _require(path, header, self.shape)
+        images = _map(path, len(header), self.shape)
+        entry = self.root / self.key if self.key else None
+        return Mapped(self.root, entry, images, self.checks)
+
+
+class _Checks:
+    """The check of every block of rows that come in pieces of any size."""
+
+    def __init__(self, rows: int) -> None:
+        self.rows, self.filled, self.found = rows, 0, list[int]()
+        self.total = xxhash.xxh3_64()
+
+    def add(self, images: np.ndarray) -> None:
+        while len(images):
+            part, images = np.split(images, [self.rows - self.filled])
+            self.total.update(part.data)
+            self.filled += len(part)
+            if self.filled == self.rows:
+                self.close()
+
+    def close(self) -> None:
+        self.found.append(self.total.intdigest())
+        self.total.reset()
+        self.filled = 0
+
+    def all(self) -> np.ndarray:
+        if self.filled:
+            self.close()
+        return np.array(self.found, np.uint64)
+
+
+def _rows_per_block(shape: Sequence[int]) -> int:
+    return max(1, _BLOCK // math.prod(shape[1:]))
 
 
 def _sync(file: BinaryIO) -> None:
@@ -214,17 +311,26 @@ def _sync(file: BinaryIO) -> None:
     os.fsync(file.fileno())
 
 
-def _check_npy(path: Path, shape: tuple[int, ...]) -> int:
-    """Return where the data of a uint8 .npy file begin, after comparing header and file size."""
+def _require(path: Path, header: bytes, shape: tuple[int, ...]) -> None:
+    """Raise unless a regular file begins with ``header`` and is as long as images of ``shape``."""
+    require_regular(path)
     with path.open("rb") as file:
-        np.lib.format.read_magic(file)
-        found, fortran, dtype = np.lib.format.read_array_header_1_0(file)
-        offset = file.tell()
-    if found != shape or fortran or dtype != np.uint8:
-        raise ValueError(f"{path.name} is {dtype} {found}")
-    if path.stat().st_size != offset + math.prod(shape):
-        raise ValueError(f"{path.name} has {path.stat().st_size} bytes")
-    return offset
+        if file.read(len(header)) != header:
+            raise ArtifactError(f"{path} is damaged (another header)")
+    if (size := path.stat().st_size) != len(header) + math.prod(shape):
+        raise ArtifactError(f"{path} is damaged ({size} bytes)")
+
+
+def _read(path: Path, offset: int, shape: tuple[int, ...], checks: np.ndarray) -> Tensor:
+    """All images in memory; every block is compared while the caches hold it."""
+    images, size = np.empty(shape, np.uint8), _rows_per_block(shape)
+    with path.open("rb") as file:
+        file.seek(offset)
+        for block, check in enumerate(checks):
+            own = images[block * size : (block + 1) * size].data.cast("B")
+            if file.readinto(own) != len(own) or xxhash.xxh3_64_intdigest(own) != check:
+                raise ArtifactError(f"{path} is damaged at row {block * size} or soon after")
+    return torch.from_numpy(images)
 
 
 def _map(path: Path, offset: int, shape: tuple[int, ...]) -> Tensor:

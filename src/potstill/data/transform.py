@@ -245,9 +245,10 @@ def transform_from(kind: str, tensors: Mapping[str, Tensor]) -> Transform:
         raise ArtifactError(f"transform {kind!r} is damaged: {error}") from error
 
 
-def _chunks(real: ImageSet) -> tuple[Tensor, ...]:
+def _chunks(real: ImageSet) -> Iterator[Tensor]:
     """The images in views of at most ``_CHUNK`` values (and at least one image)."""
-    return real.images.split(max(1, _CHUNK // math.prod(real.shape)))
+    size = max(1, _CHUNK // math.prod(real.shape))
+    return (real.rows(slice(first, first + size)) for first in range(0, len(real), size))
 
 
 def _set_float32(owner: object, *names: str) -> None:

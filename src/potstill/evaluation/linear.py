@@ -23,9 +23,10 @@ from potstill.evaluation.record import Result, part
 from potstill.evaluation.student import random_rows
 from potstill.experts.backbones import backbone_for
 from potstill.experts.features import collect_features, image_features
-from potstill.nets.backbone import Backbone
+from potstill.nets.backbone import FILE, Backbone
 from potstill.nets.heads import HeadTraining, train_heads
 from potstill.run import ArtifactError, InputError, Run
+from potstill.run.checkpoint import load_state
 from potstill.run.records import read_json
 from potstill.synthetic import SyntheticSet
 
@@ -93,6 +94,7 @@ class LinearBench:
         for path in sorted((self.run.cache / "backbones").glob("*/backbone.json")):
             with suppress(ArtifactError):
                 if read_json(path, "").get("key") == key:
+                    load_state(path.parent / FILE, unchecked=True)  # a damaged one is none
                     return str(path.parent)
         return None
 

@@ -61,7 +61,7 @@ def synthetic_examples(syn: SyntheticSet, labels: str = "auto") -> Examples:
 
 def real_examples(train: ImageSet, transform: Transform) -> Examples:
     """Return all real images with their labels, as unevenly as they come."""
-    return Examples(train.images, train.labels, transform)
+    return Examples(train.rows(), train.labels, transform)
 
 
 def random_examples(
@@ -174,7 +174,7 @@ def _test(
     student: Network, images: ImageSet, transform: Transform, run: Run, fits: Portion
 ) -> Tensor:
     """Percent correct per class (C,)."""
-    logits = predict(student, images.images, transform, device=run.device, fits=fits)
+    logits = predict(student, images.rows(), transform, device=run.device, fits=fits)
     return class_accuracy(logits.argmax(1), images.labels, images.num_classes)
 
 

@@ -16,6 +16,7 @@ from potstill.data import ImageSet, Normalize
 from potstill.experts.selfsupervised import SelfSupervision, recipe, train_backbone
 from potstill.nets.backbone import (
     FILE,
+    REPAIR,
     Backbone,
     check_name,
     is_own_network,
@@ -24,6 +25,7 @@ from potstill.nets.backbone import (
 )
 from potstill.run import InputError, Run
 from potstill.run.checkpoint import digest, load_state
+from potstill.run.recall import tell_damage
 
 __all__ = ["backbone_for", "check_backbone", "identify", "self_training"]
 
@@ -72,7 +74,8 @@ def identify(name: str, real: ImageSet, run: Run, *, epochs: int = 30, flip: flo
     base, size, imagenet = split_name(name)
     folder = Path(base.removeprefix("transformers:")).expanduser()
     if (folder / FILE).is_file():
-        return digest([load_state(folder / FILE)[1].get("key"), size, imagenet])
+        _, facts = load_state(folder / FILE, unchecked=True, fix=REPAIR)
+        return digest([facts["key"], size, imagenet])
     if folder.is_dir():
         return digest([_content(folder), size, imagenet])
     return digest([name, run.seed])
@@ -85,6 +88,18 @@ def _content(folder: Path) -> list[tuple[str, str]]:
         with path.open("rb") as file:
             found.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
     return found
+
+
+def _kept(real: ImageSet, how: SelfSupervision, run: Run, folder: Path) -> Backbone | None:
+    """Return the backbone of a cache folder; None if there is none, or none to be believed."""
+    if not (folder / FILE).exists():
+        return None
+    try:
+        return train_backbone(real, how, run, folder)  # which reads it
+    except InputError as error:
+        tell_damage(error, "training it again")
+        (folder / FILE).unlink()
+        return None
 
 
 def backbone_for(
@@ -102,7 +117,7 @@ def backbone_for(
     if how is not None:
         assert run.cache is not None
         folder = run.cache / "backbones" / digest(recipe(real, how, run))
-        found = train_backbone(real, how, run, folder)
+        found = _kept(real, how, run, folder) or train_backbone(real, how, run, folder)
     else:
         draw = run.generator("backbone/weights")
         found = open_backbone(name, real.shape, draw, Normalize.fit(real))

@@ -55,8 +55,9 @@ class ClassifierTrajectories:
     def at(self, member: int, epoch: int, device: torch.device | str = "cpu") -> Params:
         """Return "classifier.weight" and "classifier.bias" after ``epoch`` epochs of this stage.
 
+        Where they are damaged on the disk, they are trained again.
+
         Raises:
-            ArtifactError: they are damaged on the disk; the same command makes them again.
             InputError: there is no such expert, or that epoch was not kept.
         """
         if not 0 <= member < self.members:
@@ -82,7 +83,6 @@ def train_classifiers(
         epochs: the snapshots that must exist afterwards; 0 = the experts' own classifiers.
 
     Raises:
-        ArtifactError: a snapshot of the experts is damaged.
         InputError: the experts are of another data set, class order or transform, or did not keep
             ``start_epoch``.
         StorageError: the disk is too small; said before training begins.
@@ -105,6 +105,11 @@ def train_classifiers(
     layout = {name: s for name, s in experts.rows.layout.items() if name.startswith(_HEAD)}
     assert run.cache is not None
     rows = Rows(run.cache / "experts" / digest(facts), facts, layout)
-    trainer = Trainer(real, transform, training, cross_entropy, run, rows, new, "classifiers")
-    saved = trainer.ensure(experts.members, epochs)
+
+    def ensure(members: int, epochs: Collection[int]) -> float:
+        trainer = Trainer(real, transform, training, cross_entropy, run, rows, new, "classifiers")
+        return trainer.ensure(members, epochs)
+
+    saved = ensure(experts.members, epochs)
+    rows.repair = lambda member, epoch: ensure(member + 1, [epoch])
     return ClassifierTrajectories(digest(facts), experts, start_epoch, rows, saved)

@@ -9,11 +9,13 @@ import time
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
 from dataclasses import dataclass
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+import xxhash
 from torch import Tensor
 
 from potstill.data import ImageSet
@@ -22,19 +24,21 @@ from potstill.nets.backbone import Backbone
 from potstill.run import ArtifactError, InputError, Run, StorageError, logger, progress
 from potstill.run.checkpoint import digest, load_state, save_state
 from potstill.run.memory import Portion
+from potstill.run.recall import recall
 
 __all__ = [
     "ABOUT",
     "BANK",
     "BLOCK",
     "MOMENTS",
+    "STATS",
     "FeaturePass",
     "FeatureStats",
-    "bank_is_whole",
+    "open_bank",
 ]
 
 MOMENTS = ("none", "natural", "balanced")  # second moments: off, over images, over classes
-BANK, ABOUT = "bank.f16", "about.safetensors"  # files beside the statistics
+STATS, BANK, ABOUT = "stats.safetensors", "bank.f16", "about.safetensors"
 BLOCK = 64  # images per pass; part of what "features-2" stands for, because sums round by it
 
 
@@ -90,31 +94,65 @@ class FeatureStats:
         Raises:
             ArtifactError: damaged, or something else.
         """
-        tensors, facts = load_state(path)
         try:
-            if facts["kind"] != "feature-stats":
-                raise KeyError(facts["kind"])
-            classes, dim = tensors["sums"].shape
-            if tensors["counts"].shape != (classes,) or tensors["squares"].shape != (classes, dim):
-                raise KeyError("shapes")
-            return FeatureStats(
-                counts=tensors["counts"],
-                sums=tensors["sums"],
-                squares=tensors["squares"],
-                views=int(facts["views"]),
-                facts=dict(facts["facts"]),
-                key=str(facts["key"]),
-                moment=tensors.get("moment"),
-            )
-        except (KeyError, TypeError, ValueError) as error:
+            return FeatureStats.of(*load_state(path))
+        except (KeyError, TypeError, RuntimeError) as error:
             raise ArtifactError(
                 f"{path} holds no feature statistics ({error}); delete it"
             ) from None
+
+    @staticmethod
+    def of(tensors: dict[str, Tensor], facts: dict[str, Any]) -> FeatureStats:
+        """Statistics from the state that :meth:`save` writes; raises KeyError or TypeError."""
+        if facts.get("kind") != "feature-stats":
+            raise KeyError("another kind")
+        sums = tensors["sums"]
+        if tensors["counts"].shape != sums.shape[:1] or tensors["squares"].shape != sums.shape:
+            raise KeyError("shapes")
+        return FeatureStats(
+            counts=tensors["counts"],
+            sums=sums,
+            squares=tensors["squares"],
+            views=int(facts["views"]),
+            facts=dict(facts["facts"]),
+            key=str(facts["key"]),
+            moment=tensors.get("moment"),
+        )
 
 
 def bank_is_whole(path: Path, shape: tuple[int, int, int]) -> bool:
     """Whether a bank of this shape lies at ``path``, by its size."""
     return path.is_file() and path.stat().st_size == 2 * int(np.prod(shape))
+
+
+def open_bank(
+    path: Path,
+    shape: tuple[int, int, int],
+    checks: np.ndarray,
+    *,
+    mapped: bool = True,
+    blocks: int | None = None,
+) -> Tensor:
+    """Return the bank (views, n, d) at ``path``, mapped or in memory.
+
+    Args:
+        checks: uint64, of its blocks. blocks: compare only the first so many of them.
+
+    Raises:
+        ArtifactError: it is missing, or a block is not what was written.
+    """
+    if not bank_is_whole(path, shape):
+        raise ArtifactError(f"{path} is missing or of another size")
+    if mapped:
+        size = int(np.prod(shape))
+        bank = torch.from_file(str(path), shared=False, size=size, dtype=torch.float16).view(shape)
+    else:
+        bank = torch.from_numpy(np.fromfile(path, np.float16)).view(shape)
+    parts = chain.from_iterable(view.split(BLOCK) for view in bank)
+    for block, part in enumerate(islice(parts, blocks)):
+        if xxhash.xxh3_64_intdigest(part.numpy().data) != checks[block]:
+            raise ArtifactError(f"{path} is damaged (block {block})")
+    return bank
 
 
 class FeaturePass:
@@ -149,6 +187,8 @@ class FeaturePass:
         self.weights = weights.get(moment, counts).to(device)  # of an image in the moment
         self.fits = Portion("images", f"a pass of backbone {backbone.label!r}")
         self.bank = folder / BANK if bank else None
+        self.shape = (count, len(real), dim)
+        self.checks = np.zeros(self.blocks * count, np.uint64)  # of the bank's blocks
         self.next, self.spent, self.began = 0, 0.0, time.monotonic()
 
     @property
@@ -180,9 +220,9 @@ class FeaturePass:
             moment=None if self.moment is None else self.moment.cpu(),
         )
         seconds = self.spent + time.monotonic() - self.began
-        about = {"seconds": seconds, "bank": self.bank is not None}
-        save_state(self.folder / ABOUT, {}, about)
-        stats.save(self.folder / "stats.safetensors")
+        about = {"key": stats.key, "seconds": seconds}
+        save_state(self.folder / ABOUT, self._checks(), about)
+        stats.save(self.folder / STATS)
         partial.unlink(missing_ok=True)
         return stats
 
@@ -208,7 +248,9 @@ class FeaturePass:
                 self._add(z.double(), self.real.labels[rows].to(z.device))
                 if file is not None:
                     file.seek(2 * (view * n + rows.start) * self.backbone.dim)
-                    file.write(half.cpu().numpy().tobytes())
+                    content = half.cpu().numpy().tobytes()
+                    self.checks[step] = xxhash.xxh3_64_intdigest(content)
+                    file.write(content)
                     file.flush()  # before the sums say so
                 self.next = step + 1
                 yield step
@@ -231,40 +273,42 @@ class FeaturePass:
             )
 
     def _resume(self, partial: Path) -> None:
-        if not partial.is_file():
+        def read(tensors: dict[str, Tensor], facts: dict[str, Any]) -> tuple[Any, ...]:
+            checks = self.checks
+            if self.bank is not None:
+                checks = tensors["bank"].numpy().view(np.uint64)
+                open_bank(self.bank, self.shape, checks, blocks=facts["next"])
+            sums = [tensors[name].view(total.shape) for name, total in self._totals().items()]
+            return checks, sums, facts["next"], facts["seconds"]
+
+        found = recall(partial, "passing the images from the first on", read, key=self.key)
+        if found is None:
             return
-        try:
-            tensors, facts = load_state(partial)
-        except ArtifactError as error:
-            logger.warning("%s; passing the images from the first on", error)
-            return
-        whole = self.bank is None or bank_is_whole(
-            self.bank, (self.count, len(self.real), self.backbone.dim)
-        )
-        if facts.get("key") != self.key or not whole:
-            return
-        self.sums.copy_(tensors["sums"])
-        self.squares.copy_(tensors["squares"])
-        if self.moment is not None:
-            self.moment.copy_(tensors["moment"])
-        self.next, self.spent = facts["next"], facts["seconds"]
+        self.checks, sums, self.next, self.spent = found
+        for total, value in zip(self._totals().values(), sums, strict=True):
+            total.copy_(value)
         logger.info("resuming the features at block %d of %d", self.next, self.blocks * self.count)
 
+    def _totals(self) -> dict[str, Tensor]:
+        totals = {"sums": self.sums, "squares": self.squares}
+        return totals if self.moment is None else totals | {"moment": self.moment}
+
+    def _checks(self) -> dict[str, Tensor]:
+        return {} if self.bank is None else {"bank": torch.from_numpy(self.checks.view(np.int64))}
+
     def _save(self, partial: Path) -> None:
-        tensors = {"sums": self.sums, "squares": self.squares}
-        tensors |= {} if self.moment is None else {"moment": self.moment}
         seconds = self.spent + time.monotonic() - self.began
+        tensors = self._totals() | self._checks()
         save_state(partial, tensors, {"key": self.key, "next": self.next, "seconds": seconds})
 
     def _reserve(self) -> None:
         """Give the bank its full size before the first image is passed."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        for name in ("stats.safetensors", ABOUT):  # they must not vouch for a bank in the making
+        for name in (STATS, ABOUT):  # they must not vouch for a bank in the making
             (self.folder / name).unlink(missing_ok=True)
-        shape = (self.count, len(self.real), self.backbone.dim)
-        if self.bank is None or bank_is_whole(self.bank, shape):
+        if self.bank is None or bank_is_whole(self.bank, self.shape):
             return
-        size = 2 * int(np.prod(shape))
+        size = 2 * int(np.prod(self.shape))
         try:
             with self.bank.open("wb") as file:
                 if hasattr(os, "posix_fallocate"):

@@ -23,14 +23,16 @@ from potstill.experts.feature_pass import (
     BANK,
     BLOCK,
     MOMENTS,
+    STATS,
     FeaturePass,
     FeatureStats,
-    bank_is_whole,
+    open_bank,
 )
 from potstill.nets.backbone import Backbone
-from potstill.run import InputError, Run, logger
-from potstill.run.checkpoint import digest, load_state
+from potstill.run import ArtifactError, InputError, Run
+from potstill.run.checkpoint import digest
 from potstill.run.memory import Portion
+from potstill.run.recall import recall, tell_damage
 
 __all__ = ["FeatureStats", "collect_features", "image_features", "sub_centres"]
 
@@ -79,40 +81,51 @@ def collect_features(
     }
     assert run.cache is not None
     folder = run.cache / "features" / digest(facts)
-    done = folder / "stats.safetensors"
-    shape = (count, len(real), backbone.dim)
-    if done.is_file():
-        try:
-            stats, about = FeatureStats.load(done), load_state(folder / ABOUT)[1]
-            stats.check(real, backbone)
-            stats = replace(stats, seconds_saved=float(about["seconds"]))
-            if not bank or (about["bank"] and bank_is_whole(folder / BANK, shape)):
-                return _with_bank(stats, real, folder, shape, bank, run)
-        except (InputError, KeyError) as error:  # damaged, or put there by somebody
-            logger.warning("%s; passing the images again", error)
+    if (known := _recalled(folder, digest(facts), real, backbone, bank, run)) is not None:
+        return known
     one = FeaturePass(real, backbone, run, views, count, moment, bank, folder, facts)
     stats = one.finish()
-    return _with_bank(stats, real, folder, shape, bank, run)
+    return _with_bank(stats, real, folder, one.checks, run) if bank else stats
+
+
+def _recalled(
+    folder: Path, key: str, real: ImageSet, backbone: Backbone, bank: bool, run: Run
+) -> FeatureStats | None:
+    """What an earlier pass found; None where there was none, or none to be believed."""
+    again = "passing the images again"
+
+    def read(tensors: dict[str, Tensor], facts: dict[str, Any]) -> FeatureStats:
+        stats = FeatureStats.of(tensors, facts)
+        stats.check(real, backbone)
+        return stats
+
+    stats = recall(folder / STATS, again, read, key=key)
+    about = recall(
+        folder / ABOUT, again, lambda own, facts: (own, float(facts["seconds"])), key=key
+    )
+    if stats is None or about is None:
+        return None
+    checks, seconds = about
+    stats = replace(stats, seconds_saved=seconds)
+    if not bank:
+        return stats
+    if "bank" not in checks:  # that pass kept none
+        return None
+    try:
+        return _with_bank(stats, real, folder, checks["bank"].numpy().view(np.uint64), run)
+    except ArtifactError as error:
+        tell_damage(error, again)
+        return None
 
 
 def _with_bank(
-    stats: FeatureStats,
-    real: ImageSet,
-    folder: Path,
-    shape: tuple[int, int, int],
-    bank: bool,
-    run: Run,
+    stats: FeatureStats, real: ImageSet, folder: Path, checks: np.ndarray, run: Run
 ) -> FeatureStats:
     """Open the bank: in memory up to a quarter of the budget, else mapped."""
-    if not bank:
-        return stats
-    path, size = folder / BANK, int(np.prod(shape))
-    if 2 * size <= 0.25e9 * run.memory_gb:
-        content = torch.from_numpy(np.fromfile(path, np.float16)).view(shape)
-    else:
-        flat = torch.from_file(str(path), shared=False, size=size, dtype=torch.float16)
-        content = flat.view(shape)
-    return replace(stats, bank=content, labels=real.labels)
+    shape = (stats.views, len(real), stats.sums.shape[1])
+    mapped = 2 * int(np.prod(shape)) > 0.25e9 * run.memory_gb
+    bank = open_bank(folder / BANK, shape, checks, mapped=mapped)
+    return replace(stats, bank=bank, labels=real.labels)
 
 
 @torch.no_grad()

@@ -23,6 +23,7 @@ from potstill.nets.backbone import Backbone
 from potstill.nets.heads import HeadTraining, train_heads
 from potstill.run import ArtifactError, InputError, Run, nearest
 from potstill.run.checkpoint import digest, load_state, save_state
+from potstill.run.recall import recall
 
 __all__ = ["HEAD_PRIORS", "Head", "train_head"]
 
@@ -77,16 +78,26 @@ class Head:
         Raises:
             ArtifactError: damaged, or something else.
         """
-        tensors, facts = load_state(path, unchecked=True)
+        fix = "copy it again, or delete it to train one"
+        tensors, facts = load_state(path, unchecked=True, fix=fix)
         try:
-            weight, bias = tensors["weight"].float(), tensors["bias"].float()
-            classes = tuple(str(name) for name in facts["classes"])
-            good = facts["kind"] == "potstill-head" and weight.shape[:1] == bias.shape
-            if not good or len(classes) != len(bias) or not bool(weight.isfinite().all()):
-                raise ValueError("shapes or values do not fit")
-            return Head(weight, bias, classes, str(facts["backbone"]), dict(facts["facts"]))
+            return Head.of(tensors, facts)
+        except ArtifactError:
+            raise
         except (KeyError, TypeError, ValueError) as error:
-            raise ArtifactError(f"{path} holds no head ({error}); train it again") from None
+            raise ArtifactError(f"{path} holds no head ({error}); {fix}") from None
+
+    @staticmethod
+    def of(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Head:
+        """A head from the state that :meth:`save` writes; raises KeyError or ValueError."""
+        if facts.get("kind") != "potstill-head":
+            raise ValueError("another kind")
+        weight, bias = tensors["weight"].float(), tensors["bias"].float()
+        classes = tuple(str(name) for name in facts["classes"])
+        sound = bool(weight.isfinite().all()) and bool(bias.isfinite().all())
+        if not sound or weight.ndim != 2 or not weight.shape[:1] == bias.shape == (len(classes),):
+            raise ValueError("shapes or values do not fit")
+        return Head(weight, bias, classes, str(facts["backbone"]), dict(facts["facts"]))
 
 
 def train_head(
@@ -136,8 +147,14 @@ def train_head(
     }
     assert run.cache is not None
     path = run.cache / "heads" / f"{digest(facts)}.safetensors"
-    if path.is_file():
-        return Head.load(path)
+
+    def read(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Head:
+        known = Head.of(tensors, facts)
+        known.check(backbone, real.classes)
+        return known
+
+    if (known := recall(path, "training the head again", read)) is not None:
+        return known
     stats = collect_features(real, backbone, run, views=views, count=stored_views, bank=True)
     assert stats.bank is not None
     weight, bias = train_heads(

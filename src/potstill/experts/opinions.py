@@ -163,8 +163,7 @@ def _scan(
     right, wrong, seen = [], [], 0
     while seen < len(order) and needed > 0:
         part = order[seen : seen + min(_MOST, max(CPU_CHUNK, 2 * needed))]
-        images = real.images[part.to(real.images.device)]
-        logits = predict(net, images, transform, device=run.device, fits=fits)
+        logits = predict(net, real.rows(part), transform, device=run.device, fits=fits)
         hits = logits.argmax(1).cpu() == label
         right.append(part[hits][:needed])
         wrong.append(part[~hits])

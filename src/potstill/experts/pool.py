@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -22,9 +22,10 @@ from potstill.losses import Loss, cross_entropy, logit_adjusted
 from potstill.nets import Network, create_for, parse
 from potstill.nets.many import Examples, Training, train_many
 from potstill.nets.places import Places
-from potstill.run import ArtifactError, Run, logger
-from potstill.run.checkpoint import digest, load_state, save_state
+from potstill.run import Run
+from potstill.run.checkpoint import digest, save_state
 from potstill.run.fields import Count, OneOf, check_value
+from potstill.run.recall import recall
 
 __all__ = ["Pool", "Prior", "train_pool"]
 
@@ -93,19 +94,15 @@ def fingerprint(transform: Transform) -> str:
     return total.hexdigest()[:16]
 
 
-def _stored(path: Path) -> tuple[State, State, float] | None:
-    if not path.exists():
-        return None
-    try:
-        tensors, facts = load_state(path)
-    except ArtifactError as error:
-        logger.warning("%s; training that network again", error)
-        return None
-    parts = [
-        {n[len(p) :]: t for n, t in tensors.items() if n.startswith(p)}
-        for p in ("initial.", "trained.")
-    ]
-    return parts[0], parts[1], float(facts["seconds"])
+def _stored(path: Path, key: str) -> tuple[State, State, float] | None:
+    def read(tensors: State, facts: dict[str, Any]) -> tuple[State, State, float]:
+        initial, trained = (
+            {n[len(p) :]: t for n, t in tensors.items() if n.startswith(p)}
+            for p in ("initial.", "trained.")
+        )
+        return initial, trained, float(facts["seconds"])
+
+    return recall(path, "training that network again", read, key=key)
 
 
 def train_pool(
@@ -130,7 +127,7 @@ def train_pool(
     assert run.cache is not None
     folder = run.cache / "pools" / key
     paths = [_path(folder, member) for member in range(members)]
-    stored = {m: pair for m, path in enumerate(paths) if (pair := _stored(path)) is not None}
+    stored = {m: pair for m, path in enumerate(paths) if (pair := _stored(path, key)) is not None}
     found = {m: (first, last) for m, (first, last, _) in stored.items()}
     if missing := [m for m in range(members) if m not in found]:
         loss = logit_adjusted(real.counts) if prior == "logit_adjusted" else cross_entropy
@@ -188,7 +185,7 @@ class _Trainer:
 
         train_many(
             nets,
-            Examples(self.real.images, self.real.labels, self.transform),
+            Examples(self.real.rows(), self.real.labels, self.transform),
             self.training,
             loss=self.loss,
             device=self.run.device,

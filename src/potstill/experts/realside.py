@@ -30,11 +30,12 @@ from potstill.experts.pool import Pool, fingerprint
 from potstill.match.mmd import by_class
 from potstill.match.spectral import SegmentMean
 from potstill.nets import create
-from potstill.run import ArtifactError, Run, StorageError, logger
-from potstill.run.checkpoint import digest, load_state, save_state
+from potstill.run import Run, StorageError, logger
+from potstill.run.checkpoint import digest, save_state
 from potstill.run.fields import Count, Every, OneOf, Part, check_value
 from potstill.run.machine import CPU_CHUNK
 from potstill.run.memory import Portion
+from potstill.run.recall import recall
 
 __all__ = ["Entry", "Eye", "Policy", "RealSide"]
 
@@ -349,14 +350,16 @@ class RealSide:
         keeps_features = self.embed is None or self.policy == "features"
         if self.policy == "fresh" or keeps_features or not path.exists():
             return False
-        try:
-            tensors, facts = load_state(path)
-        except ArtifactError:
+        found = recall(
+            path,
+            "making it again",
+            lambda tensors, facts: (tensors["table"], float(facts["seconds"])),
+            key=f"{self.folder.name} {entry.number}",
+        )
+        if found is None:
             return False
-        if "table" not in tensors:
-            return False
-        entry.table = tensors["table"].to(self.run.device)
-        self.seconds_saved += float(facts.get("seconds", 0.0))
+        entry.table = found[0].to(self.run.device)
+        self.seconds_saved += found[1]
         return True
 
     def _write(self, entry: Entry, seconds: float) -> None:
@@ -364,7 +367,8 @@ class RealSide:
         if self.policy == "fresh" or table is None or table.nbytes > _DISK_LIMIT:
             return
         try:
-            save_state(self._path(entry.number), {"table": table}, {"seconds": seconds})
+            facts = {"key": f"{self.folder.name} {entry.number}", "seconds": seconds}
+            save_state(self._path(entry.number), {"table": table}, facts)
         except StorageError as error:  # a cache may fail without harm
             if not self._warned:
                 logger.warning("%s; going on without this cache", error)

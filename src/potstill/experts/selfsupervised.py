@@ -23,7 +23,7 @@ from potstill.data import DSA, ImageSet, Normalize
 from potstill.data.views import Views
 from potstill.losses.contrastive import OBJECTIVES, self_supervised
 from potstill.nets import Network, create, initialise, parse
-from potstill.nets.backbone import FILE, Backbone, open_backbone, save_backbone
+from potstill.nets.backbone import FILE, REPAIR, Backbone, open_backbone, save_backbone
 from potstill.nets.frozen import frozen
 from potstill.nets.training import rgb
 from potstill.run import ArtifactError, DivergedError, InputError, Run, logger, progress
@@ -120,12 +120,13 @@ def train_backbone(real: ImageSet, how: SelfSupervision, run: Run, folder: Path)
     """
     facts = recipe(real, how, run)
     if (folder / FILE).is_file():
-        _, known = load_state(folder / FILE)
+        _, known = load_state(folder / FILE, unchecked=True, fix=REPAIR)
         if known.get("about", {}).get("recipe") != digest(facts):
             raise InputError(
                 f"{folder} holds a backbone of another training; choose another folder or delete it"
             )
-        return open_backbone(str(folder), real.shape, run.generator("unused"), Normalize.fit(real))
+        unused = Normalize(torch.full(real.shape[:1], 0.5), torch.full(real.shape[:1], 0.25))
+        return open_backbone(str(folder), real.shape, run.generator("unused"), unused)
     transform = Normalize.fit(real)
     training = _Training(real, transform, how, run, folder, digest(facts))
     try:
@@ -280,7 +281,7 @@ def _loss(
     """The objective on one batch of two views each."""
     order = torch.randperm(len(real), generator=run.generator("self/order", step // steps))
     rows = order[(step % steps) * how.batch :][: how.batch]
-    images = rgb(real.images[rows.to(real.images.device)].to(run.device))
+    images = rgb(real.rows(rows).to(run.device))
     views, color = how.views(), DSA.parse("color", rule="idc")
     seen = []
     for side in (0, 1):

@@ -13,7 +13,7 @@ import os
 import shutil
 import time
 import zlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from functools import cached_property
 from pathlib import Path
@@ -24,7 +24,8 @@ from torch import Tensor
 
 from potstill.experts.blocks import Block, content
 from potstill.run import ArtifactError, InputError, StorageError, logger
-from potstill.run.checkpoint import write_bytes
+from potstill.run.checkpoint import content_check, write_bytes
+from potstill.run.recall import tell_damage
 from potstill.run.records import read_json
 
 __all__ = ["EPOCHS", "MEMBERS", "Rows", "in_short"]
@@ -56,6 +57,7 @@ class Rows:
         self._blocks: dict[tuple[int, int], Block] = {}
         self._known: dict[tuple[int, int], tuple[int, float]] = {}  # CRC-32 and seconds
         self._checked: set[tuple[int, int]] = set()
+        self.repair: Callable[[int, int], object] | None = None  # makes one row anew
         self._dirty: set[Path] = set()
         self._flushed = time.monotonic()
         self.reload()
@@ -84,10 +86,22 @@ class Rows:
     def read(self, member: int, epoch: int) -> Tensor:
         """Return one row (P,); its CRC is checked the first time.
 
+        A damaged one is made anew, with a warning, if there is a ``repair``.
+
         Raises:
             ArtifactError: the row is damaged; it is forgotten, so that it is made again.
             InputError: it is not there.
         """
+        try:
+            return self._read(member, epoch)
+        except ArtifactError as error:
+            if self.repair is None:
+                raise
+            tell_damage(error, "training that part again")
+        self.repair(member, epoch)
+        return self._read(member, epoch)
+
+    def _read(self, member: int, epoch: int) -> Tensor:
         if (place := (member, epoch)) not in self._known:
             raise InputError(
                 f"epoch is {epoch}, which expert {member} has not kept; ask for it in epochs "
@@ -225,6 +239,9 @@ class Rows:
             return {}
         try:
             index = read_json(path, "making its rows again")
+            check = index.pop("check", None)  # version 0.1 had none; its rows have theirs
+            if check is not None and check != content_check({}, index):
+                raise ValueError("its content has changed")
             facts, known = dict(index["facts"]), {}
             for member, row in index["rows"].items():
                 for epoch, (crc, seconds) in row.items():
@@ -244,7 +261,8 @@ class Rows:
         rows: dict[str, dict[str, tuple[int, float]]] = {}
         for (member, epoch), cell in sorted(self._known.items()):
             rows.setdefault(str(member), {})[str(epoch)] = cell
-        text = json.dumps({"facts": self.facts, "rows": rows}) + "\n"
+        index = json.loads(json.dumps({"facts": self.facts, "rows": rows}))
+        text = json.dumps(index | {"check": content_check({}, index)}) + "\n"
         write_bytes(self.folder / "index.json", text.encode())
 
     def _unwritable(self, path: Path, error: OSError) -> StorageError:

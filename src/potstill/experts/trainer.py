@@ -176,7 +176,7 @@ class Trainer:
 
     @cached_property
     def _examples(self) -> Examples:
-        images = self.real.images
+        images = self.real.rows()
         if images.numel() <= _AS_FLOATS:  # the transform then runs once
             images = images.to(self.run.device).float().div_(255)
         return Examples(images, self.real.labels, self.transform)

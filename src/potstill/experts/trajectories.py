@@ -44,10 +44,9 @@ class Trajectories:
     def at(self, member: int, epoch: int, device: torch.device | str = "cpu") -> Params:
         """Return the parameters of one expert before training (0) or after ``epoch`` epochs.
 
-        Only they are read from the disk.
+        Only they are read from the disk; where they are damaged there, they are trained again.
 
         Raises:
-            ArtifactError: they are damaged there; the same command makes them again.
             InputError: there is no such expert, or that epoch was not kept.
         """
         if not 0 <= member < self.members:
@@ -125,6 +124,11 @@ def train_experts(
     assert run.cache is not None
     rows = Rows(run.cache / "experts" / key, facts, layout)
     value = logit_adjusted(real.counts) if loss == "logit_adjusted" else cross_entropy
-    trainer = Trainer(real, transform, training, value, run, rows, new, "experts", reserve)
-    saved = trainer.ensure(members, epochs)
+
+    def ensure(members: int, epochs: Collection[int]) -> float:
+        trainer = Trainer(real, transform, training, value, run, rows, new, "experts", reserve)
+        return trainer.ensure(members, epochs)
+
+    saved = ensure(members, epochs)
+    rows.repair = lambda member, epoch: ensure(member + 1, [epoch])
     return Trajectories(key, network, members, rows, saved)

@@ -38,6 +38,7 @@ from potstill.run.records import read_json
 __all__ = [
     "BACKBONES",
     "FILE",
+    "REPAIR",
     "Backbone",
     "check_name",
     "is_own_network",
@@ -48,6 +49,7 @@ __all__ = [
 ]
 
 FILE = "backbone.safetensors"
+REPAIR = "copy the folder again, or delete it and train the backbone again"
 _VERSION = 1
 
 
@@ -183,7 +185,7 @@ def _from_folder(folder: Path, size: int | None) -> Backbone:
 
 
 def _ours(path: Path) -> Backbone:
-    tensors, facts = load_state(path, unchecked=True)  # what its key says is looked at below
+    tensors, facts = load_state(path, unchecked=True, fix=REPAIR)  # its key is compared below
     try:
         if facts["format"] != "potstill-backbone" or facts["version"] != _VERSION:
             raise ArtifactError(f"{path} is no backbone of this version; make it again")
@@ -202,8 +204,8 @@ def _ours(path: Path) -> Backbone:
             raise
         reason = str(error).strip().splitlines()[0][:120] if str(error).strip() else ""
         raise ArtifactError(
-            f"{path} is damaged ({type(error).__name__}: {reason}); train the backbone again"
+            f"{path} is damaged ({type(error).__name__}: {reason}); {REPAIR}"
         ) from error
     if found.key != stated:
-        raise ArtifactError(f"{path} is damaged (key {found.key}, not {stated}); copy it again")
+        raise ArtifactError(f"{path} is damaged (key {found.key}, not {stated}); {REPAIR}")
     return found

@@ -9,6 +9,7 @@ import os
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from potstill.run.records import parse_json, require_regular
 from potstill.run.signals import uninterrupted
 
 __all__ = [
+    "UncheckedError",
     "atomic",
     "content_check",
     "digest",
@@ -33,6 +35,10 @@ __all__ = [
 ]
 
 logger = logging.getLogger("potstill")
+
+
+class UncheckedError(ArtifactError):
+    """A state of version 0.1, which has no check of its content."""
 
 
 def atomic(path: Path, write: Callable[[Path], None]) -> None:
@@ -117,15 +123,24 @@ def save_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, An
     write_bytes(path, to_bytes(flat, metadata={"potstill": json.dumps(about)}))
 
 
-def load_state(path: Path, *, unchecked: bool = False) -> tuple[dict[str, Tensor], dict[str, Any]]:
+@cache
+def _tell_unchecked(path: Path) -> None:
+    logger.warning("%s is of potstill 0.1 and has no check of its content", path)
+
+
+def load_state(
+    path: Path, *, unchecked: bool = False, fix: str = "delete it to start again"
+) -> tuple[dict[str, Tensor], dict[str, Any]]:
     """Read what :func:`save_state` wrote; a name that is not there raises ArtifactError, too.
 
     Args:
         unchecked: take a file of version 0.1, which has no check, with a warning; only for what
             cannot be made again.
+        fix: what the sentence about a damaged file ends with.
 
     Raises:
         ArtifactError: the file is truncated, altered, may not be read, or is not ours.
+        UncheckedError: it is of version 0.1.
     """
     try:
         require_regular(path)
@@ -133,16 +148,20 @@ def load_state(path: Path, *, unchecked: bool = False) -> tuple[dict[str, Tensor
             about = parse_json((file.metadata() or {})["potstill"])
             # Copies: a tensor that stays mapped would crash when the file is written over.
             tensors = {name: torch.clone(file.get_tensor(name)) for name in file.keys()}  # noqa: SIM118
-        if set(about) != {"check", "facts"}:
+        if "check" not in about and not ("facts" in about and len(about) == 2):
             if not unchecked:
-                raise ValueError("it is of potstill 0.1 and has no check of its content")
-            logger.warning("%s is of potstill 0.1 and has no check of its content", path)
+                raise UncheckedError(
+                    f"{path} is of potstill 0.1 and has no check of its content; {fix}"
+                )
+            _tell_unchecked(path)
             return _Stored(path, tensors), _Stored(path, about)
-        if content_check(tensors, about["facts"]) != about["check"]:
+        if content_check(tensors, about["facts"]) != about["check"] or len(about) != 2:
             raise ValueError("its content has changed")
         return _Stored(path, tensors), _Stored(path, about["facts"])
+    except UncheckedError:
+        raise
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         reason = str(error) if type(error) is ValueError else type(error).__name__
         raise ArtifactError(
-            f"{path} is damaged or not a potstill state ({reason}); delete it to start again"
+            f"{path} is damaged or not a potstill state ({reason}); {fix}"
         ) from error

@@ -70,9 +70,12 @@ def load_iterate(path: Path, like: SyntheticSet) -> SyntheticSet:
     Raises:
         ArtifactError: the file is damaged or does not belong to ``like``.
     """
-    tensors, _ = load_state(path, unchecked=True)
+    fix = "delete it to score without it, or distil again with --force"
+    tensors, facts = load_state(path, unchecked=True, fix=fix)
     syn_lr = tensors.get("syn_lr")
     try:
+        if facts["step"] != step_of(path):
+            raise InputError(f"it is of step {facts['step']}")
         if tensors["images"].shape != like.images.shape:
             raise InputError(f"its images are {tuple(tensors['images'].shape)}")
         for name in ("soft_labels", "syn_lr"):
@@ -86,5 +89,5 @@ def load_iterate(path: Path, like: SyntheticSet) -> SyntheticSet:
         )
     except (InputError, KeyError, RuntimeError) as error:
         raise ArtifactError(
-            f"{path} does not belong to the artifact beside it ({error}); distil again with --force"
+            f"{path} does not belong to the artifact beside it ({error}); {fix}"
         ) from error
