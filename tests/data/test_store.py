@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import json
 import logging
 import os
 import time
@@ -12,6 +11,7 @@ import torch
 from potstill.data import store
 from potstill.data.store import Facts, collect, read_entry, take
 from potstill.run import StorageError
+from potstill.run.checkpoint import load_state, save_state
 
 FACTS = Facts(("a", "b"), ("train", "test"))
 SMALL, LARGE = 1.0, 1e-9  # GB: in memory, memory-mapped
@@ -42,7 +42,7 @@ def test_what_was_written_is_read(tmp_path, write, read):
         assert torch.equal(bank.images, expected())
         assert bank.labels.tolist() == [0, 1, 2, 1, 2, 3, 4]
         assert bank.facts == FACTS
-        assert bank.mapped == (tmp_path if budget == LARGE else None)
+        assert (bank.mapped is not None) == (budget == LARGE)
     assert made.fingerprint == again.fingerprint
     assert [path.name for path in tmp_path.iterdir()] == ["key"]
 
@@ -71,6 +71,12 @@ def truncate(path):
     path.write_bytes(path.read_bytes()[:-5])
 
 
+def other_facts(path, **tensors):
+    """Well-formed and checked, but not of these images."""
+    known, facts = load_state(path)
+    save_state(path, known | tensors, facts)
+
+
 @pytest.mark.parametrize("memory_gb", [SMALL, LARGE])
 @pytest.mark.parametrize(
     ("name", "damage"),
@@ -79,11 +85,11 @@ def truncate(path):
         ("images.npy", lambda path: path.write_bytes(b"")),
         ("images.npy", lambda path: np.save(path, np.zeros((7, 3, 2, 2), np.float32))),
         ("images.npy", lambda path: np.save(path, np.zeros((7, 3, 4, 1), np.uint8))),
-        ("labels.npy", truncate),
-        ("labels.npy", lambda path: np.save(path, np.zeros(6, np.int64))),
-        ("facts.json", truncate),
-        ("facts.json", lambda path: path.write_text("{}")),
-        ("facts.json", lambda path: path.write_text(json.dumps([1]))),
+        ("facts.safetensors", truncate),
+        ("facts.safetensors", lambda path: path.write_text("{}")),
+        ("facts.safetensors", lambda path: other_facts(path, labels=torch.zeros(6).long())),
+        ("facts.safetensors", lambda path: other_facts(path, checks=torch.zeros(2).long())),
+        ("facts.safetensors", lambda path: other_facts(path, rows=torch.arange(6))),
     ],
 )
 def test_damage_is_noticed_and_repaired(tmp_path, caplog, name, damage, memory_gb):
@@ -143,7 +149,8 @@ def test_selection_of_a_mapped_tensor_stays_mapped(tmp_path, monkeypatch):
     monkeypatch.setattr(store, "_ROWS", 2)
     bank = fill(tmp_path, memory_gb=LARGE)
     rows = torch.tensor([6, 0, 3, 3, 1])
-    taken = take(bank.images, rows, bank.mapped)
-    assert torch.equal(taken, expected()[rows])
-    assert torch.equal(take(taken, torch.tensor([0]), bank.mapped), expected()[6:])
+    taken, mapped = take(bank.images, rows, bank.mapped)
+    assert torch.equal(taken, expected()[rows]) and mapped is not None
+    again, _ = take(taken, torch.tensor([0]), mapped)
+    assert torch.equal(again, expected()[6:])
     assert [path.name for path in tmp_path.iterdir()] == ["key"]

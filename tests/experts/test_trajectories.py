@@ -361,4 +361,4 @@ def test_bad_calls(real, run):
 
 def test_divergence_is_told(real, run):
     with pytest.raises(DivergedError, match="NaN or infinite in epoch"):
-        make(real, run, training=Training(epochs=3, batch=8, lr=1e30, momentum=0))
+        make(real, run, training=Training(epochs=3, batch=8, lr=1e9, momentum=0))

@@ -177,6 +177,9 @@ def read_entry(root: Path, key: str, memory_gb: float) -> Bank | None:
         facts = Facts(names and tuple(names), tuple(about.pop("splits")), rows, **about)
         _require(path, bytes.fromhex(known["header"]), shape)
         offset, checks = len(known["header"]) // 2, tensors["checks"].numpy().view(np.uint64)
+        counts = {len(tensors["labels"]), shape[0], shape[0] if rows is None else len(rows)}
+        if len(counts) > 1 or len(checks) != -(-shape[0] // _rows_per_block(shape)):
+            raise ValueError("its parts are not of the same images")
         if math.prod(shape) > memory_gb * 1e9:
             mapped = Mapped(root, folder, _map(path, offset, shape), checks)
             images = mapped.images
