@@ -96,7 +96,7 @@ def test_links_that_leave_the_source(root, tmp_path, kind, absolute):
         lambda: place.read(picture),
         lambda: place.resolve("b/" + picture.relative_to(root / "b").as_posix()),
     ):
-        with pytest.raises(InputError, match="--follow-links") as caught:
+        with pytest.raises(InputError, match="use follow_links") as caught:
             refused()
         assert "\n" not in str(caught.value)
     assert picture in following.files(root / "b")

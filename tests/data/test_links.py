@@ -57,7 +57,7 @@ def test_swapped_targets_are_read_again(root, tmp_path, kind, inside, swap):
         paint(store / "x", 40)
     assert values(load(root, **options)) == [10, 11, 20, 21, 40]
     if not inside:
-        with pytest.raises(InputError, match="--follow-links"):
+        with pytest.raises(InputError, match="use follow_links"):
             load(root)
 
 
@@ -81,7 +81,7 @@ def test_a_set_made_of_links(root, tmp_path):
             (tmp_path / "cut" / split / name).mkdir(parents=True)
             for path in sorted((root / name).iterdir())[: 2 if split == "train" else 1]:
                 (tmp_path / "cut" / split / name / path.name).symlink_to(path)
-    with pytest.raises(InputError, match=r"cut/\w+/a/0.png leads to .*--follow-links") as caught:
+    with pytest.raises(InputError, match=r"cut/\w+/a/0.png leads to .*use follow_links") as caught:
         load(tmp_path / "cut")
     assert "\n" not in str(caught.value)
     assert load(tmp_path / "cut", follow_links=True).checksum == load(root).checksum

@@ -32,7 +32,7 @@ __all__ = ["File", "Place"]
 
 _MOST = 1 << 30  # bytes of one picture; more is no picture but a mistake or a trap
 _FLAGS = os.O_RDONLY | sum(getattr(os, flag, 0) for flag in ("O_NONBLOCK", "O_CLOEXEC", "O_NOCTTY"))
-_ALLOW = "pass --follow-links (follow_links=True) if what it leads to may be read, too"
+_ALLOW = "use follow_links if files outside of it may be read, too"
 
 
 @dataclass(frozen=True)
