@@ -54,7 +54,7 @@ def test_parquet_folder(tmp_path, pair, layout, monkeypatch):
     check(train, test)
     assert "the 'test' split" in sentence
     assert train.source == root.name
-    monkeypatch.setattr("potstill.data.tables.from_disk", None)
+    monkeypatch.setattr("potstill.data.tables.table_splits", None)
     again, held, _ = load_pair(root)  # from the cache
     check(again, held)
     assert again.checksum == train.checksum

@@ -57,7 +57,8 @@ def array_rows(images: Any, labels: Any, name: str, classes: tuple[str, ...] | N
     numbers = np.asarray(numbers)
     if numbers.ndim == 2 and numbers.shape[1] == 1:
         numbers = numbers[:, 0]
-    if numbers.dtype.kind not in "iub" or numbers.shape != (len(pictures),):
+    wide = numbers.dtype == np.uint64 and numbers.size and numbers.max() > np.iinfo(np.int64).max
+    if wide or numbers.dtype.kind not in "iub" or numbers.shape != (len(pictures),):
         raise InputError(
             f"labels of {name} are {numbers.dtype} of shape {numbers.shape}; "
             f"give {len(pictures)} whole numbers, one for each image"
@@ -120,23 +121,32 @@ def dataset_rows(data: Any, name: str) -> Rows:
             f"source is a {name}; give a path, a name, (images, labels) or a data set with a length"
         )
     classes = getattr(data, "classes", None)
-    named = isinstance(classes, list | tuple) and all(isinstance(text, str) for text in classes)
+    names: tuple[str, ...] | None = None
+    if isinstance(classes, list | tuple) and all(isinstance(text, str) for text in classes):
+        names = tuple(classes)
+    most = len(names) if names else len(data)  # classes that there can be
 
     def pair(row: int) -> tuple[Any, int]:
         item = data[row]
         try:
             picture, label = item
-            return picture, label.__index__()
+            number = label.__index__()
         except (TypeError, ValueError, AttributeError):
             raise InputError(
                 f"item {row} of {name} is no (picture, whole number); "
                 "leave out transforms that change the label"
             ) from None
+        if not 0 <= number < most:
+            raise InputError(
+                f"labels of source {name!r} hold {number} (row {row}); {most} "
+                f"{'classes' if names else 'images'} need labels from 0 to {most - 1}"
+            )
+        return picture, number
 
     return Rows(
         name,
         len(data),
         lambda: map(pair, range(len(data))),
-        tuple(classes) if classes and named else None,
+        names or None,
         lambda rows: (pair(row)[0] for row in rows.tolist()),
     )

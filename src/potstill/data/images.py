@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -58,12 +59,7 @@ class ImageSet:
                 )
         check_size(n, len(self.classes), self.source)
         check_labels(self.labels, len(self.classes), self.source)
-        if 0 in self.counts:
-            label = self.counts.index(0)
-            raise InputError(
-                f"class {self.classes[label]!r} (label {label}) of source {self.source!r} has no "
-                "images; add some or leave the class out"
-            )
+        check_classes(self.labels, self.classes, self.source)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -241,6 +237,52 @@ def check_size(images: int, classes: int, source: str) -> None:
             f"source {source!r} holds {images} image(s) in {classes} class(es); "
             "at least 2 classes are needed"
         )
+
+
+def check_classes(labels: Tensor, classes: Sequence[str], source: str) -> None:
+    """Raise InputError unless every class has one of the ``labels`` (n,), which are in range.
+
+    Takes memory for the labels, however many classes are claimed.
+    """
+    present = _present(labels, len(classes))
+    if len(present) < len(classes):
+        label = _first_gap(present)
+        raise InputError(
+            f"class {classes[label]!r} (label {label}) of source {source!r} has no images; add "
+            "some or leave the class out"
+        )
+
+
+def plain_names(labels: Tensor, source: str, *, gaps: bool = False) -> tuple[str, ...]:
+    """Names "0".."C-1" for the classes of ``labels`` (n,) int64 that have none.
+
+    Raises:
+        InputError: a negative label, a number below the largest one that no image has or, with
+            ``gaps``, more classes than images; before that many names are made.
+    """
+    high = int(labels.max())
+    check_labels(labels, high + 1, source)
+    present = _present(labels, high + 1)
+    if len(present) <= high and not (gaps and high < len(labels)):
+        gap = _first_gap(present)
+        raise InputError(
+            f"class '{gap}' (label {gap}) of source {source!r} has no images, but labels go from "
+            f"{int(present[0])} to {high}; number the classes from 0 without gaps"
+        )
+    return tuple(map(str, range(high + 1)))
+
+
+def _present(labels: Tensor, classes: int) -> Tensor:
+    """Labels that occur, ascending; counted by class only if there are as many images."""
+    if classes > len(labels):
+        return labels.unique()
+    return torch.nonzero(torch.bincount(labels, minlength=classes)).flatten()
+
+
+def _first_gap(present: Tensor) -> int:
+    """The smallest label that is not among ``present``, ascending from 0 or above."""
+    wrong = torch.nonzero(present != torch.arange(len(present)))
+    return int(wrong[0]) if len(wrong) else len(present)
 
 
 def check_labels(labels: Tensor, classes: int, source: str) -> None:

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from potstill.run import InputError, nearest
 
 __all__ = ["Source", "recognise"]
 
-_FILES = (".npz", ".parquet")
+_FILES = (".npz", ".parquet", ".arrow")
 Splits = Mapping[str, Callable[[], Rows]]
 
 
@@ -62,12 +62,19 @@ def _is_pair(source: Any) -> bool:
     return isinstance(source, tuple | list) and len(source) == 2
 
 
-def _objects(name: str, parts: Mapping[str, Any], labels: str | None, stamp: Any = None) -> Source:
+def _objects(
+    name: str,
+    parts: Mapping[str, Any],
+    labels: str | None,
+    stamp: Any = None,
+    *,
+    hub: bool = False,
+) -> Source:
     """Splits that are in memory: pairs of arrays, torch data sets, ``datasets`` data sets."""
 
     def rows(part: Any) -> Callable[[], Rows]:
         if hasattr(part, "select_columns"):  # a data set of the `datasets` library
-            return lambda: tables.table_rows(part, name, labels)
+            return lambda: tables.object_rows(part, name, labels, hub=hub)
         _no_columns(name, labels)
         if _is_pair(part):
             return lambda: array_rows(part[0], part[1], name)
@@ -103,7 +110,7 @@ def _named(source: str | Path, how: Reading) -> Source:
         parts = tables.from_hub(tables.HUB.get(name, name))
         prints = {split: getattr(part, "_fingerprint", None) for split, part in parts.items()}
         known = [prints, labels] if all(prints.values()) else None
-        return _objects(name, parts, labels, known)
+        return _objects(name, parts, labels, known, hub=True)
     options: list[str] = []
     with suppress(OSError):  # a folder that may not be listed gives no hints
         options = [str(path.with_name(at.name)) for at in path.parent.iterdir() if at.is_dir()]
@@ -146,9 +153,9 @@ def _path(name: str, place: Place, labels: str | None) -> Source:
         if path.suffix.lower() == ".npz":
             _no_columns(name, labels)
             return Source(name, lambda: npz_splits(place), identity)
-        if path.suffix.lower() != ".parquet":
+        if path.suffix.lower() not in tables.SUFFIXES:
             raise InputError(
-                f"source is {name!r}, a file of unknown kind; give a folder, .npz or .parquet"
+                f"source is {name!r}, a file of unknown kind; use .npz, .parquet or .arrow"
             )
     elif not tables.is_table(path):
         _no_columns(name, labels)
@@ -156,9 +163,5 @@ def _path(name: str, place: Place, labels: str | None) -> Source:
         rows = {split: partial(folder_rows, place, part) for split, part in splits.items()}
         return Source(name, lambda: rows, [*identity, folder_stamp(place, splits)])
     else:
-        identity.append(place.stamp(tables.SUFFIXES))
-
-    def table() -> Splits:
-        return _objects(name, tables.from_disk(path), labels).splits()
-
-    return Source(name, table, identity)
+        identity.append(place.stamp())
+    return Source(name, cache(lambda: tables.table_splits(place, labels)), identity)

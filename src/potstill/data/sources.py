@@ -6,7 +6,7 @@ A source is one of
   round(v * 255 / 16); the last 50 images of each class in file order are the test split;
 * a folder of class folders, with or without ``train/`` and ``test/`` (or ``val/``) above them; how
   names and levels are read says :mod:`potstill.data.tree`;
-* a Parquet file, a folder of Parquet or Arrow files, or what ``datasets`` saved with
+* a Parquet or Arrow file, a folder of them, or what ``datasets`` saved with
   ``save_to_disk``;
 * a hub name, ``owner/name`` or ``owner/name:configuration``, or a short name in
   :data:`potstill.data.tables.HUB`;
@@ -30,7 +30,7 @@ import torch
 
 from potstill.data import store
 from potstill.data.decode import MixedModes, blocks
-from potstill.data.images import ImageSet
+from potstill.data.images import ImageSet, check_classes, plain_names
 from potstill.data.reading import Reading
 from potstill.data.recognise import Source, recognise
 from potstill.data.splits import NoSplitError, UnlabelledError, find_split, splits_to_test
@@ -41,7 +41,7 @@ from potstill.run.errors import system_refusals
 
 __all__ = ["load", "load_pair"]
 
-_FORMAT = 2  # of cache entries; raise it when decoding changes
+_FORMAT = 3  # of cache entries; raise it when decoding changes
 
 
 @dataclass(frozen=True)
@@ -64,7 +64,7 @@ class _Reader:
         key = digest(asked) if source.stamp else None
         bank = store.read_entry(root, key, self.memory_gb) if key else None
         bank = bank or self._decode(source, split, root, key)
-        names = bank.facts.classes or tuple(map(str, range(int(bank.labels.max()) + 1)))
+        names = bank.facts.classes or plain_names(bank.labels, source.title)
         rows = bank.facts.rows
         images = ImageSet(
             images=bank.images,
@@ -83,6 +83,10 @@ class _Reader:
         numbers = None
         if self.how.subset is not None:
             rows, numbers = keep_classes(rows, self.how.subset)
+        if rows.labels is not None:  # before hours of decoding rather than after
+            labels = torch.from_numpy(rows.labels)
+            names = rows.classes or plain_names(labels, rows.name)
+            check_classes(labels, names, rows.name)
         facts = store.Facts(rows.classes, tuple(splits), numbers)
 
         def collect(how: Reading) -> store.Bank:

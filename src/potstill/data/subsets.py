@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from potstill.data.decode import Rows
-from potstill.data.images import check_labels
+from potstill.data.images import check_labels, plain_names
 from potstill.run import InputError, nearest
 
 __all__ = ["SUBSETS", "class_positions", "keep_classes"]
@@ -136,8 +136,9 @@ def keep_classes(rows: Rows, subset: str) -> tuple[Rows, tuple[int, ...]]:
     assert pictures is not None  # every kind of source has them
     if labels is None:
         labels = np.fromiter((label for _, label in rows.pairs()), np.int64, rows.count)
-    classes = rows.classes or tuple(map(str, range(int(labels.max()) + 1)))
-    check_labels(torch.from_numpy(labels), len(classes), rows.name)
+    numbered = torch.from_numpy(labels)
+    classes = rows.classes or plain_names(numbered, rows.name, gaps=True)
+    check_labels(numbered, len(classes), rows.name)
     chosen = class_positions(subset, classes, rows.name)
     place = np.full(len(classes), -1)
     place[list(chosen)] = np.arange(len(chosen))

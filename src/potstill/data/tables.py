@@ -1,18 +1,34 @@
-"""Data sets that the ``datasets`` library reads: Parquet and Arrow folders, and any hub name."""
+"""Data sets in tables: Parquet and Arrow files, what ``datasets`` saved, and any hub name.
+
+Files on disk are read here, from a list of files inside the source: the ``datasets`` library would
+keep what it reads in a cache whose key is little more than the folder's name, and would open any
+file that a table or card names.
+"""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Mapping
-from pathlib import Path
-from typing import Any
+from contextlib import suppress
+from functools import partial
+from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from potstill.data.cells import split_rows
+from potstill.data.columns import Table
 from potstill.data.decode import Rows, brief
-from potstill.data.splits import UnlabelledError
+from potstill.data.files import File, Place
+from potstill.data.layout import class_names, front_matter, split_files
+from potstill.data.tablefiles import BATCH, SUFFIXES, read_column, read_schema, taken
 from potstill.run import InputError, nearest
+from potstill.run.records import parse_json
 
-__all__ = ["HUB", "from_disk", "from_hub", "is_table", "table_rows"]
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+__all__ = ["HUB", "SUFFIXES", "from_hub", "is_table", "object_rows", "table_splits"]
 
 # Short names of sets that the field uses; every other hub set is "owner/name[:configuration]".
 HUB = {
@@ -23,36 +39,76 @@ HUB = {
     "svhn": "ufldl-stanford/svhn:cropped_digits",
     "tiny-imagenet": "zh-plus/tiny-imagenet",
 }
-SUFFIXES = frozenset({".parquet", ".arrow", ".json", ".yaml", ".md"})
-_BATCH = 256
+_TEXT = 16 << 20  # bytes of a README.md or state.json
 
 
 def is_table(root: Path) -> bool:
-    """Whether ``root`` holds Parquet or Arrow files, directly or one folder down."""
-    patterns = ("*.parquet", "*/*.parquet", "*.arrow", "*/*.arrow")
-    return any(next(root.glob(pattern), None) for pattern in patterns)
+    """Whether a folder holds visible Parquet or Arrow files, directly or one folder down.
 
-
-def from_disk(path: Path) -> Mapping[str, Any]:
-    """Open a Parquet file, a folder of Parquet or Arrow files, or what ``save_to_disk`` wrote.
-
-    Rows are streamed from the files: nothing is copied.
+    Only names are looked at: what a link leads to matters when it is read.
     """
-    import datasets
+    patterns = ("*.parquet", "*/*.parquet", "*.arrow", "*/*.arrow")
+    found = (path for pattern in patterns for path in root.glob(pattern) if path.is_file())
+    return any(not f"/{path.relative_to(root).as_posix()}".count("/.") for path in found)
 
-    try:
-        if path.is_file():
-            files = {"train": str(path)}
-            return datasets.load_dataset("parquet", data_files=files, streaming=True)
-        if (path / "dataset_dict.json").exists():
-            return datasets.load_from_disk(str(path))
-        if (path / "state.json").exists():
-            return {"train": datasets.load_from_disk(str(path))}
-        return datasets.load_dataset(str(path), streaming=True)
-    except Exception as error:  # pyarrow, fsspec and datasets raise many kinds
-        raise InputError(
-            f"source {path} cannot be read as a data set ({brief(error)}); check its files"
-        ) from error
+
+def table_splits(place: Place, labels: str | None) -> Mapping[str, Callable[[], Rows]]:
+    """Splits of a Parquet file, a folder of Parquet or Arrow files, or what ``datasets`` saved.
+
+    Raises:
+        InputError: damaged files, or files whose split is not clear; see
+            :mod:`potstill.data.layout`.
+    """
+    root = place.root
+    if root.is_file():
+        return {"train": partial(_files_rows, place, [root], {}, labels)}
+    named: Mapping[str, tuple[str, ...]] = {}
+    splits: Mapping[str, Callable[[], list[str]]]
+    known = {path.relative_to(root).as_posix(): path for path in place.files()}
+    if "dataset_dict.json" in known:
+        folders = _json(place, known["dataset_dict.json"]).get("splits")
+        if (
+            not folders
+            or not isinstance(folders, list)
+            or not all(isinstance(name, str) for name in folders)
+        ):
+            raise InputError(f"{known['dataset_dict.json']} names no splits; save the set again")
+        splits = {name: partial(_saved, place, name, known) for name in folders}
+    elif "state.json" in known:
+        splits = {"train": partial(_saved, place, "", known)}
+    else:
+        card = _card(place, known)
+        splits = split_files(list(known), card, str(root))
+        named = class_names(card, str(root))
+
+    def rows(names: Callable[[], list[str]]) -> Rows:
+        return _files_rows(place, [known[name] for name in names()], named, labels)
+
+    return {split: partial(rows, names) for split, names in splits.items()}
+
+
+def object_rows(data: Any, name: str, labels: str | None, *, hub: bool = False) -> Rows:
+    """Rows of an open split of the ``datasets`` library (Dataset or IterableDataset).
+
+    Pictures that its cells name by path are read where they lie: whoever opened it chose them. Of a
+    ``hub`` set, which a stranger wrote, only those in the caches of ``datasets`` are.
+
+    Raises:
+        UnlabelledError, InputError: as :func:`potstill.data.cells.split_rows`.
+    """
+    if data.features is None:
+        raise InputError(f"source {name!r} does not tell its columns; set its features")
+
+    def cells(column: str, rows: np.ndarray | None) -> Iterator[pa.Array]:
+        part, wanted = data, rows
+        if rows is not None and hasattr(data, "select"):  # the others are read nowhere
+            part, wanted = data.select(rows), None
+        view = part.select_columns([column]).with_format("arrow")
+        batches = (batch.column(column) for batch in view.iter(batch_size=BATCH))
+        yield from taken((batch.combine_chunks() for batch in batches), wanted)
+
+    locate = _downloaded if hub else _anywhere
+    return split_rows(Table(name, {name: data.features.arrow_schema}, cells, locate, {}), labels)
 
 
 def from_hub(name: str) -> Mapping[str, Any]:
@@ -85,94 +141,90 @@ def from_hub(name: str) -> Mapping[str, Any]:
         ) from error
 
 
-def table_rows(table: Any, name: str, labels: str | None) -> Rows:
-    """Rows of one split (a ``datasets`` Dataset or IterableDataset); finds the two columns.
-
-    Raises:
-        UnlabelledError: every label is hidden.
-        InputError: no image column, no or several label columns, or labels out of range.
-    """
-    features = dict(table.features or {})
-    image = _image_column(features, name)
-    column = _label_column(features, name, labels)
-    read = _batches(table, [column])
-    values = [value for batch in read() for value in batch.column(column).to_pylist()]
-    classes = getattr(features[column], "names", None)
-    if any(isinstance(value, str) for value in values):
-        classes = sorted({value for value in values if isinstance(value, str)})
-        lookup = {text: label for label, text in enumerate(classes)}
-        values = [lookup.get(value) for value in values]
-    numbers = np.array([-1 if value is None else value for value in values])
-    if len(numbers) and numbers.dtype.kind not in "iub":
-        raise InputError(f"labels column {column!r} holds {numbers.dtype}; use whole numbers")
-    if len(numbers) and numbers.max() < 0:
-        raise UnlabelledError(f"the labels of this split of {name!r} are hidden; use another split")
-
-    def pictures(rows: np.ndarray) -> Iterator[Any]:
-        """Cells of the wanted rows; a table that is not streamed is read nowhere else."""
-        part, wanted = table, rows
-        if len(rows) < len(numbers) and hasattr(table, "select"):
-            part, wanted = table.select(rows), np.arange(len(rows))
-        start = 0
-        for batch in _batches(part, [image])():
-            first, last = np.searchsorted(wanted, (start, start + len(batch)))
-            if first < last:
-                column = batch.column(image).take(wanted[first:last] - start)
-                yield from map(_encoded, column.to_pylist())
-            start += len(batch)
-
-    return Rows.of(name, pictures, numbers, classes and tuple(classes))
+def _anywhere(name: str) -> File:
+    place = Place(Path(name).absolute())
+    return File(place, place.resolve(place.root))
 
 
-def _batches(table: Any, columns: list[str]) -> Callable[[], Iterator[Any]]:
-    view = table.select_columns(columns).with_format("arrow")
-    return lambda: view.iter(batch_size=_BATCH)
+def _downloaded(name: str) -> File:
+    """A picture that the hub's own builders have put into their caches."""
+    from datasets import config
+    from huggingface_hub.constants import HF_HUB_CACHE
 
-
-def _encoded(item: Any) -> Any:
-    """Bytes of an image file, or its path, from a cell of an image column."""
-    if isinstance(item, dict):
-        return item["bytes"] if item.get("bytes") else Path(item["path"])
-    return item
-
-
-def _image_column(features: Mapping[str, Any], name: str) -> str:
-    from datasets import Image
-
-    def holds_images(feature: Any) -> bool:
-        encoded = isinstance(feature, dict) and "bytes" in feature
-        return isinstance(feature, Image) or encoded or getattr(feature, "dtype", "") == "binary"
-
-    found = [column for column, feature in features.items() if holds_images(feature)]
-    if not found:
-        raise InputError(
-            f"source {name!r} has columns {', '.join(features)}, none of which holds images; "
-            "choose a data set with an image column"
-        )
-    return next((column for column in ("image", "img") if column in found), found[0])
-
-
-def _label_column(features: Mapping[str, Any], name: str, wanted: str | None) -> str:
-    from datasets import ClassLabel
-
-    if wanted is not None:
-        if wanted not in features:
-            raise InputError(f"labels is {wanted!r}{nearest(wanted, features)}")
-        return wanted
-    named = [column for column, feature in features.items() if isinstance(feature, ClassLabel)]
-    whole = [c for c, feature in features.items() if "int" in str(getattr(feature, "dtype", ""))]
-    found = named or whole
-    if len(found) == 1:
-        return found[0]
-    for usual in ("label", "labels", "fine_label"):
-        if usual in found:
-            return usual
-    if found:
-        raise InputError(
-            f"source {name!r} has several label columns ({', '.join(found)}); "
-            f"choose one, e.g. labels={found[0]!r}"
-        )
+    caches = (config.HF_DATASETS_CACHE, config.DOWNLOADED_DATASETS_PATH, HF_HUB_CACHE)
+    for cache in dict.fromkeys(map(Path, caches)):
+        with suppress(InputError):
+            return File(Place(cache), Place(cache).resolve(Path(name).absolute()))
     raise InputError(
-        f"source {name!r} has columns {', '.join(features)} but no class labels; "
-        "name the label column with labels="
+        f"a cell of the hub set names {name[:200]!r}, which is no picture that was downloaded with "
+        "it; choose another data set"
     )
+
+
+def _inside(place: Place, name: str) -> File:
+    """A picture that a cell of a file names: below the source, where the stamp covers it."""
+    title = f"a cell of source {place.root} names {name[:200]!r}"
+    roots = [place.root.absolute(), place.root.resolve()] if place.root.is_dir() else []
+    path = Path(os.path.normpath(place.root.absolute() / name))
+    below = [path.relative_to(root) for root in roots if path.is_relative_to(root)]
+    if not below:
+        raise InputError(
+            f"{title}, a file outside of it; write the pictures themselves into the table, or put "
+            "both into one folder and give that"
+        )
+    if any(part.startswith(".") for part in below[0].parts):
+        raise InputError(f"{title}, a hidden file; give it a name without a dot in front")
+    return File(place, place.resolve(path))
+
+
+def _card(place: Place, known: Mapping[str, Path]) -> Mapping[str, Any]:
+    """Front matter of the folder's README.md, if it has one."""
+    path = known.get("README.md")
+    if path is None:
+        return {}
+    return front_matter(place.read(path, _TEXT).decode(errors="replace"), str(place.root))
+
+
+def _json(place: Place, path: Path) -> dict[str, Any]:
+    content = place.read(path, _TEXT)
+    try:
+        found = parse_json(content)
+    except ValueError as error:
+        raise InputError(f"{path} is damaged ({brief(error)}); save the data set again") from error
+    if not isinstance(found, dict):
+        raise InputError(f"{path} holds no fields; save the data set again")
+    return found
+
+
+def _saved(place: Place, folder: str, known: Mapping[str, Path]) -> list[str]:
+    """Names of the Arrow files that ``save_to_disk`` lists for one split."""
+    title = PurePosixPath(folder, "state.json").as_posix()
+    if title not in known:
+        raise InputError(f"source {place.root} lacks {title}; save the data set again")
+    state = _json(place, known[title])
+    listed = state.get("_data_files")
+    listed = listed if isinstance(listed, list) else []
+    files = [file.get("filename") for file in listed if isinstance(file, dict)]
+    names = [PurePosixPath(folder, str(file)).as_posix() for file in files]
+    if not names or state.get("_indices_data_files"):
+        raise InputError(f"{known[title]} names no files of all rows; save the data set again")
+    for name in names:
+        if name not in known:
+            raise InputError(
+                f"{known[title]} names {name[:200]!r}, which is no file of the folder; save the "
+                "data set again"
+            )
+    return names
+
+
+def _files_rows(
+    place: Place, files: list[Path], named: Mapping[str, tuple[str, ...]], labels: str | None
+) -> Rows:
+    """Rows of one split on disk: its files one after another."""
+    schemas = {os.path.relpath(path, place.root): read_schema(place, path) for path in files}
+
+    def cells(column: str, rows: np.ndarray | None) -> Iterator[pa.Array]:
+        return taken((cell for path in files for cell in read_column(place, path, column)), rows)
+
+    table = Table(str(place.root), schemas, cells, partial(_inside, place), named)
+    return split_rows(table, labels)
