@@ -15,7 +15,7 @@ import tempfile
 import time
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from itertools import chain
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -41,6 +41,8 @@ class Facts:
     classes: tuple[str, ...] | None  # None: named "0".."C-1" after the labels
     splits: tuple[str, ...]  # all splits of the source
     rows: tuple[int, ...] | None = None  # numbers in the split, if only some of it is here
+    # what decoding found out, see potstill.data.decode.blocks; there when the last block is
+    found: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, eq=False)
@@ -116,7 +118,8 @@ def read_entry(root: Path, key: str, memory_gb: float) -> Bank | None:
     try:
         known = json.loads((folder / "facts.json").read_text(encoding="utf-8"))
         rows = tuple(known["rows"]) if "rows" in known and known["rows"] is not None else None
-        facts = Facts(known["classes"] and tuple(known["classes"]), tuple(known["splits"]), rows)
+        names = known["classes"] and tuple(known["classes"])
+        facts = Facts(names, tuple(known["splits"]), rows, dict(known.get("found", {})))
         path, shape = folder / "images.npy", tuple(known["shape"])
         offset = _check_npy(path, shape)
         labels = np.load(folder / "labels.npy", allow_pickle=False)
