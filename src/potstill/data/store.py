@@ -6,6 +6,7 @@ An entry is a folder ``<cache>/decoded/<key>/`` with ``images.npy`` (uint8 (n, c
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import json
 import math
@@ -191,6 +192,8 @@ class _Staging:
     def write_images(self, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> None:
         """Plain writes, not a writable map: a full disk raises OSError instead of SIGBUS."""
         self.shape = shape
+        if shutil.disk_usage(self.folder).free < math.prod(shape):  # sooner than after filling it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         with (self.folder / "images.npy").open("wb") as file:
             np.lib.format.write_array_header_1_0(file, header)
