@@ -35,7 +35,7 @@ class ImageSet:
     source: str  # what the user named: "digits", a folder, a hub name
     indices: Tensor  # int64 (n,), row numbers in the source's split
     fingerprint: str  # 16 hexadecimal digits of the decoded rows, before any selection
-    history: tuple[dict[str, Any], ...] = ()  # one JSON-like record per selection
+    history: tuple[dict[str, Any], ...] = ()  # one JSON-like record per selection, or of a scale
     mapped: store.Mapped | None = None  # the checked file behind `images`; None: memory
 
     def __post_init__(self) -> None:

@@ -9,6 +9,7 @@ are first looked at.
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import io
 import math
@@ -50,6 +51,8 @@ class Facts:
     classes: tuple[str, ...] | None  # None: named "0".."C-1" after the labels
     splits: tuple[str, ...]  # all splits of the source
     rows: tuple[int, ...] | None = None  # numbers in the split, if only some of it is here
+    # what decoding found out, see potstill.data.decode.blocks; there when the last block is
+    found: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
@@ -248,6 +251,8 @@ class _Staging:
     def write_images(self, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> None:
         """Plain writes, not a writable map: a full disk raises OSError instead of SIGBUS."""
         self.shape, self.header = shape, io.BytesIO()
+        if shutil.disk_usage(self.folder).free < math.prod(shape):  # sooner than after filling it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self.header, header)
         checks = _Checks(_rows_per_block(shape))
