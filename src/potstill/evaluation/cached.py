@@ -25,7 +25,8 @@ def remembered(
             plain, kept = _plain(facts), known.get("result")
             if isinstance(kept, dict) and known.get("check") == digest([plain, kept]):
                 return kept
-            logger.warning("%s is damaged; measuring again", path)
+            reason = "is damaged" if "check" in known else "has no check of its content"
+            logger.warning("%s %s; measuring again", path, reason)
         except ArtifactError as error:
             logger.warning("%s", error)
     result = compute()
