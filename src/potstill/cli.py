@@ -1,4 +1,4 @@
-"""The command line: ``potstill distill | evaluate | report | compare | methods | recipe``.
+"""The command line: ``potstill distill | evaluate | report | compare | crossval | recipe | ...``.
 
 Every field of a method is a flag, with its help taken from the dataclass. Strings become objects
 here and nowhere else. Exit codes: 0 success, 2 bad input, 3 diverged, 4 storage, 130 interrupted,
@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,9 +25,9 @@ from potstill import __version__
 from potstill.flags import (
     FLAT,
     Machine,
-    data_flags,
     default_budget,
     default_student,
+    method_flags,
     parse,
     suiting,
 )
@@ -52,6 +52,7 @@ USAGE = """potstill {version}: distil a long-tailed image set into a small balan
   potstill compare DIR DIR [DIR ...] --out PAGE.html         set runs side by side on one page
   potstill methods                                           what can be chosen as METHOD
   potstill backbone train --data SOURCE --out DIR            train a small backbone without labels
+  potstill crossval METHOD --data SOURCE --folds N --out DIR the same for each of N folds, pooled
   potstill recipe FILE.toml                                  distil, evaluate and report as written
 
 Each command explains its flags with --help, e.g. potstill distill csdm --help.
@@ -82,32 +83,8 @@ def _distill(words: list[str]) -> None:
 
     method_class = find(words[0])
     budget = default_budget(words)
-    data = data_flags(method_class.__dataclass_fields__)
-    options = make_dataclass(
-        "Options",
-        [
-            ("job", Annotated[Distill, FLAT]),
-            (
-                "budget",
-                Annotated[
-                    str, tyro.conf.arg(help="size of the defaults: quick, standard or paper")
-                ],
-                field(default=budget),
-            ),
-            ("data", Annotated[data, FLAT], field(default_factory=data)),
-            ("machine", Annotated[Machine, FLAT], field(default_factory=Machine)),
-            (
-                "method",
-                Annotated[method_class, FLAT],
-                field(default_factory=lambda: method_class.budget(budget)),
-            ),
-        ],
-        kw_only=True,
-    )
-    options.__doc__ = (
-        f"{method_class.info.title} ({method_class.info.paper}). Defaults shown are those of the "
-        f"{budget} budget."
-    )
+    about = f"{method_class.info.title} ({method_class.info.paper})."
+    options = method_flags(method_class, budget, Distill, about)
     with parse(options, words[1:], f"distill {words[0]}") as chosen:
         job = chosen.job
         syn = distill(
@@ -142,7 +119,8 @@ class Evaluate:
     protocol: str | None = None
     runs: Runs = 5  # students per network
     seed: Seed = 0  # of the students
-    baseline: bool = True  # score the random subset of the same size too
+    # score random real images too: as many, and for tiled sets as many as their storage holds
+    baseline: bool = True
     quantized: bool = True  # score the 8-bit view too
     full: bool = False  # score training on the full (long-tailed) set too
     inherit: Literal["none", "ridge", "adam"] = "none"  # probe: score the sender's classifier too
@@ -157,7 +135,7 @@ class Evaluate:
 def _evaluate(words: list[str]) -> None:
     from potstill.evaluation.inheritance import inheritance
     from potstill.job import evaluate_run
-    from potstill.reports.tables import plain, score_table
+    from potstill.reports.remarks import printed
 
     with parse(Evaluate, words, "evaluate") as chosen:
         network, protocol = suiting(chosen.folder, chosen.network, chosen.protocol)
@@ -174,7 +152,7 @@ def _evaluate(words: list[str]) -> None:
             **({} if chosen.sender is None else {"sender": chosen.sender}),
             data=chosen.data,
         )
-        print(plain(score_table(records)))
+        print(printed(records))
 
 
 @dataclass(kw_only=True)
@@ -235,7 +213,7 @@ class Recipe:
 
 def _recipe(words: list[str]) -> None:
     from potstill.recipe import run_recipe
-    from potstill.reports.tables import plain, score_table
+    from potstill.reports.remarks import printed
 
     with parse(Recipe, words, "recipe") as chosen:
         folder, records = run_recipe(
@@ -246,12 +224,18 @@ def _recipe(words: list[str]) -> None:
             seed=chosen.seed,
             force=chosen.force,
         )
-        print(plain(score_table(records)))
+        print(printed(records))
         print(folder / "report.html")
 
 
 def _backbone(words: list[str]) -> None:
     from potstill.backbones import command
+
+    print(command(words))
+
+
+def _crossval(words: list[str]) -> None:
+    from potstill.crossval import command
 
     print(command(words))
 
@@ -263,6 +247,7 @@ COMMANDS = {
     "compare": _compare,
     "methods": _methods,
     "backbone": _backbone,
+    "crossval": _crossval,
     "recipe": _recipe,
 }
 
@@ -309,7 +294,7 @@ def _guarded(words: list[str]) -> int:
             3 if isinstance(error, DivergedError) else 4 if isinstance(error, StorageError) else 2
         )
     except ENDED as end:
-        goes_on = words[:1] and words[0] in ("distill", "recipe", "backbone")
+        goes_on = words[:1] and words[0] in ("distill", "crossval", "recipe", "backbone")
         print(
             f"potstill: {'ended' if isinstance(end, Terminated) else 'interrupted'}; "
             f"the same command {'goes on where this one was' if goes_on else 'begins again'}",

@@ -18,7 +18,7 @@ from potstill.data import ImageSet
 from potstill.experts.backbones import check_backbone
 from potstill.methods import Method, find
 from potstill.nets import parse
-from potstill.opening import Data, open_data
+from potstill.opening import Data, fold_of, open_data
 from potstill.reports.gallery import Gallery, picture_real
 from potstill.run import InputError, Run, logger
 from potstill.run.checkpoint import digest, write_json
@@ -27,7 +27,7 @@ from potstill.run.fields import Batch, Runs, check_value
 from potstill.run.folder import claimed, read_record, refuse_unfinished
 from potstill.synthetic import SyntheticSet
 
-__all__ = ["Data", "distill", "evaluate_run", "open_data"]
+__all__ = ["Data", "distill", "evaluate_run", "evaluated", "open_data"]
 
 
 def check_probed(name: str) -> None:
@@ -119,6 +119,54 @@ def evaluate_run(
     return records
 
 
+def evaluated(
+    folder: Path,
+    run: Run,
+    *,
+    networks: Sequence[str],
+    protocol: Any,
+    runs: int = 5,
+    full: bool | int = False,
+    inherit: Any = None,
+    **options: Any,
+) -> list[Any]:
+    """Return the scores of a finished run under these conditions, one for each network.
+
+    Those that stand in its folder are read: of this artifact, data, protocol, number of runs and
+    seed, with what is asked for beside. Only the others are measured.
+    """
+    from potstill.evaluation import Probe, read_scores
+    from potstill.evaluation.bench import tiles_per_side
+    from potstill.evaluation.inheritance import fits
+    from potstill.evaluation.record import names_of
+
+    syn = SyntheticSet.load(folder)
+    train, test, _ = open_data(read_record(folder), run)
+    size, tiled = (syn.shape[1], syn.shape[2]), tiles_per_side(syn) > 1
+    probed = isinstance(protocol, Probe)
+    wanted = list(networks) if probed else [str(parse(name).at(size)) for name in networks]
+    asked = (syn.checksum, protocol.hash, protocol.students(runs), run.seed)
+    data = (train.checksum, test.checksum)
+
+    def known() -> dict[str, Any]:
+        found = {}
+        for score in read_scores(folder):
+            same = (score.artifact, score.protocol.get("hash"), score.runs, score.seed) == asked
+            own = (score.train_checksum, score.test_checksum) == data
+            beside = (score.full or not full) and (score.mosaic or not tiled)
+            if same and own and beside and fits(inherit, score.inherited, score.kd):
+                found.update(dict.fromkeys(names_of(score.network, score.backbone), score))
+        return found
+
+    there = known()
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        options |= {"network": missing, "protocol": protocol, "inherit": inherit}
+        evaluate_run(folder, run, runs=runs, full=full, **options)
+        there = known()
+    return [there[name] for name in wanted]
+
+
 @system_refusals()
 def distill(
     method: Method | str,
@@ -170,6 +218,7 @@ def distill(
         train = data if imbalance_factor == 1 else data.long_tailed(imbalance_factor)
         described: dict[str, Any] = {"data": data.source, "in_memory": True}
         history = list(train.history)
+        described |= fold_of(history)
     else:
         named = isinstance(data, (str, Path))
         if not isinstance(data, Data):
@@ -212,7 +261,9 @@ def _run(
     }
     if history is not None:  # how an ImageSet was cut, to repeat it
         job["history"] = history
-    key = digest([method.key(train, ipc, run), described])
+    # run.json used to name a profile for sets that are not cut, too: such runs keep their key
+    named = {"profile": "exponential"} if "imbalance_factor" in described else {}
+    key = digest([method.key(train, ipc, run), named | described])
     with claimed(folder, key, force) as finished:
         if finished:
             logger.warning(

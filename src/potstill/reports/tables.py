@@ -13,9 +13,19 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from potstill.data.longtail import size_groups
+from potstill.evaluation.record import few_test_images
 from potstill.reports.source import part
 
-__all__ = ["csv", "latex", "markdown", "plain", "protocol_label", "score_table", "size"]
+__all__ = [
+    "csv",
+    "latex",
+    "markdown",
+    "plain",
+    "protocol_label",
+    "score_table",
+    "size",
+]
 
 Row = dict[str, Any]
 GROUPS = ("head", "medium", "tail")
@@ -33,7 +43,7 @@ def protocol_label(protocol: Any) -> str:
 
 
 def score_table(records: Iterable[Any]) -> list[Row]:
-    """Return one row per record and training set: distilled, its 8-bit view, random, full.
+    """Return one row per record and training set: distilled, its 8-bit view, random, mosaic, full.
 
     What a classifier inherited from the sender reaches has rows and a label tier of its own.
 
@@ -44,7 +54,9 @@ def score_table(records: Iterable[Any]) -> list[Row]:
     Returns:
         Rows with the same keys; scores stay ``{"mean", "std"}`` in percent. Bytes and seconds
         belong to the distilled set. Columns without any value are left out, and "balanced" where
-        it equals the accuracy everywhere.
+        it equals the accuracy everywhere. "mark" warns of few test images. Head, medium and tail
+        are given where the real classes differ enough in size to have them, see
+        :func:`potstill.data.longtail.size_groups`.
     """
     rows: list[Row] = []
     for entry in records:
@@ -52,11 +64,14 @@ def score_table(records: Iterable[Any]) -> list[Row]:
         shared: Row = {key: record.get(key) for key in CONTEXT}
         shared["network"] = record.get("network")
         tier = record.get("label_tier")
+        few, made = few_test_images(record), "chosen" if record.get("chosen") else "distilled"
+        mark = None if few is None else f"few test images ({few} of a class)"
         variants = [
-            ("distilled", dict(record), tier),
-            ("distilled, 8-bit", part(record, "quantized"), tier),
+            (made, dict(record), tier),
+            (f"{made}, 8-bit", part(record, "quantized"), tier),
             ("random real", part(record, "random"), "hard"),
-            ("full real", part(record, "full"), "hard"),
+            ("random mosaic", part(record, "mosaic"), "hard"),
+            (_full_title(record), part(record, "full"), "hard"),
             ("distilled, KD from the head", part(record, "kd"), "online"),
             (_inherited_title(part(record, "inherited")), part(record, "inherited"), "inherited"),
         ]
@@ -66,12 +81,21 @@ def score_table(records: Iterable[Any]) -> list[Row]:
                 rows.append(
                     {"trained_on": name, **shared, "protocol": protocol_label(protocol)}
                     | _scores(facts, facts.get("label_tier", labels), record)
+                    | {"mark": mark}
                 )
     if all(_same(row["balanced"] or row["accuracy"], row["accuracy"]) for row in rows):
         for row in rows:
             row["balanced"] = None  # a balanced test set: the mean over classes says nothing new
     used = {key for row in rows for key, value in row.items() if value not in (None, "")}
     return [{key: value for key, value in row.items() if key in used} for row in rows]
+
+
+def _full_title(record: Mapping[str, Any]) -> str:
+    """All real images; with the epochs, where they are not those of the students."""
+    protocol = part(part(record, "full"), "protocol")
+    epochs = part(protocol, "training").get("epochs")
+    same = protocol.get("hash") == part(record, "protocol").get("hash")
+    return "full real" if same or epochs is None else f"full real, {epochs} epochs"
 
 
 def _inherited_title(facts: Mapping[str, Any]) -> str:
@@ -84,10 +108,12 @@ def _scores(facts: Mapping[str, Any], labels: Any, record: Mapping[str, Any]) ->
     runs = len(accuracy.get("values") or ()) or record.get("runs")
     # older files have a spread of 0.0 for one student
     single = {"std": None} if runs == 1 else {}
-    groups = {group: part(part(facts, "groups"), group) for group in GROUPS}
+    counts = record.get("train_counts")  # older records have groups of any set that is not equal
+    grouped = not counts or bool(size_groups(counts))
+    groups = {g: part(part(facts, "groups"), g) if grouped else {} for g in GROUPS}
     return {
         "labels": labels,
-        "runs": runs,
+        "folds" if record.get("folds") else "runs": runs,
         "accuracy": accuracy | single,
         **{
             key: value | single if value else None
