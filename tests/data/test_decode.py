@@ -64,7 +64,7 @@ def test_grey_kinds_agree():
 
 
 @pytest.mark.parametrize(
-    ("mode", "channels"), [("1", 1), ("L", 1), ("P", 3), ("LA", 3), ("RGBA", 3), ("CMYK", 3)]
+    ("mode", "channels"), [("1", 1), ("L", 1), ("P", 3), ("LA", 1), ("RGBA", 3), ("CMYK", 3)]
 )
 def test_modes(mode, channels):
     assert decode(picture(mode)).shape == (1, channels, 6, 8)
@@ -143,7 +143,8 @@ def test_threads_and_blocks_keep_the_order(monkeypatch, tmp_path):
         (np.full((6, 8, 3), 1.5), "values from 1.5 to 1.5; give uint8"),
         (np.full((6, 8), np.nan), "values from nan"),
         (torch.full((3, 6, 8), -0.1), "values from -0.1 to -0.1"),
-        (np.zeros((6, 8, 3), np.int32), "dtype int32"),
+        (np.zeros((6, 8, 3), np.int32), "values from 0 to 0; give uint8"),
+        (np.zeros((6, 8, 3), np.complex64), "dtype complex64"),
         (np.zeros((6, 8, 4), np.uint8), "must be the channel"),
         (np.zeros((2, 6, 8, 3), np.uint8), r"shape \(2, 6, 8, 3\)"),
         ("text", "is a str"),

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+from zlib import crc32
 
 import numpy as np
 import pytest
@@ -13,7 +14,9 @@ from potstill.run import InputError
 
 def paint(path, value=0, mode="RGB", size=(6, 6)):
     path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", size, (value, value // 2, 255 - value)).convert(mode).save(path)
+    image = Image.new("RGB", size, (value, value // 2, 255 - value))
+    image.putpixel((1, 1), (crc32(str(path).encode()) % 256,) * 3)  # no two are equal
+    image.convert(mode).save(path)
 
 
 @pytest.fixture

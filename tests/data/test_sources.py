@@ -48,7 +48,7 @@ def test_layouts_of_arrays_agree():
 
 
 def test_ambiguous_layout_follows_the_library():
-    images, labels = np.zeros((4, 3, 6, 3), np.uint8), [0, 1, 0, 1]
+    images, labels = np.arange(216, dtype=np.uint8).reshape(4, 3, 6, 3), [0, 1, 0, 1]
     assert load((images, labels)).shape == (3, 3, 6)
     assert load((torch.from_numpy(images), labels)).shape == (3, 6, 3)
 
@@ -79,8 +79,9 @@ def test_pair_of_arrays():
         (np.zeros((2, 5, 5), np.uint8), [0, 0], "at least 2 classes"),
         (np.zeros((1, 5, 5), np.uint8), [0], r"1 image\(s\) in 1 class"),
         (np.zeros((0, 5, 5), np.uint8), np.zeros(0, int), "holds no images"),
-        (np.full((2, 5, 5), 255.0), [0, 1], "values from 255 to 255"),
-        (np.zeros((2, 5, 5), np.int16), [0, 1], "dtype int16"),
+        (np.full((2, 5, 5), 255.0), [0, 1], "all pictures .* are equal"),
+        (np.full((2, 5, 5), 300.0), [0, 1], "values from 300 to 300"),
+        (np.zeros((2, 5, 5), np.int16), [0, 1], "values from 0 to 0"),
     ],
 )
 def test_wrong_arrays(images, labels, message):

@@ -96,7 +96,7 @@ def test_single_file_and_objects(tmp_path, pair):
 def test_jpeg_and_colour_arrive_as_stored(pair):
     grey = Image.fromarray(np.arange(16, dtype=np.uint8).reshape(4, 4))
     part = datasets.Dataset.from_dict(
-        {"img": [grey, grey], "label": [0, 1]},
+        {"img": [grey.rotate(90), grey], "label": [0, 1]},
         features=datasets.Features({"img": datasets.Image(), "label": datasets.Value("int64")}),
     )
     real = load(part)

@@ -29,19 +29,21 @@ from typing import Any
 import torch
 
 from potstill.data import store
-from potstill.data.decode import MixedModes, blocks
+from potstill.data.decode import MixedModes, OtherRange, blocks
 from potstill.data.images import ImageSet
 from potstill.data.reading import Reading
 from potstill.data.recognise import Source, recognise
 from potstill.data.splits import NoSplitError, UnlabelledError, find_split, splits_to_test
 from potstill.data.subsets import keep_classes
+from potstill.data.values import Values, tell_range
+from potstill.data.variety import check_variety
 from potstill.run import InputError, cache_folder, logger
 from potstill.run.checkpoint import digest
 from potstill.run.errors import system_refusals
 
 __all__ = ["load", "load_pair"]
 
-_FORMAT = 2  # of cache entries; raise it when decoding changes
+_FORMAT = 3  # of cache entries; raise it when decoding changes
 
 
 @dataclass(frozen=True)
@@ -52,6 +54,7 @@ class _Reader:
     memory_gb: float
     cache: Path | None
     quiet: bool
+    train: ImageSet | None = None  # whose scale of values beyond 8 bits a test split is read on
 
     def __post_init__(self) -> None:
         if not self.memory_gb > 0:
@@ -60,12 +63,12 @@ class _Reader:
     def read(self, source: Source, split: str) -> tuple[ImageSet, tuple[str, ...]]:
         """One split, from the cache if it is there, and the names of all splits."""
         root = Path(self.cache or cache_folder()) / "decoded"
-        asked = [_FORMAT, source.stamp, split, self.how.reading_facts()]
+        asked = [_FORMAT, source.stamp, split, self.how.reading_facts(), self._tops()]
         key = digest(asked) if source.stamp else None
         bank = store.read_entry(root, key, self.memory_gb) if key else None
         bank = bank or self._decode(source, split, root, key)
         names = bank.facts.classes or tuple(map(str, range(int(bank.labels.max()) + 1)))
-        rows = bank.facts.rows
+        rows, found = bank.facts.rows, bank.facts.found
         images = ImageSet(
             images=bank.images,
             labels=bank.labels,
@@ -74,8 +77,18 @@ class _Reader:
             indices=torch.arange(len(bank.labels)) if rows is None else torch.tensor(rows),
             fingerprint=bank.fingerprint,
             mapped=bank.mapped,
+            history=({"op": "values", **found["tops"]},) if found.get("tops") else (),
         )
+        title = f"the {split} split of {source.title}"
+        check_variety(found, title)
+        if not self._tops():  # those were told with the train split
+            tell_range(found.get("tops", {}), title)
         return images, bank.facts.splits
+
+    def _tops(self) -> dict[str, float]:
+        """Scale of the train split, by kind of value; empty: 8 bits, or this is the train split."""
+        facts = [] if self.train is None else [f for f in self.train.history if f["op"] == "values"]
+        return {kind: top for kind, top in facts[0].items() if kind != "op"} if facts else {}
 
     def _decode(self, source: Source, split: str, root: Path, key: str | None) -> store.Bank:
         splits = source.splits()
@@ -83,18 +96,20 @@ class _Reader:
         numbers = None
         if self.how.subset is not None:
             rows, numbers = keep_classes(rows, self.how.subset)
-        facts = store.Facts(rows.classes, tuple(splits), numbers)
-
-        def collect(how: Reading) -> store.Bank:
-            made = blocks(rows, how, quiet=self.quiet)
-            return store.collect(
-                made, rows.count, facts, root=root, key=key, memory_gb=self.memory_gb
-            )
-
-        try:
-            return collect(self.how)
-        except MixedModes:
-            return collect(replace(self.how, channels=3))
+        how, tops = self.how, self._tops()
+        train = self.train.source if self.train is not None and tops else None
+        while True:
+            values = Values(rows.name, how.value_range, tops, train)
+            facts = store.Facts(rows.classes, tuple(splits), numbers)
+            made = blocks(rows, how, quiet=self.quiet, values=values, found=facts.found)
+            try:
+                return store.collect(
+                    made, rows.count, facts, root=root, key=key, memory_gb=self.memory_gb
+                )
+            except MixedModes:
+                how = replace(how, channels=3)
+            except OtherRange as other:
+                tops = other.tops
 
 
 @system_refusals()
@@ -184,6 +199,7 @@ def load_pair(
 
 def _read_like(train: ImageSet, reader: _Reader, source: Source, split: str) -> ImageSet:
     """Test images with the channels of ``train``; classes and image shape have to agree."""
+    reader = replace(reader, train=train)
     test, _ = reader.read(source, split)
     if test.shape[0] != train.shape[0]:
         how = replace(reader.how, channels=train.shape[0])

@@ -50,6 +50,8 @@ class Facts:
     classes: tuple[str, ...] | None  # None: named "0".."C-1" after the labels
     splits: tuple[str, ...]  # all splits of the source
     rows: tuple[int, ...] | None = None  # numbers in the split, if only some of it is here
+    # what decoding found out, see potstill.data.decode.blocks; there when the last block is
+    found: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(eq=False)
