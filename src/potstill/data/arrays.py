@@ -9,8 +9,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from potstill.data.decode import Rows, brief, channels_last
+from potstill.data.archives import Member, members
+from potstill.data.decode import Rows
 from potstill.data.files import Place
+from potstill.data.pictures import as_numpy, channels_last
 from potstill.data.splits import UnlabelledError
 from potstill.run import InputError
 
@@ -45,8 +47,9 @@ def array_rows(images: Any, labels: Any, name: str, classes: tuple[str, ...] | N
         InputError: shapes that do not fit, labels that are no whole numbers or are out of range.
     """
     tensor = isinstance(images, torch.Tensor)
-    pictures = images.detach().cpu().numpy() if tensor else np.asarray(images)
-    if pictures.ndim not in (3, 4):
+    stored = images if isinstance(images, Member) else None
+    pictures = np.broadcast_to(np.uint8(0), stored.shape) if stored else as_numpy(images)
+    if pictures.ndim not in (3, 4) or 0 in pictures.shape[1:]:
         raise InputError(
             f"images of {name} have shape {pictures.shape}; give (n, h, w), (n, h, w, c) or "
             "(n, c, h, w)"
@@ -64,7 +67,8 @@ def array_rows(images: Any, labels: Any, name: str, classes: tuple[str, ...] | N
         )
     if numbers.size and numbers.dtype.kind == "i" and numbers.max() < 0:
         raise UnlabelledError(f"the labels of {name} are hidden (all below 0); use another split")
-    return Rows.of(name, lambda rows: (pictures[row] for row in rows), numbers, classes)
+    read = stored.rows if stored else lambda rows: (pictures[row] for row in rows)
+    return Rows.of(name, read, numbers, classes)
 
 
 def npz_splits(place: Place) -> Mapping[str, Callable[[], Rows]]:
@@ -73,24 +77,15 @@ def npz_splits(place: Place) -> Mapping[str, Callable[[], Rows]]:
     Raises:
         InputError: damaged, pickled objects inside, or no images with labels.
     """
-    path = place.root
-    try:
-        with place.open(path) as stream, np.load(stream, allow_pickle=False) as file:
-            content = {name: file[name] for name in file.files}
-    except InputError:
-        raise
-    except Exception as error:  # zip, header and value errors
-        raise InputError(
-            f"source {path} cannot be read ({brief(error)}); save plain arrays with np.savez"
-        ) from error
-    names = content.get("classes")
-    classes = None if names is None else tuple(map(str, names.tolist()))
+    path, content = place.root, members(place)
 
     def rows(images: str, labels: str) -> Callable[[], Rows]:
         def read() -> Rows:
             if labels not in content:
                 raise UnlabelledError(f"{images} of {path} has no {labels}; use another split")
-            return array_rows(content[images], content[labels], str(path), classes)
+            names = content["classes"]().whole() if "classes" in content else None
+            classes = None if names is None else tuple(map(str, names.tolist()))
+            return array_rows(content[images](), content[labels]().whole(), str(path), classes)
 
         return read
 

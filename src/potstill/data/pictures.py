@@ -19,7 +19,7 @@ from potstill.run import InputError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["Opened", "brief", "channels_last", "flatten", "is_file", "open_picture"]
+__all__ = ["Opened", "as_numpy", "brief", "channels_last", "flatten", "is_file", "open_picture"]
 
 # Formats that only decode: none runs another program (EPS), refers to other files or draws text.
 _FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "DIB", "TIFF", "PPM", "JPEG2000", "AVIF")
@@ -235,10 +235,7 @@ def _opaque(picture: Image, background: str) -> Image:
 def _from_array(values: Any, title: str) -> Image | np.ndarray:
     """An array (h, w), (h, w, c) or (c, h, w) of any number type, channels last."""
     tensor = isinstance(values, torch.Tensor)
-    array = values
-    if tensor:
-        plain = values.detach().cpu()
-        array = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+    array = as_numpy(values)
     if array.ndim == 3:
         array = channels_last(array, channels_first=tensor, title=title)
     if array.ndim != 2 and not (array.ndim == 3 and array.shape[2] in (1, 3)):
@@ -249,6 +246,15 @@ def _from_array(values: Any, title: str) -> Image | np.ndarray:
     if not array.size:
         raise InputError(f"{title} has shape {tuple(values.shape)}, no pixels; remove it")
     return _image(array) if array.dtype == np.uint8 else array
+
+
+def as_numpy(values: Any) -> np.ndarray:
+    """An array of a tensor or of anything that NumPy takes."""
+    if not isinstance(values, torch.Tensor):
+        return np.asarray(values)
+    plain = values.detach().cpu()
+    array: np.ndarray = (plain.float() if plain.dtype == torch.bfloat16 else plain).numpy()
+    return array
 
 
 def channels_last(array: np.ndarray, *, channels_first: bool, title: str) -> np.ndarray:
