@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Executor, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
@@ -28,11 +27,14 @@ if TYPE_CHECKING:
 __all__ = ["MixedModes", "OtherRange", "Rows", "blocks", "brief", "channels_last"]
 
 _BLOCK = 256  # pictures decoded between two writes, fewer where they take more than
-_BLOCK_BYTES = 32 << 20
+_BLOCK_BYTES = 32 << 20  # or this share of the budget
+_BLOCK_SHARE = 16
+_WORKERS = min(16, os.cpu_count() or 1)
 _CHUNK = 16  # pictures per task of the thread pool
 # Below this many pixels Pillow holds the interpreter lock most of the time and threads lose 1.3 to
 # 1.8 times (32-pixel WebP 71 -> 130 us a picture); above they win. Files wait for the disk anyway.
 _THREADED_PIXELS = 128 * 128
+_HUGE_PIXELS = 1 << 24  # 64 MB and more while it is decoded: one at a time
 
 _MOST_RESIZED = 1 << 24  # pixels of a picture before its centre is cut out
 
@@ -82,6 +84,7 @@ def blocks(
     how: Reading,
     *,
     quiet: bool,
+    memory_gb: float = 4.0,
     values: Values | None = None,
     found: dict[str, Any] | None = None,
 ) -> Iterator[tuple[np.ndarray, list[int]]]:
@@ -99,29 +102,25 @@ def blocks(
     """
     values = values or Values(rows.name, how.value_range)
     variety, several, done = Variety(), 0, 0
-    bar = progress(rows.pairs(), label=f"decode {rows.name}", quiet=quiet, total=rows.count)
-    pairs = iter(bar)
-    workers = min(16, os.cpu_count() or 1)
-    with ThreadPoolExecutor(workers) as pool:
+    label = f"decode {rows.name}"
+    pairs = iter(progress(rows.pairs(), label=label, quiet=quiet, total=rows.count))
+    most = min(_BLOCK_BYTES, int(memory_gb * 1e9) // _BLOCK_SHARE)
+    with ThreadPoolExecutor(_WORKERS) as pool:
         frame, size = None, 1  # the first picture says how many make a block
         while block := list(islice(pairs, size)):
-            items = [item for item, _ in block]
-            labels = [label for _, label in block]
+            items, labels = map(list, zip(*block, strict=True))
             with _silence():
                 frame = frame or _Frame.of(items[0], rows.name, how, values)
                 out = np.empty((len(items), *frame.shape), np.uint8)
-                step = _CHUNK if frame.threaded else len(items)
-                at = range(0, len(items), step)
-                parts = [items[i : i + step] for i in at], [done + i for i in at]
-                run = pool.map if frame.threaded else map
-                several += sum(run(frame.fill, *parts, [out[i : i + step] for i in at]))
+                several += frame.fill_all(items, done, out, pool)
             done += len(items)
-            size = frame.block
+            size = max(1, min(_BLOCK, most // out[0].nbytes))
             if done > rows.count:
                 break
             if not values.exceeded:
                 variety.look(out, labels)
                 yield out, labels
+            del block, items, out  # before the next one is read
     if done != rows.count:
         raise InputError(
             f"source {rows.name!r} announces {rows.count} images but gives {done}; make them agree"
@@ -161,16 +160,20 @@ class _Frame:
         opened = open_picture(item, title)
         picture = flatten(opened, values, how, title)
         channels = how.channels or (1 if picture.mode == "L" else 3)
-        large = picture.width * picture.height >= _THREADED_PIXELS
+        pixels = picture.width * picture.height
+        large, huge = pixels >= _THREADED_PIXELS, pixels > _HUGE_PIXELS
         width, height = _resize(picture, how).size
-        threaded = is_file(item) or (large and isinstance(item, bytes))
+        threaded = (is_file(item) or (large and isinstance(item, bytes))) and not huge
         shape = channels, height, width
         return _Frame(name, how, values, shape, title, opened.format, threaded)
 
-    @property
-    def block(self) -> int:
-        """Pictures of a block."""
-        return max(1, min(_BLOCK, _BLOCK_BYTES // math.prod(self.shape)))
+    def fill_all(self, items: list[Any], start: int, out: np.ndarray, pool: Executor) -> int:
+        """As :meth:`fill`, in threads where that is quicker."""
+        step = min(_CHUNK, -(-len(items) // _WORKERS)) if self.threaded else len(items)
+        at = range(0, len(items), step)
+        parts = [items[i : i + step] for i in at], [start + i for i in at]
+        run = pool.map if self.threaded else map
+        return sum(run(self.fill, *parts, [out[i : i + step] for i in at]))
 
     def fill(self, items: Sequence[Any], start: int, out: np.ndarray) -> int:
         """Decode ``items``, the first of which is number ``start``, into ``out`` (b, c, h, w).
@@ -225,9 +228,9 @@ def _resize(picture: Image, how: Reading) -> Image:
     wide, high = int(width * size / short), int(height * size / short)
     left, top = round((wide - size) / 2), round((high - size) / 2)
     if wide * high > _MOST_RESIZED:  # only what is kept, equal up to rounding
-        scale = short / size
-        right, bottom = (left + size) * scale, (top + size) * scale
-        box = left * scale, top * scale, min(right, width), min(bottom, height)
+        across, down = width / wide, height / high
+        right, bottom = min((left + size) * across, width), min((top + size) * down, height)
+        box = left * across, top * down, right, bottom
         return picture.resize((size, size), bilinear, box)
     picture = picture.resize((wide, high), bilinear)
     return picture.crop((left, top, left + size, top + size))

@@ -114,7 +114,9 @@ def _decompress(content: bytes, title: str, kind: str | None) -> Opened:
     picture = _header(content, title, kind)
     several = picture.format != "MPO" and _several(picture)
     form = "JPEG" if picture.format == "MPO" else picture.format
-    wide = _wide(picture, title)
+    if picture.format == "TIFF":
+        _check_tiff(picture, title)
+    wide = _wide(picture)
     if not wide:
         picture.load()
         return Opened(_plain(picture), form, several)
@@ -139,19 +141,27 @@ def _several(picture: Any) -> bool:
         return True
 
 
-def _wide(picture: Any, title: str) -> tuple[str, ...]:
+def _check_tiff(picture: Any, title: str) -> None:
+    """Refuse what Pillow would fill with black or read wrongly."""
+    covered = sum((x1 - x0) * (y1 - y0) for x0, y0, x1, y1 in (t.extents for t in picture.tile))
+    if covered < picture.width * picture.height:
+        raise InputError(
+            f"{title} cannot be read as an image (strips of it are missing); replace or remove it"
+        )
+    planes = picture.tag_v2.get(_PLANAR) == 2 and len(picture.getbands()) > 1
+    if planes and max(picture.tag_v2.get(_BITS, (8,))) > 8:
+        raise InputError(
+            f"{title} keeps 16-bit colours plane by plane; convert it to PNG or to TIFF with "
+            "interleaved colours"
+        )
+
+
+def _wide(picture: Any) -> tuple[str, ...]:
     """Raw modes that give the bytes of 16-bit colour, high bytes first; empty: it is none."""
     if picture.mode not in ("RGB", "RGBA") or not picture.tile:
         return ()
     args = picture.tile[0].args
     rawmode = (args if isinstance(args, str) else args[0]) if args else None
-    if picture.format == "TIFF" and picture.tag_v2.get(_PLANAR) == 2:
-        if max(picture.tag_v2.get(_BITS, (8,))) > 8:
-            raise InputError(
-                f"{title} keeps 16-bit colours plane by plane; convert it to PNG or to TIFF with "
-                "interleaved colours"
-            )
-        return ()
     if not isinstance(rawmode, str) or ";16" not in rawmode:
         return ()
     if rawmode == "LA;16B":

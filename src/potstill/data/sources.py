@@ -101,7 +101,14 @@ class _Reader:
         while True:
             values = Values(rows.name, how.value_range, tops, train)
             facts = store.Facts(rows.classes, tuple(splits), numbers)
-            made = blocks(rows, how, quiet=self.quiet, values=values, found=facts.found)
+            made = blocks(
+                rows,
+                how,
+                quiet=self.quiet,
+                memory_gb=self.memory_gb,
+                values=values,
+                found=facts.found,
+            )
             try:
                 return store.collect(
                     made, rows.count, facts, root=root, key=key, memory_gb=self.memory_gb
