@@ -26,7 +26,9 @@ def build(tmp_path):
                 (root / folder).mkdir(parents=True, exist_ok=True)
                 for number in range(int(count or 3)):
                     pixel = (value * 40 + number, shade * 30, 0)
-                    Image.new("RGB", (4, 4), pixel).save(root / folder / f"{number}.png")
+                    picture = Image.new("RGB", (4, 4), pixel)
+                    picture.putpixel((1, 2), (200, 200, 200))  # one colour alone is worth a word
+                    picture.save(root / folder / f"{number}.png")
         return root
 
     return make
