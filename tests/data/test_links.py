@@ -17,7 +17,9 @@ from potstill.run import InputError, Run
 def paint(path, value, count=1):
     path.mkdir(parents=True, exist_ok=True)
     for number in range(count):
-        Image.new("L", (4, 4), value + number).save(path / f"{number}.png")
+        picture = Image.new("L", (4, 4), value + number)
+        picture.putpixel((2, 2), 255)  # one colour alone is worth a word
+        picture.save(path / f"{number}.png")
         os.utime(path / f"{number}.png", ns=(1, 1))  # a swap leaves size and time of change alone
     return path
 

@@ -132,4 +132,6 @@ def _stream(place: Place, name: str) -> Iterator[tuple[IO[bytes], int]]:
 
 
 def _damage(place: Place, why: str) -> InputError:
-    return InputError(f"source {place.root} cannot be read ({why}); save plain arrays with np.savez")
+    return InputError(
+        f"source {place.root} cannot be read ({why}); save plain arrays with np.savez"
+    )
