@@ -15,9 +15,9 @@ A source is one of
 * a pair ``(images, labels)`` of arrays or tensors;
 * a torch ``Dataset`` of (picture, label), or an open ``datasets`` data set.
 
-Arrays are uint8 or float 0-1, shaped (n, h, w), (n, h, w, c) or (n, c, h, w): the axis of length 1
-or 3 is the channel; where both ends could be, NumPy arrays are read as channels-last and torch
-tensors as channels-first.
+Arrays are shaped (n, h, w), (n, h, w, c) or (n, c, h, w): the axis of length 1 or 3 is the channel;
+where both ends could be, NumPy arrays are read as channels-last and torch tensors as
+channels-first. What numbers other than uint8 mean says :mod:`potstill.data.values`.
 """
 
 from __future__ import annotations
