@@ -280,6 +280,6 @@ def test_command_line_keeps_the_scale(tmp_path, capsys):
         )
     capsys.readouterr()
     assert main([*words, "--out", str(tmp_path / "no"), "--value-range", "8", "1"]) == 2
-    assert capsys.readouterr().err.startswith("potstill: value_range is (8.0, 1.0); use two")
+    assert capsys.readouterr().err.startswith("potstill: --value-range is (8.0, 1.0); use two")
     assert main([*words, "--out", str(tmp_path / "no"), "--background", "blau"]) == 2
-    assert capsys.readouterr().err.startswith("potstill: background is 'blau'; use a colour")
+    assert capsys.readouterr().err.startswith("potstill: --background is 'blau'; use a colour")
