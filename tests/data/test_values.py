@@ -193,7 +193,9 @@ def test_a_range_that_is_said_holds_for_8_bits_and_cuts_off():
     assert (truth.images[:, 0].numpy() == (pictures > 9) * 255).all()
 
 
-@pytest.mark.parametrize("wrong", [(3, 3), (5, 1), (0, float("nan")), (0, float("inf")), 7, "ab"])
+@pytest.mark.parametrize(
+    "wrong", [(3, 3), (5, 1), (0, float("nan")), (0, float("inf")), (0, 1e30), 7, "ab"]
+)
 def test_wrong_ranges(wrong):
     with pytest.raises(InputError, match="value_range is"):
         load("digits", value_range=wrong)

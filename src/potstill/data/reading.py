@@ -14,6 +14,7 @@ __all__ = ["MOST_PIXELS", "Reading", "colour_of"]
 MOST_PIXELS = 89_478_485  # of one picture as it is read: 0.27 GB in RGB
 Side = Annotated[int, Range(1, 2**13)]
 Channels = Annotated[int, OneOf(1, 3)]
+Level = Annotated[float, Range(-1e12, 1e12)]  # beyond the integers of 32 bits
 Resize = Annotated[str, OneOf("crop", "stretch", "pad")]
 
 
@@ -33,7 +34,7 @@ class Reading:
     follow_links: bool = False  # read what links inside a source folder lead to outside of it
     # which values are black and white; without it 8 bits are 0-255, and deeper values are read by
     # the range that the train split shows
-    value_range: tuple[float, float] | None = None
+    value_range: tuple[Level, Level] | None = None
     background: str = "white"  # under transparency: a colour (black, "#808080"), or none: ignore it
 
     def __post_init__(self) -> None:
@@ -54,9 +55,9 @@ def _range(wanted: Any) -> tuple[float, float]:
     """A pair of numbers, the lower first."""
     try:
         low, high = map(float, wanted)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         low = high = math.nan
-    if not (math.isfinite(low) and math.isfinite(high) and low < high):
+    if not low < high:
         raise InputError(
             f"value_range is {wanted!r}; use two numbers, black before white, such as (0, 4095)"
         )
