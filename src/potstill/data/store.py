@@ -250,6 +250,8 @@ class _Staging:
 
     def write_images(self, shape: tuple[int, ...], images: Iterable[np.ndarray]) -> None:
         """Plain writes, not a writable map: a full disk raises OSError instead of SIGBUS."""
+        if shutil.disk_usage(self.folder).free < math.prod(shape):  # sooner than after filling it
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.shape, self.header = shape, io.BytesIO()
         if shutil.disk_usage(self.folder).free < math.prod(shape):  # sooner than after filling it
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
