@@ -73,7 +73,7 @@ def folder(path, made):
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="reads Linux's peak memory")
-@pytest.mark.parametrize("write", [npz, zipped, folder])
+@pytest.mark.parametrize("write", [npz, zipped, folder, parquet])
 def test_a_set_above_the_budget_is_decoded_within_twice_the_budget(tmp_path, write):
     small = write(tmp_path / "small", pictures(4))
     large = write(tmp_path / "large", pictures(COUNT))

@@ -25,6 +25,7 @@ __all__ = ["BATCH", "SUFFIXES", "read_column", "read_schema", "taken"]
 BATCH = 256  # rows
 SUFFIXES = frozenset({".parquet", ".arrow"})
 _BUFFER = 1 << 20  # bytes of a column that are read at once
+_BATCH_BYTES = 4 << 20  # of the cells of a batch: fewer rows where pictures are large
 _ARROW = b"ARROW1"  # how Arrow's file format begins; its stream format has no mark
 
 
@@ -103,7 +104,14 @@ def _parquet(file: Any) -> tuple[pa.Schema, Batches]:
     table = pq.ParquetFile(
         file, buffer_size=_BUFFER, pre_buffer=False, page_checksum_verification=True
     )
-    return table.schema_arrow, lambda column: table.iter_batches(BATCH, columns=[column])
+    about = table.metadata
+    size = sum(about.row_group(at).total_byte_size for at in range(about.num_row_groups))
+    rows = max(1, min(BATCH, _BATCH_BYTES * max(1, about.num_rows) // max(1, size)))
+
+    def batches(column: str) -> Iterator[Any]:
+        return table.iter_batches(rows, columns=[column], use_threads=False)
+
+    return table.schema_arrow, batches
 
 
 def _arrow(file: Any) -> tuple[pa.Schema, Batches]:

@@ -182,7 +182,7 @@ def _write_parquet(
         columns["weight"] = Value("float32")
     schema = Features(columns).arrow_schema
     path.parent.mkdir()
-    with parquet.ParquetWriter(path, schema) as writer:
+    with parquet.ParquetWriter(path, schema, write_page_checksum=True) as writer:
         for some in rows:
             writer.write_table(pyarrow.Table.from_pydict(some, schema=schema))
 
