@@ -16,7 +16,9 @@ from potstill.experts.store import Rows
 from potstill.experts.trajectories import train_experts
 from potstill.losses import cross_entropy, logit_adjusted
 from potstill.nets import Examples, Sharpness, Training, create, train_many
+from potstill.nets.training import Feed
 from potstill.run import DivergedError, InputError
+from potstill.run.keeper import Keeper
 
 NETWORK = "convnet-d2-w8-in"
 TRAINING = Training(
@@ -269,6 +271,27 @@ def test_a_place_at_the_very_end_is_kept_and_cleared_away(real, run, tmp_path, m
     calls.clear()
     assert same(whole, make(real, run, epochs=[4], **training), [0], [4])
     assert calls == [(4, 4)] and not [*run.cache.rglob("resume*")]
+
+
+def test_no_place_is_ahead_of_the_rows_on_the_disk(real, run, tmp_path, monkeypatch, calls):
+    training = {"training": Training(epochs=3, batch=8, lr=0.05), "members": 1, "epochs": [1, 3]}
+    whole = make(real, run.with_(cache=tmp_path / "whole"), **training)
+    steps, original = [], Feed.batch
+
+    def batch(feed, member, step, positions):
+        steps.append(step)
+        if step == 8:
+            patch.setattr(Rows, "flush", lambda *_: None)  # the process is gone
+            raise Killed
+        return original(feed, member, step, positions)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Feed, "batch", batch)
+        patch.setattr(Keeper, "due", property(lambda keeper: len(steps) == 6))
+        with pytest.raises(Killed):
+            make(real, run.with_(checkpoint_seconds=1e9), **training)
+    calls.clear()
+    assert same(whole, make(real, run, **training), [0], [1, 3]) and calls == [(1.5, 3)]
 
 
 def test_momentum_starts_anew(real, run, calls):

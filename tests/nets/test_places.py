@@ -7,7 +7,7 @@ import time
 
 import pytest
 import torch
-from test_many import AUGMENTED, SGD, equal, members, train
+from test_many import AUGMENTED, SGD, equal, members, toy, train
 
 from potstill.losses import cross_entropy
 from potstill.nets import Sharpness, Training
@@ -16,6 +16,7 @@ from potstill.nets.training import Feed
 from potstill.run import StorageError
 from potstill.run import keeper as keeping
 from potstill.run.checkpoint import load_state, save_state
+from potstill.run.descent import pack, unpack
 from potstill.run.keeper import Keeper, in_threads
 
 NEVER = 1e9
@@ -103,6 +104,26 @@ def test_a_frozen_body(tmp_path):
     with pytest.raises(Killed):
         resumed(heads(), SGD, tmp_path, loss=dying(4))
     assert equal(resumed(heads(), SGD, tmp_path)[0][0], whole)
+
+
+@pytest.mark.parametrize("kind", ["momentum", "adamw"])
+def test_an_optimiser_remembers_in_the_layout_of_its_network(kind, tmp_path):
+    """Files know rows only; on a GPU networks are channels last."""
+    path, found = tmp_path / "state.safetensors", []
+    for number in range(2):
+        (network,) = members(1, "convnet-d2-w4-none")
+        network.to(memory_format=torch.channels_last)
+        optimizer = KINDS[kind][0].optimizer_for(network.parameters())
+        if number:
+            unpack(optimizer, load_state(path)[0])
+        cross_entropy(network(toy().images.float()), toy().targets).mean().backward()
+        optimizer.step()
+        if not number:
+            save_state(path, pack(optimizer), {})
+        found.append(optimizer)
+    for one, other in zip(*(optimizer.state.values() for optimizer in found), strict=True):
+        strides = [{n: t.stride() for n, t in slots.items()} for slots in (one, other)]
+        assert strides[0] == strides[1]
 
 
 @pytest.mark.parametrize("backend", ["sequential", "threads", "stacked"])

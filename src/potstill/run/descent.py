@@ -107,3 +107,8 @@ def unpack(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> N
             slots.setdefault(int(index), {})[name] = value
     if slots:
         optimizer.load_state_dict({**optimizer.state_dict(), "state": slots})
+    for leaf, own in optimizer.state.items():  # fused steps want one layout, e.g. channels last
+        for name, value in own.items():
+            alike = isinstance(value, Tensor) and value.shape == leaf.shape
+            if alike and value.stride() != leaf.stride():
+                own[name] = torch.empty_like(leaf).copy_(value)
