@@ -49,7 +49,7 @@ def zipped(path, made):
 
 
 def parquet(path, made):
-    """Groups of 100 rows, as ``datasets`` writes pictures; they do not shrink, as photographs."""
+    """Small groups: a page of a file, here a group, is held whole, and so are its copies."""
     pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
 
     def encoded(picture):
@@ -59,7 +59,7 @@ def parquet(path, made):
 
     cells = pa.array([encoded(picture) for picture in made])
     table = pa.table({"image": cells, "label": np.arange(len(made)) % 2})
-    options = {"compression": "none", "use_dictionary": False, "row_group_size": 100}
+    options = {"compression": "none", "use_dictionary": False, "row_group_size": 20}
     pq.write_table(table, path.with_suffix(".parquet"), **options)
     return path.with_suffix(".parquet")
 

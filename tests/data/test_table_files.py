@@ -142,14 +142,16 @@ def test_cells_of_a_hub_set_name_only_what_came_with_it(tmp_path, private, monke
     cached = tmp_path / "hub" / "datasets" / "downloads" / "0.png"
     cached.parent.mkdir(parents=True)
     cached.write_bytes(png(7))
+    other = cached.with_name("1.png")
+    other.write_bytes(png(9))
     monkeypatch.setattr("datasets.config.HF_DATASETS_CACHE", tmp_path / "hub" / "datasets")
     for path in (cached, private):
-        columns = {"image": [str(path)] * 2, "label": [0, 1]}
+        columns = {"image": [str(path), str(other)], "label": [1, 0]}
         opened = datasets.Dataset.from_dict(columns).cast_column("image", datasets.Image())
         answer = datasets.DatasetDict(train=opened)
         monkeypatch.setattr("datasets.load_dataset", lambda *_, answer=answer: answer)
         if path == cached:
-            assert load("some/animals").images[1, 0, 0, 0] == 7
+            assert load("some/animals").images[0, 0, 0, 0] == 7
         else:
             refused("no picture that was downloaded with it", "some/animals")
 
