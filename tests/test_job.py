@@ -327,6 +327,26 @@ def test_an_image_set_from_a_named_source_is_scored_from_the_folder(tmp_path, ca
     assert train.select(positions).checksum in said and train.checksum in said
 
 
+def test_a_fold_in_memory_is_scored_from_the_folder_on_its_own_images(tmp_path):
+    train, test, _ = potstill.load_pair("digits", fold="2/5")
+    potstill.distill("random", train, ipc=1, imbalance_factor=5, out=tmp_path / "run")
+    job = json.loads((tmp_path / "run" / "run.json").read_text())["job"]
+    assert (job["data"]["fold"], job["data"]["fold_seed"]) == ("2/5", 0)
+    quick = "--network mlp-w8 --protocol quick --runs 1 --no-baseline --no-quantized"
+    assert main(["evaluate", str(tmp_path / "run"), *quick.split(), "--device", "cpu"]) == 0
+    (score,) = json.loads((tmp_path / "run" / "scores.json").read_text())["scores"]
+    assert score["test_checksum"] == test.checksum
+    assert "fold 2 of 5" in score["test"]["sentence"]
+
+
+def test_a_set_that_is_not_cut_has_no_profile_and_keeps_its_key(tmp_path):
+    potstill.distill("random", "digits", ipc=10, out=tmp_path / "run")
+    record = json.loads((tmp_path / "run" / "run.json").read_text())
+    made = json.loads((tmp_path / "run" / "synthetic" / "provenance.json").read_text())
+    assert "profile" not in record["job"]["data"] and "profile" not in made["data_options"]
+    assert record["key"] == "5783651ce713d6e1"  # as when run.json named one all the same
+
+
 def test_an_artifact_that_the_run_did_not_make_is_not_scored(finished, short, capsys):
     record = json.loads((finished / "run.json").read_text())
     (finished / "run.json").write_text(json.dumps(record | {"artifact": "0" * 16}))

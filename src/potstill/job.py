@@ -18,7 +18,7 @@ from potstill.data import ImageSet
 from potstill.experts.backbones import check_backbone
 from potstill.methods import Method, find
 from potstill.nets import parse
-from potstill.opening import Data, open_data
+from potstill.opening import Data, fold_of, open_data
 from potstill.reports.gallery import Gallery, picture_real
 from potstill.run import InputError, Run, logger
 from potstill.run.checkpoint import digest, write_json
@@ -170,6 +170,7 @@ def distill(
         train = data if imbalance_factor == 1 else data.long_tailed(imbalance_factor)
         described: dict[str, Any] = {"data": data.source, "in_memory": True}
         history = list(train.history)
+        described |= fold_of(history)
     else:
         named = isinstance(data, (str, Path))
         if not isinstance(data, Data):
@@ -212,7 +213,9 @@ def _run(
     }
     if history is not None:  # how an ImageSet was cut, to repeat it
         job["history"] = history
-    key = digest([method.key(train, ipc, run), described])
+    # run.json used to name a profile for sets that are not cut, too: such runs keep their key
+    named = {"profile": "exponential"} if "imbalance_factor" in described else {}
+    key = digest([method.key(train, ipc, run), named | described])
     with claimed(folder, key, force) as finished:
         if finished:
             logger.warning(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -9,13 +10,14 @@ from potstill.data import ImageSet, load_pair
 from potstill.data.longtail import Factor, Profile, check_factor
 from potstill.data.reading import Reading
 from potstill.run import InputError, Run
+from potstill.run.fields import Seed
 from potstill.run.records import fits, type_fault
 
-__all__ = ["Data", "open_data"]
+__all__ = ["Data", "fold_of", "open_data"]
 
 _ALWAYS = frozenset(
-    ["data", "test", "image_size", "resize", "channels", "labels", "imbalance_factor", "profile"]
-)  # facts of every run.json; a later option stands there where it is used
+    ["data", "test", "image_size", "resize", "channels", "labels", "imbalance_factor"]
+)  # facts of every run.json; any other option stands there where it is used
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +27,10 @@ class Data(Reading):
     data: str = "digits"  # digits, a folder, a Parquet/Arrow data set, an .npz file or a hub name
     test: str | None = None  # source of the test split; by default the same source's
     imbalance_factor: Factor = 1.0  # n_max / n_min to cut the train split to; 1 = as it is
-    profile: Profile = "exponential"  # shape of the long tail
+    profile: Profile = "exponential"  # shape of that cut; of no meaning without one
+    # K/N tests on the K-th of N parts of the train split, for cross-validation
+    fold: str | None = None
+    fold_seed: Seed = 0  # draws which image is in which fold
 
     def __post_init__(self) -> None:
         check_factor(self.imbalance_factor)
@@ -36,6 +41,8 @@ class Data(Reading):
         train, test, note = load_pair(
             self.data if source is None else source,
             test=self.test,
+            fold=self.fold,
+            seed=0 if self.fold is None else self.fold_seed,
             memory_gb=run.memory_gb,
             cache=run.cache,
             quiet=run.quiet,
@@ -46,9 +53,21 @@ class Data(Reading):
         return train, test, note
 
     def facts(self) -> dict[str, Any]:
-        """Fields for ``run.json``; what older runs did not know is left out unless it is asked."""
-        asked = asdict(self)
-        return {k: v for k, v in asked.items() if k in _ALWAYS or k in self.reading_facts()}
+        """Fields for ``run.json``: what older runs did not know, and what says nothing (the
+        profile of no cut), is left out.
+        """
+        used = {*_ALWAYS, *self.reading_facts()}
+        used |= {"profile"} if self.imbalance_factor != 1 else set()
+        used |= {"fold", "fold_seed"} if self.fold is not None else set()
+        return {key: value for key, value in asdict(self).items() if key in used}
+
+
+def fold_of(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Options of the fold that a set was cut from before anything else; {} if from none."""
+    fact = history[0] if history else {}
+    if fact.get("op") != "fold" or fact.get("part") != "rest":
+        return {}
+    return {"fold": f"{fact['fold']}/{fact['folds']}", "fold_seed": fact["seed"]}
 
 
 def open_data(

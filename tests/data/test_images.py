@@ -62,6 +62,8 @@ def test_batch_is_float_between_0_and_1():
     ("sizes", "groups"),
     [
         ([4, 4], {}),
+        ([7, 4, 5], {}),  # less than twice the smallest: no head, no tail
+        (range(124, 134), {}),
         ([4, 2], {"head": (0,), "tail": (1,)}),
         ([2, 9, 5], {"head": (1,), "medium": (2,), "tail": (0,)}),
         ([3, 3, 3, 1, 9], {"head": (0, 4), "medium": (1,), "tail": (2, 3)}),

@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from potstill.data import ImageSet, draw_positions, load, profile_counts
+from potstill.data.longtail import Imbalance
 from potstill.run import InputError, cache_folder
 
 CACHE = cache_folder()  # the developer's own: CIFAR-10 is decoded once, not once per test
@@ -178,3 +179,46 @@ def test_cifar10_lt(shared_data):
     assert (cut.indices[:5] // 10).tolist() == [1501, 2586, 2653, 1055, 705]
     assert cut.history[0]["index_checksum"] == "316198f16ffa7b51"
     assert set(cut.groups["tail"]) == {7, 8, 9}
+
+
+CUT = {"op": "long_tailed", "imbalance_factor": 50, "profile": "exponential"}
+
+
+@pytest.mark.parametrize(
+    ("counts", "history", "short", "sentence"),
+    [
+        ([5, 5], [], "1", "as it is: 5 images per class"),
+        ([1, 1], [], "1", "as it is: 1 image per class"),
+        ([11, 169], [], "15.36", "as it is: 11 to 169 images per class, imbalance factor 15.36"),
+        (
+            [128, 30, 2],
+            [{"op": "hold_out"}, CUT],
+            "64 (asked for 50)",
+            "cut to imbalance factor 50 (exponential profile); its classes have 2 to 128 images, "
+            "factor 64",
+        ),
+        (
+            [5000, 100],
+            [CUT],
+            "50",
+            "cut to imbalance factor 50 (exponential profile); its classes have 100 to 5,000 "
+            "images",
+        ),
+        ([9, 3], [CUT | {"imbalance_factor": 1}], "3", "as it is: 3 to 9 images per class, imbal"),
+    ],
+)
+def test_the_factor_asked_for_and_that_of_the_set(counts, history, short, sentence):
+    known = Imbalance.of(counts, history)
+    assert known.short == short and known.sentence.startswith(sentence)
+
+
+@pytest.mark.parametrize(
+    "history", [None, 3, [None, 3], [{"op": "long_tailed"}], [CUT | {"imbalance_factor": "x"}]]
+)
+def test_a_history_that_says_nothing_is_no_cut(history):
+    assert Imbalance.of([9, 3], history).asked is None
+
+
+def test_digits_at_factor_50_have_64():
+    train = load("digits").long_tailed(50)
+    assert Imbalance.of(train.counts, train.history).short == "64 (asked for 50)"

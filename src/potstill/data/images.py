@@ -14,7 +14,9 @@ from torch import Tensor
 from potstill.data import longtail, store
 from potstill.run import InputError, Run
 
-__all__ = ["ImageSet"]
+__all__ = ["FEW", "ImageSet", "parse_fold"]
+
+FEW = 10  # test images of a class below which its accuracy moves by more than ten points an image
 
 
 @dataclass(frozen=True, eq=False)
@@ -91,21 +93,11 @@ class ImageSet:
 
     @cached_property
     def groups(self) -> dict[str, tuple[int, ...]]:
-        """Labels of the head, medium and tail classes: the classes by falling size, in thirds.
+        """Labels of the head, medium and tail classes, see :func:`longtail.size_groups`.
 
-        Head and tail have round(C / 3) classes each (10 classes: 3/4/3); equal sizes keep label
-        order. Empty when all classes have the same size; an empty group (2 classes) is left out.
+        Empty where the imbalance factor is below 2.
         """
-        if len(set(self.counts)) == 1:
-            return {}
-        order = sorted(range(self.num_classes), key=lambda label: (-self.counts[label], label))
-        third = max(1, round(self.num_classes / 3))
-        parts = {
-            "head": order[:third],
-            "medium": order[third : self.num_classes - third],
-            "tail": order[self.num_classes - third :],
-        }
-        return {name: tuple(sorted(labels)) for name, labels in parts.items() if labels}
+        return longtail.size_groups(self.counts)
 
     @cached_property
     def checksum(self) -> str:
@@ -230,6 +222,51 @@ class ImageSet:
             held[rows[order[:size]]] = True
         fact = {"op": "hold_out", "per_class": size, "seed": seed}
         return self.select(~held, **fact, part="rest"), self.select(held, **fact, part="held")
+
+    def fold(self, number: int, folds: int, seed: int = 0) -> tuple[ImageSet, ImageSet]:
+        """Split into (rest, fold ``number`` of ``folds``), counted from 1, for cross-validation.
+
+        Each image is in exactly one fold. Classes are dealt out one after the other in random
+        order, so a fold has as many images of a class as any other, or one more, and folds differ
+        in size by one image at most.
+
+        Raises:
+            InputError: no such fold, or a class has fewer images than there are folds.
+        """
+        parse_fold((number, folds))
+        smallest = min(self.counts)
+        if smallest < folds:
+            name = self.classes[self.counts.index(smallest)]
+            fix = f"use at most {smallest} folds" if smallest > 1 else "add images or leave it out"
+            raise InputError(
+                f"fold is {number}/{folds} but class {name!r} has {smallest} image(s), too few "
+                f"for one in each fold; {fix}"
+            )
+        held = torch.zeros(len(self), dtype=torch.bool)
+        run, dealt = Run(seed=seed, device="cpu"), 0
+        for label in range(self.num_classes):
+            rows = self.of_class(label)
+            order = torch.randperm(len(rows), generator=run.generator("fold", label))
+            held[rows[order[(dealt + torch.arange(len(rows))) % folds == number - 1]]] = True
+            dealt += len(rows)
+        fact = {"op": "fold", "fold": number, "folds": folds, "seed": seed}
+        return self.select(~held, **fact, part="rest"), self.select(held, **fact, part="held")
+
+
+def parse_fold(fold: str | tuple[int, int]) -> tuple[int, int]:
+    """Return (K, N) of ``"K/N"`` or of such a pair.
+
+    Raises:
+        InputError: it is neither.
+    """
+    words = fold.split("/") if isinstance(fold, str) else list(fold)
+    try:
+        number, folds = (int(word) for word in words)
+    except (TypeError, ValueError):
+        raise InputError(f"fold is {fold!r}; write K/N, as in 1/5 for the first of five") from None
+    if folds < 2 or not 1 <= number <= folds:
+        raise InputError(f"fold is {fold!r}; use K/N with N at least 2 and K from 1 to N")
+    return number, folds
 
 
 def check_size(images: int, classes: int, source: str) -> None:

@@ -18,12 +18,16 @@ Draws:
                  ``numpy.random.RandomState(42).permutation(size of the class)``: the subset of the
                  public CIFAR-LT index lists, nested across factors.
 ``seeded``       the same with ``torch.randperm`` and one generator per class, made from ``seed``.
+
+A cut set rarely has the very factor that was asked for: sizes are whole numbers, and a class that
+has fewer images than its share keeps what it has. :class:`Imbalance` tells both.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Annotated, Literal, get_args
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
 import torch
@@ -32,7 +36,16 @@ from torch import Tensor
 from potstill.run import InputError, Run, nearest
 from potstill.run.fields import Inside, Range, admits, check_value
 
-__all__ = ["DRAWS", "PROFILES", "Draw", "Profile", "draw_positions", "profile_counts"]
+__all__ = [
+    "DRAWS",
+    "PROFILES",
+    "Draw",
+    "Imbalance",
+    "Profile",
+    "draw_positions",
+    "profile_counts",
+    "size_groups",
+]
 
 Factor = Annotated[float, Range(1, 1e9)]
 Profile = Literal["exponential", "step", "pareto"]
@@ -41,6 +54,7 @@ PROFILES: tuple[str, ...] = get_args(Profile)
 DRAWS: tuple[str, ...] = get_args(Draw)
 
 _PARETO_POWER = 6
+_GROUPED_FROM = 2.0  # imbalance factor below which "head" and "tail" would only be names
 # Twelve digits below the smallest count: enough to lift 49 * (1 / 49) = 0.999... to 1, and far too
 # little to change any count that was not meant to be whole.
 _ROUNDING = 1e-9
@@ -106,3 +120,83 @@ def draw_positions(
             order = torch.randperm(len(rows), generator=run.generator("long-tail", label))
         chosen.append(rows[order[:count]])
     return torch.cat(chosen)
+
+
+def size_groups(counts: Sequence[int]) -> dict[str, tuple[int, ...]]:
+    """Labels of the head, medium and tail classes: the classes by falling size, in thirds.
+
+    Head and tail have round(C / 3) classes each (10 classes: 3/4/3); equal sizes keep label order.
+    Empty where the largest class has less than twice the images of the smallest: whatever made the
+    set so, its classes are of about one size. An empty group (2 classes) is left out.
+    """
+    if not counts or max(counts) < _GROUPED_FROM * max(1, min(counts)):
+        return {}
+    order = sorted(range(len(counts)), key=lambda label: (-counts[label], label))
+    third = max(1, round(len(counts) / 3))
+    last = len(counts) - third
+    parts = {"head": order[:third], "medium": order[third:last], "tail": order[last:]}
+    return {name: tuple(sorted(labels)) for name, labels in parts.items() if labels}
+
+
+@dataclass(frozen=True)
+class Imbalance:
+    """How uneven a set is, and what it was cut to if we cut it.
+
+    >>> Imbalance.of(train.counts, train.history).sentence
+    'cut to imbalance factor 50 (exponential profile); its classes have 2 to 128 images, factor 64'
+    """
+
+    smallest: int  # images of the smallest class
+    largest: int
+    asked: float | None = None  # the factor of the last cut; None where there was none
+    profile: str = ""  # of that cut
+
+    @staticmethod
+    def of(counts: Sequence[int], history: Any = ()) -> Imbalance:
+        """Return the facts of a set with these class sizes and this history.
+
+        The history may come from a file that anybody wrote: what is no record of a cut is ignored.
+        """
+        records = history if isinstance(history, (list, tuple)) else ()
+        cuts = [r for r in records if isinstance(r, Mapping) and r.get("op") == "long_tailed"]
+        asked = cuts[-1].get("imbalance_factor") if cuts else None
+        if isinstance(asked, bool) or not isinstance(asked, (int, float)) or not asked > 1:
+            return Imbalance(min(counts), max(counts))
+        profile = str(cuts[-1].get("profile", ""))
+        return Imbalance(min(counts), max(counts), float(asked), profile)
+
+    @property
+    def factor(self) -> float:
+        """What the set has: its largest class over its smallest."""
+        return self.largest / max(1, self.smallest)
+
+    @property
+    def exact(self) -> bool:
+        """Whether the set has the factor that was asked for, to the digits that are shown."""
+        return self.asked is not None and _factor(self.asked) == _factor(self.factor)
+
+    @property
+    def short(self) -> str:
+        """The factor for a table: "64 (asked for 50)", or one number where both are equal."""
+        asked = self.asked is not None and not self.exact
+        return _factor(self.factor) + (f" (asked for {_factor(self.asked or 0)})" if asked else "")
+
+    @property
+    def sentence(self) -> str:
+        """What the set is cut to and what it has, or that it is as it came; no full stop."""
+        alike = self.smallest == self.largest
+        sizes = f"{self.smallest:,}" if alike else f"{self.smallest:,} to {self.largest:,}"
+        sizes = f"{sizes} image{'s' if self.largest > 1 else ''}"
+        if self.asked is None:
+            return f"as it is: {sizes} per class" + (
+                "" if alike else f", imbalance factor {_factor(self.factor)}"
+            )
+        cut = f"cut to imbalance factor {_factor(self.asked)} ({self.profile or 'unknown'} profile)"
+        return f"{cut}; its classes have {sizes}" + (
+            "" if self.exact else f", factor {_factor(self.factor)}"
+        )
+
+
+def _factor(value: float) -> str:
+    """Four digits: enough to tell 50 from 49.9, and no more than whole counts carry."""
+    return f"{value:,.4g}" if value < 10_000 else f"{value:,.0f}"

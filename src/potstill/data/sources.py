@@ -30,7 +30,7 @@ import torch
 
 from potstill.data import store
 from potstill.data.decode import MixedModes, blocks
-from potstill.data.images import ImageSet
+from potstill.data.images import FEW, ImageSet, parse_fold
 from potstill.data.reading import Reading
 from potstill.data.recognise import Source, recognise
 from potstill.data.splits import NoSplitError, UnlabelledError, find_split, splits_to_test
@@ -138,6 +138,7 @@ def load_pair(
     test: Any = None,
     memory_gb: float = 4.0,
     seed: int = 0,
+    fold: str | tuple[int, int] | None = None,
     cache: Path | None = None,
     quiet: bool = False,
     **options: Any,
@@ -150,12 +151,50 @@ def load_pair(
     with a warning. ``options`` are the fields of :class:`potstill.data.Reading`, for train and test
     alike.
 
+    ``fold="K/N"`` is for cross-validation: test images are the K-th of N parts of the training
+    split, drawn with ``seed``, in each of which every class has its share (:meth:`ImageSet.fold`);
+    a test split that the source has plays no part. Where a class has fewer than 10 test images, the
+    sentence and a warning say so.
+
     Raises:
-        InputError: as :func:`load`, and when train and test differ in class names or image shape.
+        InputError: as :func:`load`, and when train and test differ in class names or image shape,
+            or ``fold`` cannot be cut.
     """
-    reader = _Reader(Reading(**options), memory_gb, cache, quiet)
+    train, held, sentence = _pair(
+        source, test, seed, fold, _Reader(Reading(**options), memory_gb, cache, quiet)
+    )
+    fewest = min(held.counts)
+    if fewest < FEW:
+        advice = "potstill crossval tests every image" if fold is None else "look at all folds"
+        few = (
+            f"Few test images: {fewest} of the smallest class, so one image is "
+            f"{100 / fewest:.0f} points of its accuracy; {advice}."
+        )
+        logger.warning("%s", few)
+        sentence += f" {few}"
+    return train, held, sentence
+
+
+def _pair(
+    source: Any, test: Any, seed: int, fold: str | tuple[int, int] | None, reader: _Reader
+) -> tuple[ImageSet, ImageSet, str]:
+    """Train, test and where the test images come from."""
+    number, folds = (0, 0) if fold is None else parse_fold(fold)
+    if folds and test is not None:
+        raise InputError(
+            f"test is {test!r} beside fold {fold!r}, which cuts its test images from the training "
+            "images; give one of them"
+        )
     opened = recognise(source, reader.how)
     train, splits = reader.read(opened, "train")
+    if folds:
+        train, held = train.fold(number, folds, seed)
+        own = any(True for _ in splits_to_test(splits))
+        sentence = (
+            f"Test images: fold {number} of {folds} of the training images of {opened.title} "
+            f"({len(held)} images, seed {seed}); each image is in one fold."
+        )
+        return train, held, sentence + " Its own test split plays no part." * own
     if test is not None:
         other = recognise(test, reader.how)
         try:
