@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 import pytest
 
 from potstill.data import DSA
+from potstill.evaluation.probe import in_use
 from potstill.evaluation.protocol import PROTOCOLS, Protocol, find_protocol
 from potstill.nets import Sharpness, Training
 from potstill.run import InputError
@@ -164,3 +165,34 @@ def test_best_iterates_are_looked_at_with_one_student_each():
     counts = {name: protocol.students(5) for name, protocol in PROTOCOLS.items()}
     assert {name for name, count in counts.items() if count == 1} == {"lad-published"}
     assert set(counts.values()) == {1, 5}
+
+
+def test_what_is_not_done_is_not_listed_and_the_hash_stays():
+    hashes = {"quick-noflip": "dab00f64", "probe": "4a75d303", "probe-noflip": "f225537e"}
+    for name, known in hashes.items():
+        assert find_protocol(name).hash == known
+    noflip = PROTOCOLS["quick-noflip"].to_json()
+    augment = noflip["training"]["augment"]
+    assert "flip" not in augment and "cutout" not in augment and augment["rotate"] == 15.0
+    assert not {"momentum", "milestones", "gamma", "reset_momentum"} & set(noflip["training"])
+    assert not {"epochs_by_ipc", "test_every", "held_out", "learned_lr"} & set(noflip)
+    full = PROTOCOLS["mtt"].to_json()
+    assert full["training"]["augment"]["flip"] == 0.5 and full["learned_lr"] is True
+    assert full["training"]["momentum"] == 0.9 and full["training"]["milestones"] == [0.5]
+    assert "augment" not in PROTOCOLS["dc"].to_json()["training"]
+    views = find_protocol("probe-noflip").to_json()["views"]
+    assert set(views) == {"crop_min", "aspect"}
+    assert find_protocol("probe").to_json()["views"]["flip"] == 0.5
+    assert in_use({"training": {"augment": {"ops": ["crop"], "flip": 0.5}}}) == {
+        "training": {"augment": {"ops": ["crop"]}}
+    }
+
+
+def test_heads_on_all_real_images_have_a_protocol_of_their_own():
+    probe = find_protocol("probe")
+    few, many = probe.full_json(400), probe.full_json(60_000)
+    assert few["name"] == "probe-full" and few["training"]["epochs"] == 2500  # 10 000 steps
+    assert many["training"]["epochs"] == 100
+    assert len({probe.hash, few["hash"], many["hash"]}) == 3
+    assert few["description"].startswith(f"probe-full [{few['hash']}]: linear head")
+    assert "2500 epochs" in few["description"] and few["labels"] == "hard"

@@ -7,7 +7,10 @@ import torch
 from potstill.data import ImageSet, Normalize
 from potstill.evaluation import bench, cached
 from potstill.evaluation.protocol import PROTOCOLS, Protocol
+from potstill.evaluation.record import below, few_test_images
 from potstill.evaluation.scores import Score, evaluate, read_scores, write_scores
+from potstill.evaluation.student import mosaic_views
+from potstill.methods import Mosaic
 from potstill.nets import Training
 from potstill.run import ArtifactError, InputError, StorageError
 from potstill.synthetic import SyntheticSet, list_iterates, load_iterate, save_iterate
@@ -60,7 +63,11 @@ def test_a_record_holds_what_the_contract_lists(syn, data, run):
     assert (record["label_tier"], record["runs"], record["seed"]) == ("hard", 2, 0)
     assert record["artifact"] == syn.checksum and record["receiver_bytes"] == syn.nbytes
     assert record["classes"] == list(syn.classes) and record["train_counts"] == [30, 12, 5]
-    assert record["test"] == {"source": "blobs", "images": 30, "sentence": "a sentence"}
+    assert record["test"] == {
+        "source": "blobs", "images": 30, "smallest": 10, "sentence": "a sentence"
+    }  # fmt: skip
+    assert [record[key]["images"] for key in ("random", "full")] == [6, 47]
+    assert record["mosaic"] is None  # a stored image is one image
     assert list(record["groups"]) == ["head", "medium", "tail"]
     for part in (record, record["quantized"], record["random"], record["full"]):
         assert len(part["accuracy"]["values"]) == (1 if part is record["full"] else 2)
@@ -168,6 +175,78 @@ def test_full_reference_names_its_own_protocol(syn, data, run):
     assert found.full["protocol"]["training"]["epochs"] == 6
 
 
+def test_full_reference_under_the_same_training_keeps_name_and_hash(syn, data, run):
+    how = {"baseline": False, "quantized": False, "full": True}
+    found = score(syn, data, run, **how)  # 6 epochs cannot be shortened
+    assert (found.full["protocol"]["name"], found.full["protocol"]["hash"]) == ("tiny", TINY.hash)
+    long = TINY.with_(epochs=60, batch=64)
+    train = data[0].select(torch.arange(47).repeat(5))
+    found = score(syn, (train, data[1]), run, protocol=long, **how)
+    about = found.full["protocol"]
+    assert about["training"]["epochs"] == 38 and about["name"] == "tiny*-full"
+    assert (
+        about["hash"] != long.hash
+        and f"tiny*-full [{about['hash']}]: 38 epochs" in (about["description"])
+    )
+    learned = score(syn, data, run, protocol=TINY.with_(learned_lr=True), **how)
+    assert "learned" not in learned.full["protocol"]["description"]
+
+
+TILED = {"kind": "tiled", "factor": 2, "formation": "single"}
+
+
+def test_mosaics_of_equal_storage_stand_beside_a_tiled_set(syn, data, run, trained):
+    how = {"quantized": False, "protocol": TINY.with_(epochs=2)}
+    tiled = replace(syn, decode=TILED)
+    found = score(tiled, data, run, **how)
+    assert trained == [ALL[0], ALL[2], "random real mosaics"]
+    assert (found.random["images"], found.mosaic["images"], found.mosaic["views"]) == (6, 21, 4)
+    made = Mosaic(factor=2)(data[0], 2, run)  # the method with the same seed
+    assert score(made, data, run, **how).accuracy == found.mosaic["accuracy"]
+    assert score(tiled, data, run, **how).mosaic == found.mosaic
+    assert trained.count("random real mosaics") == 1
+    assert score(replace(syn, decode=TILED | {"factor": 3}), data, run, **how).mosaic["views"] == 9
+    assert score(tiled, data, run, baseline=False, **how).mosaic is None
+
+
+def test_mosaics_follow_uneven_counts(syn, data, run):
+    uneven = replace(syn, images=syn.images[:5], labels=syn.labels[:5], decode=TILED)
+    found = score(uneven, data, run, quantized=False, protocol=TINY.with_(epochs=1))
+    assert found.mosaic["images"] == 8 + 8 + 4
+    images, labels = mosaic_views(data[0], (2, 0, 1), 2, run)
+    assert images.shape == (12, 1, 8, 8) and labels.tolist() == [0] * 8 + [2] * 4
+
+
+def test_classes_worse_than_a_reference_are_found():
+    record = {
+        "per_class": {"mean": [90.0, 50.0, None]},
+        "random": {"per_class": {"mean": [85.0, 52.5, 10.0]}},
+        "mosaic": {"per_class": {"mean": [90.0]}},
+    }
+    assert below(record, "random") == {1: 2.5}
+    assert below(record, "mosaic") == below(record, "full") == {}
+
+
+@pytest.mark.parametrize(
+    ("test", "few"),
+    [
+        ({"images": 30, "smallest": 3}, 3),
+        ({"images": 300, "smallest": 10}, None),
+        ({"images": 27}, 9),  # older records do not tell the smallest class
+        ({"images": 30}, None),
+        ({}, None),
+    ],
+)
+def test_few_test_images_are_known(test, few):
+    assert few_test_images({"test": test, "classes": ["a", "b", "c"]}) == few
+
+
+def test_a_fold_stands_in_the_record(syn, data, run):
+    how = {"baseline": False, "quantized": False, "protocol": TINY.with_(epochs=1)}
+    found = score(syn, data[0].fold(1, 5), run, **how)
+    assert found.test["fold"] == "1/5" and found.test["smallest"] == 1
+
+
 def test_test_max_is_labelled_and_keeps_last_beside_it(syn, data, run):
     how = {"baseline": True, "quantized": False}
     looks = score(syn, data, run, protocol=TINY.with_(selection="test_max", test_every=1), **how)
@@ -254,6 +333,46 @@ def test_damaged_score_files_are_named(syn, data, run, tmp_path):
         Score.from_json(found.to_json() | {"extra": 1})
     with pytest.raises(ArtifactError, match="damaged"):
         Score.from_json({"network": "convnet"})
+
+
+@pytest.mark.parametrize(
+    ("place", "value", "said"),
+    [
+        ("accuracy.mean", "93.4", 'accuracy.mean is "93.4", not a number'),
+        ("accuracy.mean", None, "accuracy.mean is null, not a number"),
+        ("accuracy.mean", True, "accuracy.mean is true, not a number"),
+        ("accuracy.mean", float("nan"), "accuracy.mean is NaN, not a number"),
+        ("accuracy.mean", 10**400, r"accuracy.mean is 1000.*, not a number"),
+        ("accuracy.std", [], r"accuracy.std is \[\], not a number"),
+        ("accuracy", {"std": 1.0}, "accuracy lacks mean"),
+        ("accuracy", None, "accuracy is null, not a table"),
+        ("accuracy.values.1", "x", 'accuracy.values.1 is "x", not a number'),
+        ("per_class.mean.0", {}, "per_class.mean.0 is {}, not a number"),
+        ("groups.tail", 3, "groups.tail is 3, not a table"),
+        ("random", 3, "random is 3, not a table"),
+        ("random.accuracy.mean", "high", 'random.accuracy.mean is "high", not a number'),
+        ("protocol", "quick", 'protocol is "quick", not a table'),
+        ("test.images", 1.5, "test.images is 1.5, not a whole number"),
+        ("runs", "5", 'runs is "5", not a whole number'),
+        ("classes", "abc", 'classes is "abc", not a list'),
+        ("classes.0", 7, "classes.0 is 7, not a text"),
+        ("train_counts", None, "train_counts is null, not a list"),
+        ("seconds", "long", 'seconds is "long", not a number'),
+    ],
+)
+def test_wrong_types_are_one_sentence_that_names_the_file(
+    place, value, said, syn, data, run, tmp_path
+):
+    how = {"quantized": False, "protocol": TINY.with_(epochs=1)}
+    record = json.loads(json.dumps(score(syn, data, run, **how).to_json()))
+    *way, last = place.split(".")
+    spot = record
+    for step in way:
+        spot = spot[step]
+    spot[int(last) if isinstance(spot, list) else last] = value
+    (tmp_path / "scores.json").write_text(json.dumps({"scores": [record]}))
+    with pytest.raises(ArtifactError, match=rf"scores\.json: score record is damaged \({said}"):
+        read_scores(tmp_path)
 
 
 def renamed(data: ImageSet, *names):
@@ -399,7 +518,7 @@ def test_real_images_have_one_look_under_best_iterates(syn, data, run, tmp_path,
     plain = score(syn, data, run, full=True, quantized=False)
     assert looked.random["protocol"] == TINY.to_json() and "protocol" not in plain.random
     assert looked.random == {**plain.random, "protocol": TINY.to_json()}
-    assert looked.full == plain.full and looked.full["protocol"]["name"] == "tiny-full"
+    assert looked.full == plain.full and looked.full["protocol"]["name"] == "tiny"
     assert trained.count("random real images") == trained.count("all real images") == 1
     published = PROTOCOLS["lad-published"].reference
     assert (published.name, published.hash) == ("lad", PROTOCOLS["lad"].hash)

@@ -16,8 +16,10 @@ from potstill.evaluation.metrics import mean_std, overall, summary
 from potstill.evaluation.protocol import Protocol
 from potstill.evaluation.record import Result
 from potstill.evaluation.student import (
+    distinct_images,
     full_training,
     machine_options,
+    mosaic_views,
     random_examples,
     real_examples,
     synthetic_examples,
@@ -29,7 +31,12 @@ from potstill.synthetic import SyntheticSet
 from potstill.synthetic.iterates import load_iterate, step_of
 from potstill.synthetic.tensors import checksum
 
-__all__ = ["Bench", "Result"]
+__all__ = ["Bench", "Result", "tiles_per_side"]
+
+
+def tiles_per_side(syn: SyntheticSet) -> int:
+    """Return how many training images share a row of a stored image's pixels; 1 for plain ones."""
+    return int(syn.decode.get("factor", 1))
 
 
 @dataclass(frozen=True, eq=False)
@@ -101,27 +108,57 @@ class Bench:
 
     def random(self, network: str, runs: int) -> Result:
         """Score one random real subset (per seed) of the same counts, behind the same transform."""
-        training = self.protocol.training_for(self.syn.ipc)
-        protocol = replace(self.protocol.reference, training=training)
+        counts, transform = self.syn.counts, self.syn.transform
+        facts = {"what": "random", "counts": counts}
+        result = self._beside(
+            facts, lambda: random_examples(self.rest, counts, transform, self.run), network, runs
+        )
+        return result | {"images": distinct_images(self.rest, counts)}
 
-        def compute() -> Result:
-            counts, transform = self.syn.counts, self.syn.transform
-            examples = random_examples(self.rest, counts, transform, self.run)
-            return self.measure(examples, protocol, network, runs, "random real images")
+    def mosaic(self, network: str, runs: int) -> Result | None:
+        """Score random real images at equal storage; None where a stored image is one image."""
+        counts, factor = self.syn.counts, tiles_per_side(self.syn)
+        if factor == 1:
+            return None
 
-        facts = {"what": "random", "counts": self.syn.counts}
-        result = self.cached(facts, protocol, network, runs, compute)
+        def examples() -> Examples:
+            images, labels = mosaic_views(self.rest, counts, factor, self.run)
+            return Examples(images, labels, self.syn.transform)
+
+        facts = {"what": "mosaic", "counts": counts, "factor": factor}
+        result = self._beside(facts, examples, network, runs)
+        return result | {
+            "images": distinct_images(self.rest, [factor**2 * n for n in counts]),
+            "views": factor**2,
+        }
+
+    def _beside(
+        self, facts: dict[str, Any], examples: Callable[[], Examples], network: str, runs: int
+    ) -> Result:
+        """Score real images in the artifact's place, under its training."""
+        protocol = replace(
+            self.protocol.reference, training=self.protocol.training_for(self.syn.ipc)
+        )
+        what = "random real images" if facts["what"] == "random" else "random real mosaics"
+        result = self.cached(
+            facts, protocol, network, runs,
+            lambda: self.measure(examples(), protocol, network, runs, what),
+        )  # fmt: skip
         if self.protocol.reference is self.protocol:
             return result
         return {**result, "protocol": self.protocol.reference.to_json()}
 
     def full(self, network: str, runs: int) -> Result:
-        """Score all real images, under the protocol with its epochs scaled."""
+        """Score all real images, under the protocol with its epochs scaled.
+
+        What differs then has a name and a hash of its own: fewer epochs, no learned step size.
+        """
         training = self.protocol.training
         training = full_training(training, len(self.rest), self.rest.num_classes)
         reference = self.protocol.reference
-        name = f"{reference.name}-full"
-        protocol = replace(reference, name=name, training=training, epochs_by_ipc=())
+        protocol = replace(reference, training=training, epochs_by_ipc=(), learned_lr=False)
+        if protocol.hash != reference.hash:
+            protocol = replace(protocol, name=f"{reference.name}-full")
 
         def compute() -> Result:
             examples = real_examples(self.rest, self.syn.transform)
@@ -129,7 +166,7 @@ class Bench:
 
         facts = {"what": "full"}
         result = self.cached(facts, protocol, network, runs, compute)
-        return {**result, "protocol": protocol.to_json()}
+        return {**result, "protocol": protocol.to_json(), "images": len(self.rest)}
 
     def cached(
         self, facts: dict[str, Any], protocol: Protocol, network: str, runs: int,

@@ -16,11 +16,12 @@ from torch import Tensor
 
 from potstill import __version__
 from potstill.data import ImageSet
+from potstill.evaluation.bench import tiles_per_side
 from potstill.evaluation.cached import remembered
 from potstill.evaluation.metrics import class_accuracy, summary
 from potstill.evaluation.probe import Probe
 from potstill.evaluation.record import Result, part
-from potstill.evaluation.student import random_rows
+from potstill.evaluation.student import distinct_images, mosaic_views, random_rows
 from potstill.experts.backbones import backbone_for
 from potstill.experts.features import collect_features, image_features
 from potstill.nets.backbone import FILE, Backbone
@@ -163,18 +164,37 @@ class LinearBench:
 
     def random(self, backbone: Backbone, runs: int) -> Result:
         """Score one random real subset (per seed) of the same counts."""
-        rows = random_rows(self.train, self.syn.counts, self.run)
+        counts = self.syn.counts
+        rows = random_rows(self.train, counts, self.run)
 
         def compute() -> Result:
             table = self.table(self.train.batch(rows), backbone, runs)
             labels = self.train.labels[rows]
             return self.measure(backbone, table, labels, self.probe.training, runs)
 
-        facts = {"what": "random", "counts": self.syn.counts}
-        return self._remembered(facts, backbone, runs, compute)
+        facts = {"what": "random", "counts": counts}
+        return self._remembered(facts, backbone, runs, compute) | {"images": len(rows)}
+
+    def mosaic(self, backbone: Backbone, runs: int) -> Result | None:
+        """Score random real images at equal storage; None where a stored image is one image."""
+        counts, factor = self.syn.counts, tiles_per_side(self.syn)
+        if factor == 1:
+            return None
+
+        def compute() -> Result:
+            images, labels = mosaic_views(self.train, counts, factor, self.run)
+            table = self.table(images, backbone, runs)
+            return self.measure(backbone, table, labels, self.probe.training, runs)
+
+        facts = {"what": "mosaic", "counts": counts, "factor": factor}
+        return self._remembered(facts, backbone, runs, compute) | {
+            "images": distinct_images(self.train, [factor**2 * n for n in counts]),
+            "views": factor**2,
+        }
 
     def full(self, backbone: Backbone, runs: int) -> Result:
-        """Score all real images, as unevenly as they come."""
+        """Score all real images, as unevenly as they come, under a protocol of their own."""
+        images = len(self.train)
 
         def compute() -> Result:
             stats = collect_features(
@@ -187,10 +207,11 @@ class LinearBench:
             )
             assert stats.bank is not None
             table = stats.bank.to(backbone.device)
-            training = self.probe.full_training(len(self.train))
+            training = self.probe.full_training(images)
             return self.measure(backbone, table, self.train.labels, training, runs)
 
-        return self._remembered({"what": "full"}, backbone, runs, compute)
+        result = self._remembered({"what": "full"}, backbone, runs, compute)
+        return result | {"protocol": self.probe.full_json(images), "images": images}
 
     def _remembered(
         self, facts: dict[str, Any], backbone: Backbone, runs: int, compute: Callable[[], Result]

@@ -10,6 +10,7 @@ ending in ``-published`` keeps the pass.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
@@ -19,7 +20,7 @@ from potstill.run import InputError, nearest
 from potstill.run.checkpoint import digest
 from potstill.run.fields import Copies, OneOf, Range, Steps, check_fields
 
-__all__ = ["PROBES", "Probe", "short_hash"]
+__all__ = ["PROBES", "Probe", "in_use", "short_hash"]
 
 Stored = Annotated[int, Range(0, 10**3)]
 _HEAD, _FULL = HeadTraining(epochs=1000), HeadTraining(epochs=100, batch=128)
@@ -29,6 +30,43 @@ _VIEWS = Views(noise=0.0)  # flip and random resized crop, no noise
 def short_hash(facts: dict[str, Any]) -> str:
     """8 hexadecimal digits over JSON-like facts; independent of their order, 1 equals 1.0."""
     return digest(json.loads(json.dumps(facts), parse_int=float))[:8]
+
+
+_OFF: dict[str, Any] = {  # fact and the values under which nothing of the kind is done
+    "epochs_by_ipc": ([], ()), "test_every": (0,), "held_out": (None,), "learned_lr": (False,),
+    "augment": (None,), "cutmix": (0,), "sharpness": (None,), "reset_momentum": (False,),
+    "flip": (0,), "noise": (0,),
+}  # fmt: skip
+_PART_OF = {  # facts and the operation of an augmentation without which they mean nothing
+    "brightness": ("color",), "saturation": ("color",), "contrast": ("color",), "crop": ("crop",),
+    "cutout": ("cutout",), "flip": ("flip",), "scale": ("scale",), "rotate": ("rotate",),
+    "align_corners": ("scale", "rotate"),
+}  # fmt: skip
+
+
+def in_use(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the facts of a protocol without those of what it does not do.
+
+    A flip of 0.5 among the ranges of an augmentation that never flips is part of the hash, but no
+    fact about the training; nor is the momentum of an optimiser that has none. ``facts`` may be
+    those in a score file, of any version.
+    """
+    left_out = {key for key, off in _OFF.items() if key in facts and facts[key] in off}
+    if facts.get("optimizer") not in (None, "sgd"):
+        left_out |= {"momentum", "reset_momentum"}
+    if facts.get("schedule") not in (None, "step"):
+        left_out |= {"milestones", "gamma", "reset_momentum"}
+    if isinstance(facts.get("ops"), (list, tuple)):
+        left_out |= {key for key, ops in _PART_OF.items() if not set(ops) & set(facts["ops"])}
+    if facts.get("noise") == 0:
+        left_out |= {"noise_mean", "noise_std"}
+    if facts.get("crop_min") == 1:
+        left_out |= {"aspect"}
+    return {
+        key: in_use(value) if isinstance(value, Mapping) else value
+        for key, value in facts.items()
+        if key not in left_out
+    }
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -79,25 +117,42 @@ class Probe:
         return short_hash(self.facts)
 
     def to_json(self) -> dict[str, Any]:
-        """Return name, hash, the sentence of :meth:`describe` and all facts."""
+        """Return name, hash, the sentence of :meth:`describe` and the facts in use."""
         return {
             "name": self.name,
             "hash": self.hash,
             "description": self.describe(),
-            **self.facts,
+            **in_use(self.facts),
         }
+
+    def full_json(self, images: int) -> dict[str, Any]:
+        """Return name, hash, sentence and facts of how heads are trained on so many real images."""
+        training, views = self.full_training(images), self.views
+        facts = {
+            "kind": "linear probe",
+            "training": training.facts,
+            "views": views.facts,
+            "stored_views": self.full_views,
+            "labels": "hard",
+            "selection": self.selection,
+        }
+        name, key = f"{self.name}-full", short_hash(facts)
+        about = self._described(training, f"{self.full_views} stored views")
+        return {"name": name, "hash": key, "description": f"{name} [{key}]: {about}"} | in_use(
+            facts
+        )
 
     def describe(self) -> str:
         """Return one line that says what a head goes through."""
-        t, v = self.training, self.views
         seen = f"{self.stored_views} stored views" if self.stored_views else "fresh views"
-        mirror = f", flip {v.flip:g}" if v.flip else ", no flip"
+        return f"{self.name} [{self.hash}]: {self._described(self.training, seen)}"
+
+    def _described(self, training: HeadTraining, seen: str) -> str:
+        mirror = f", flip {self.views.flip:g}" if self.views.flip else ", no flip"
         return (
-            f"{self.name} [{self.hash}]: linear head on a frozen backbone, {t.epochs} epochs, Adam "
-            f"lr {t.lr:g} for 256 images, cosine, batch {t.batch}; {seen} of each image (crops "
-            f"from {v.crop_min:g} of the area{mirror}); accuracy after the last epoch. All real "
-            f"images: {self.full.epochs} epochs (at least {self.full_steps} steps), batch "
-            f"{self.full.batch}, {self.full_views} views"
+            f"linear head on a frozen backbone, {training.epochs} epochs, Adam lr {training.lr:g} "
+            f"for 256 images, cosine, batch {training.batch}; {seen} of each image (crops from "
+            f"{self.views.crop_min:g} of the area{mirror}); accuracy after the last epoch"
         )
 
     def students(self, runs: int) -> int:

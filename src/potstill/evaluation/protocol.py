@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Annotated, Any
 
 from potstill.data.augment import DSA
-from potstill.evaluation.probe import PROBES, Probe, short_hash
+from potstill.evaluation.probe import PROBES, Probe, in_use, short_hash
 from potstill.nets import Training
 from potstill.run import InputError, nearest
 from potstill.run.fields import Batch, Epoch, Epochs, OneOf, check_fields, check_value
@@ -29,7 +29,7 @@ _SELECTIONS = {
     "student each (test_max, only to compare with papers)",
 }
 _LABELS = {
-    "auto": "the artifact's soft labels if it has some, else hard labels",
+    "auto": "soft labels where the training images have some, else hard labels",
     "hard": "hard labels, stored soft labels are ignored",
     "soft": "soft labels, which the artifact must have",
 }
@@ -91,12 +91,12 @@ class Protocol:
         return short_hash(self.facts)
 
     def to_json(self) -> dict[str, Any]:
-        """Return name, hash, the sentence of :meth:`describe` and all facts."""
+        """Return name, hash, the sentence of :meth:`describe` and the facts in use."""
         return {
             "name": self.name,
             "hash": self.hash,
             "description": self.describe(),
-            **self.facts,
+            **in_use(self.facts),
         }
 
     def describe(self) -> str:

@@ -6,12 +6,23 @@ import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Required, TypedDict
 
+from potstill.data.images import FEW
+from potstill.evaluation.shapes import misfit
 from potstill.run import ArtifactError
 from potstill.run.checkpoint import write_json
 
-__all__ = ["Result", "Score", "part", "read_scores", "write_scores"]
+__all__ = [
+    "Result",
+    "Score",
+    "below",
+    "fault",
+    "few_test_images",
+    "part",
+    "read_scores",
+    "write_scores",
+]
 
 
 def part(facts: Any, key: str) -> dict[str, Any]:
@@ -20,7 +31,45 @@ def part(facts: Any, key: str) -> dict[str, Any]:
     return dict(value) if isinstance(value, Mapping) else {}
 
 
-Result = dict[str, Any]  # accuracy, balanced, per_class, groups; "last" and "epochs" if selected
+class Spread(TypedDict, total=False):
+    """One number per student, condensed."""
+
+    mean: Required[float]
+    std: float | None
+    values: list[float]
+
+
+class PerClass(TypedDict, total=False):
+    """One number per class; None for a class without test images."""
+
+    mean: list[float | None]
+    std: list[float | None]
+
+
+class Measured(TypedDict, total=False):
+    """What one training set reached; whatever else stands there is for people."""
+
+    accuracy: Required[Spread]
+    balanced: Spread
+    per_class: PerClass
+    groups: dict[str, Spread]
+    last: Spread | None
+    epochs: list[int] | None
+    protocol: dict[str, Any]
+    images: int  # real images, each counted once
+
+
+class Tested(TypedDict, total=False):
+    """Where the test images come from."""
+
+    source: str
+    images: int
+    smallest: int  # test images of the class that has fewest
+    sentence: str
+    fold: str  # "K/N"
+
+
+Result = Annotated[dict[str, Any], Measured]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,15 +77,15 @@ class Score:
     """One artifact under one protocol with one student network; accuracies in percent."""
 
     network: str  # in full, with the depth that suits the images; under a probe the backbone
-    protocol: dict[str, Any]  # name, hash, description and all fields
+    protocol: dict[str, Any]  # name, hash, description and the facts in use
     label_tier: str  # one of TIERS
     runs: int
     seed: int
     artifact: str  # checksum of the synthetic set
-    accuracy: dict[str, Any]  # over test images: mean, std (n - 1), values
-    balanced: dict[str, Any]  # over classes: mean, std, values
-    per_class: dict[str, Any]  # mean [C], std [C]
-    groups: dict[str, Any]  # "head", "medium", "tail": mean, std; empty for balanced real sets
+    accuracy: Annotated[dict[str, Any], Spread]  # over test images: mean, std (n - 1), values
+    balanced: Annotated[dict[str, Any], Spread]  # over classes: mean, std, values
+    per_class: Annotated[dict[str, Any], PerClass]  # mean [C], std [C]
+    groups: Annotated[dict[str, Any], dict[str, Spread]]  # head, medium, tail; {} if of one size
     classes: list[str]
     train_counts: list[int]
     seconds: float  # of training and testing the students on the artifact
@@ -44,12 +93,13 @@ class Score:
     device: str
     threads: int
     date: str  # YYYY-MM-DD
-    test: dict[str, Any]  # source, images, sentence
-    last: dict[str, Any] | None = None  # accuracy after the last epoch, if another one was selected
+    test: Annotated[dict[str, Any], Tested]
+    last: Annotated[dict[str, Any], Spread] | None = None  # after the last epoch, if not selected
     epochs: list[int] | None = None  # the epoch selected in each run, if not the last
     quantized: Result | None = None  # the 8-bit view
     random: Result | None = None  # random real images, as many
-    full: dict[str, Any] | None = None  # all real images, with their own "protocol"
+    mosaic: Result | None = None  # random real images at equal storage, beside a tiled set
+    full: Result | None = None  # all real images, with their own "protocol"
     test_checksum: str = ""  # of the test set; "" in files of older versions
     train_checksum: str = ""  # of the real set that groups and references come from
     iterates: dict[str, Any] | None = None  # step of the best iterate, number of looks, accuracies
@@ -66,7 +116,7 @@ class Score:
         """Read what :meth:`to_json` gave.
 
         Raises:
-            ArtifactError: a field is missing or unknown.
+            ArtifactError: a field is missing, unknown or of another type than it has to be.
         """
         known = {field.name for field in fields(Score)}
         try:
@@ -76,9 +126,41 @@ class Score:
                     f"score record has the unknown field {unknown[0]!r}; "
                     "read it with the version that wrote it, or evaluate again"
                 )
-            return Score(**record)
+            score = Score(**record)
         except TypeError as error:
             raise ArtifactError(f"score record is damaged ({error}); evaluate again") from None
+        wrong = fault(record)
+        if wrong:
+            raise ArtifactError(f"score record is damaged ({wrong}); evaluate again")
+        return score
+
+
+def fault(record: Any) -> str:
+    """Return what is wrong with the types of a score record, "" if nothing is.
+
+    Only fields that are there are looked at: records of older versions lack some.
+    """
+    return misfit(record, Score, "record")
+
+
+def few_test_images(record: Mapping[str, Any]) -> int | None:
+    """Return how many test images the smallest class has, None where they are enough or unknown."""
+    test, classes = part(record, "test"), record.get("classes")
+    fewest = test.get("smallest")
+    if fewest is None and classes and isinstance(test.get("images"), int):
+        fewest = test["images"] // len(classes)  # older records: at most as many as the mean
+    return fewest if isinstance(fewest, int) and fewest < FEW else None
+
+
+def below(record: Mapping[str, Any], reference: str) -> dict[int, float]:
+    """Return the classes that came out worse than ``reference`` ("random", "mosaic").
+
+    By label: how many points worse, the mean over students against the mean over students.
+    """
+    own = part(record, "per_class").get("mean") or []
+    other = part(part(record, reference), "per_class").get("mean") or []
+    pairs = enumerate(zip(own, other, strict=True)) if len(own) == len(other) else ()
+    return {label: b - a for label, (a, b) in pairs if a is not None and b is not None and a < b}
 
 
 def read_scores(folder: str | Path) -> list[Score]:
@@ -87,7 +169,12 @@ def read_scores(folder: str | Path) -> list[Score]:
     Raises:
         ArtifactError: the file is damaged.
     """
-    return [Score.from_json(record) for record in _records(Path(folder) / "scores.json")]
+    path = Path(folder) / "scores.json"
+    try:
+        return [Score.from_json(record) for record in _records(path)]
+    except ArtifactError as error:
+        said = str(error)
+        raise ArtifactError(said if said.startswith(str(path)) else f"{path}: {said}") from None
 
 
 def write_scores(folder: str | Path, records: Iterable[Score]) -> Path:
@@ -108,7 +195,7 @@ def write_scores(folder: str | Path, records: Iterable[Score]) -> Path:
         if newer is None:
             old.append(record)
             continue
-        for name in ("quantized", "random", "full", "inherited", "kd"):
+        for name in ("quantized", "random", "mosaic", "full", "inherited", "kd"):
             if newer[name] is None:
                 newer[name] = record.get(name)
     write_json(path, {"scores": [*old, *new]})

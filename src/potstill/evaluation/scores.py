@@ -1,5 +1,8 @@
 """Scores: students on the artifact, on its 8-bit view, on random real images and on all of them.
 
+A tiled set stores several training images in one, so random real images stand beside it twice: as
+many as there are stored images, and as many as its storage holds (mosaics).
+
 The test set is looked at once per student, after its last epoch, unless a protocol says otherwise
 in its name, its description and its hash.
 """
@@ -63,7 +66,8 @@ def evaluate(
             distilled).
         protocol: a name of :data:`PROTOCOLS` or :data:`PROBES`, or your own.
         runs: students per network. run: seed, device, cache.
-        baseline: score a random real subset with as many images per class (cached by content).
+        baseline: score a random real subset with as many images per class and, where a stored
+            image holds several, random real images at the same storage (both cached by content).
         quantized: score the 8-bit view as well.
         full: score training on all of ``train``: the number of students, True for one (costly,
             cached by content).
@@ -128,6 +132,7 @@ def evaluate(
             score,
             quantized=students.eight_bit(name, runs, result) if eight_bit else None,
             random=students.random(name, runs) if baseline else None,
+            mosaic=students.mosaic(name, runs) if baseline else None,
             full=students.full(name, int(full)) if full else None,
         )
         scores.append(score)
@@ -211,10 +216,19 @@ def _probed(
         },
         quantized=eight_bit if wanted["quantized"] else None,
         random=bench.random(backbone, runs) if wanted["random"] else None,
+        mosaic=bench.mosaic(backbone, runs) if wanted["random"] else None,
         full=bench.full(backbone, wanted["full"]) if wanted["full"] else None,
         inherited=heir.inherited(backbone, runs) if heir else None,
         kd=heir.kd(backbone, runs) if heir and heir.how.kd else None,
     )
+
+
+def _tested(test: ImageSet, note: str) -> dict[str, Any]:
+    """What the record says about the test images; the fold that they are, if they are one."""
+    smallest = min(count for count in test.counts if count)
+    facts = {"source": test.source, "images": len(test), "smallest": smallest, "sentence": note}
+    fold = next((f for f in reversed(test.history) if f.get("op") == "fold"), None)
+    return facts | ({"fold": f"{fold['fold']}/{fold['folds']}"} if fold else {})
 
 
 def _score(
@@ -238,7 +252,7 @@ def _score(
         device=machine["device"],
         threads=machine["threads"],
         date=date.today().isoformat(),
-        test={"source": test.source, "images": len(test), "sentence": note},
+        test=_tested(test, note),
         test_checksum=test.checksum,
         train_checksum=bench.train.checksum,
     )

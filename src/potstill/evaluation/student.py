@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from potstill.canvas import decode_images, start_canvas
 from potstill.data import ImageSet
 from potstill.data.transform import Transform
 from potstill.evaluation.metrics import class_accuracy, overall
@@ -24,8 +25,10 @@ from potstill.synthetic import SyntheticSet
 
 __all__ = [
     "Outcome",
+    "distinct_images",
     "full_training",
     "machine_options",
+    "mosaic_views",
     "random_examples",
     "random_rows",
     "real_examples",
@@ -83,6 +86,27 @@ def random_rows(train: ImageSet, counts: Sequence[int], run: Run) -> Tensor:
         order = torch.randperm(len(own), generator=run.generator("random", label))
         chosen.append(own[order[:count]])
     return torch.cat(chosen)
+
+
+def mosaic_views(
+    train: ImageSet, counts: Sequence[int], factor: int, run: Run
+) -> tuple[Tensor, Tensor]:
+    """Return random real images at the storage of a tiled set: ``factor**2`` small ones for one.
+
+    Images (n * factor**2, c, h, w), RGB 0-1, as a receiver enlarges them, and their labels. They
+    are those of the method ``mosaic`` with the same seed, for ``counts[c]`` stored images of class
+    c; a class with fewer real images repeats them, shifted.
+    """
+    most = [max(1, count) for count in counts]
+    canvas = start_canvas(train, most, run.generator, start="tiled", factor=factor)
+    kept = torch.tensor(counts)[canvas.labels] > 0
+    images, labels = decode_images(canvas.images.detach()[kept], canvas.labels[kept], canvas.spec)
+    return images, labels
+
+
+def distinct_images(train: ImageSet, wanted: Sequence[int]) -> int:
+    """Return how many real images there are of ``wanted[c]`` of each class c."""
+    return sum(min(pair) for pair in zip(wanted, train.counts, strict=True))
 
 
 def full_training(training: Training, images: int, classes: int) -> Training:
