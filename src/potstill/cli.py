@@ -142,7 +142,8 @@ class Evaluate:
     protocol: str | None = None
     runs: Runs = 5  # students per network
     seed: Seed = 0  # of the students
-    baseline: bool = True  # score the random subset of the same size too
+    # score random real images too: as many, and for tiled sets as many as their storage holds
+    baseline: bool = True
     quantized: bool = True  # score the 8-bit view too
     full: bool = False  # score training on the full (long-tailed) set too
     inherit: Literal["none", "ridge", "adam"] = "none"  # probe: score the sender's classifier too
@@ -157,7 +158,7 @@ class Evaluate:
 def _evaluate(words: list[str]) -> None:
     from potstill.evaluation.inheritance import inheritance
     from potstill.job import evaluate_run
-    from potstill.reports.tables import plain, score_table
+    from potstill.reports.tables import printed
 
     with parse(Evaluate, words, "evaluate") as chosen:
         network, protocol = suiting(chosen.folder, chosen.network, chosen.protocol)
@@ -174,7 +175,7 @@ def _evaluate(words: list[str]) -> None:
             **({} if chosen.sender is None else {"sender": chosen.sender}),
             data=chosen.data,
         )
-        print(plain(score_table(records)))
+        print(printed(records))
 
 
 @dataclass(kw_only=True)
@@ -235,7 +236,7 @@ class Recipe:
 
 def _recipe(words: list[str]) -> None:
     from potstill.recipe import run_recipe
-    from potstill.reports.tables import plain, score_table
+    from potstill.reports.tables import printed
 
     with parse(Recipe, words, "recipe") as chosen:
         folder, records = run_recipe(
@@ -246,7 +247,7 @@ def _recipe(words: list[str]) -> None:
             seed=chosen.seed,
             force=chosen.force,
         )
-        print(plain(score_table(records)))
+        print(printed(records))
         print(folder / "report.html")
 
 

@@ -42,8 +42,9 @@ class Page(HTMLParser):
         return [attrs for name, attrs in self.tags if name == tag]
 
 
-def score(mean: float, network: str = "convnet-in", **changes: Any) -> dict[str, Any]:
-    spread = {"mean": [mean + 9, mean, mean - 9], "std": [1.0, 2.0, 3.0]}
+def score(mean: Any, network: str = "convnet-in", **changes: Any) -> dict[str, Any]:
+    middle = mean if isinstance(mean, float) else 50.0
+    spread = {"mean": [middle + 9, middle, middle - 9], "std": [1.0, 2.0, 3.0]}
     return {
         "network": network,
         "protocol": {"name": "lad", "hash": "aaaa0001", "selection": "last"},
@@ -90,7 +91,10 @@ def test_methods_stand_in_rows_and_networks_in_columns(tmp_path):
     # settings: what both have and differs, nothing else
     assert "steps 5" in text and "steps 9" in text
     assert "span" not in text and "tau" not in text
-    assert "imbalance factor 13; 2 images per class" in text and "1 min 01 s" in text
+    assert (
+        "cut to imbalance factor 13 (exponential profile); its classes have 3 to 40 images, factor "
+        "13.33. 2 stored images per class; csdm; made in 1 min 01 s"
+    ) in text
 
 
 def test_page_is_self_contained_and_names_are_text(tmp_path):
@@ -177,11 +181,52 @@ def test_what_cannot_be_compared_is_one_sentence(tmp_path):
         compare([good], tmp_path / "file" / "page.html")
 
 
-def test_odd_records_do_not_stop_the_page(tmp_path):
-    odd = [None, {"accuracy": {"mean": 1.5}}, score(2.0, per_class={"mean": [1]}, random=3),
-           score(3.0, classes=None), score(4.0, train_counts=None)]  # fmt: skip
-    for index, record in enumerate(odd[1:]):
-        compare([made(tmp_path / str(index), None, record)], tmp_path / f"{index}.html")
+def test_incomplete_records_do_not_stop_the_page(tmp_path):
+    odd = [{"accuracy": {"mean": 1.5}}, score(2.0, per_class={"mean": [1]})]
+    odd += [{k: v for k, v in score(3.0).items() if k not in ("classes", "train_counts")}]
+    for index, record in enumerate(odd):
+        compare([made(tmp_path / str(index), {}, record)], tmp_path / f"{index}.html")
+
+
+@pytest.mark.parametrize(
+    ("record", "said"),
+    [
+        (None, "record is null, not a table"),
+        (score(2.0, random=3), "random is 3, not a table"),
+        (score(3.0, classes=None), "classes is null, not a list"),
+        (score(4.0, train_counts="3"), 'train_counts is "3", not a list'),
+        (score("high"), 'accuracy.mean is "high", not a number'),
+    ],
+)
+def test_wrong_types_are_one_sentence(record, said, tmp_path):
+    a = made(tmp_path / "a", {**score(1.0)}, record)
+    with pytest.raises(ArtifactError, match=rf"scores\.json is damaged \(record 2: {said}\)"):
+        compare([a], tmp_path / "page.html")
+
+
+def test_mosaics_and_classes_below_the_references_are_named(tmp_path):
+    low, high = [60.0, 45.0, 41.0], [59.0, 51.0, 44.0]
+    beside = {
+        "random": {"accuracy": {"mean": 48.7, "std": 2.0}, "per_class": {"mean": low}},
+        "mosaic": {
+            "accuracy": {"mean": 51.3, "std": 2.0}, "per_class": {"mean": high}, "views": 4,
+        },
+    }  # fmt: skip
+    a = made(tmp_path / "a", score(50.0, **beside))
+    text = Page(compare([a], tmp_path / "page.html")).text
+    assert "50.0 ± 0.5 1 of 3 classes below random 2 of 3 classes below random mosaics" in text
+    assert "random real mosaics of equal storage lad [aaaa0001] 51.3 ± 2.0" in text
+    # score() has 59, 50 and 41
+    assert "csdm: Worse than random real images in 1 of 3 classes, in points: crow (-1.0)." in text
+    assert f"in 2 of 3 classes, in points: {EVIL} (-3.0), wren (-1.0)." in text
+    assert "2 stored images per class, 4 training images in each" in text
+
+
+def test_few_test_images_mark_the_row(tmp_path):
+    few = score(50.0, test={"source": "x", "images": 12, "smallest": 4})
+    text = Page(compare([made(tmp_path / "a", few)], tmp_path / "page.html")).text
+    assert "csdm lad [aaaa0001] few test images: 4 of a class 50.0" in text
+    assert "one image is 25 points of its accuracy" in text
 
 
 def test_classes_of_another_data_set_are_not_drawn_into_one_figure(tmp_path):

@@ -48,17 +48,20 @@ def paths(svg: bytes, colour: str, dashed: bool = False) -> int:
     return sum((b"dasharray" in stroke) == dashed for stroke in strokes)
 
 
-def test_groups_are_thirds_by_falling_count():
-    assert figures.groups(COUNTS) == {"head": [2], "medium": [1, 3], "tail": [0]}
-    assert figures.groups([7, 7]) == {}
-    ten = figures.groups([5] * 9 + [4])
-    assert [len(ids) for ids in ten.values()] == [3, 4, 3] and ten["head"] == [0, 1, 2]
+def test_classes_of_about_one_size_have_no_groups():
+    about = record() | {"train_counts": [128, 132, 127, 133]}
+    for svg in (figures.per_class_bars(about), figures.counts_bar([128, 132, 127, 133], NAMES)):
+        assert not {"head", "medium", "tail"} & set(texts(svg))
+        assert COLOURS["plain"].encode() in svg and COLOURS["tail"].encode() not in svg
 
 
-def test_groups_agree_with_those_of_the_data(make_blobs):
-    for counts in ((9, 5, 2), (4, 4, 8, 2, 1), (3, 9), (5, 5, 5), (2, 9, 4, 7, 1, 1, 3)):
-        ours = {name: tuple(sorted(ids)) for name, ids in figures.groups(counts).items() if ids}
-        assert ours == make_blobs(counts).groups
+def test_classes_below_random_carry_a_triangle():
+    assert "below random" not in texts(figures.per_class_bars(record()))
+    worse = record() | {"random": {"per_class": {"mean": [5.0, 61.0, 70.0, 20.0]}}}
+    assert "below random" in texts(figures.per_class_bars(worse))
+    worse = record() | {"mosaic": {"per_class": {"mean": [5.0, 61.0, 70.0, 31.0]}}}
+    found = texts(figures.per_class_bars(worse))
+    assert "below random" in found and "random mosaic" in found
 
 
 def test_loss_curves_name_each_term_and_repeat_exactly():

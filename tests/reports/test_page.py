@@ -153,8 +153,9 @@ def test_scores_stand_beside_random_full_and_8_bit(folder):
         "full [beef]",
         "label tier hard",
         "2.3 kB",
-        "61 real images, the largest class 13.3 times the smallest, became 8 synthetic ones",
-        "Imbalance factor 13 exponential",
+        "61 real images became 8 synthetic ones, 2 per class. The real set is cut to imbalance "
+        "factor 13 (exponential profile); its classes have 3 to 40 images, factor 13.33.",
+        "Imbalance factor 13.33 largest / smallest class; asked for 13, exponential profile",
         "held out, <script>",
         "training.epochs 9",
         "Some CPU",
@@ -223,10 +224,40 @@ def test_damaged_files_are_named(folder, name, content):
 
 
 def test_incomplete_score_records_do_not_stop_the_page(folder):
-    odd = [None, 3, {}, {"accuracy": 3}, {"accuracy": {"mean": "x"}}, {"accuracy": {"mean": 1.5}}]
+    odd = [{}, {"accuracy": {"mean": 1.5}}]
     assert "71.2" in Page(report(with_scores(folder, *odd, score()))).text
     text = Page(report(with_scores(folder, score(), *odd))).text
     assert "Accuracy 1.5 %" in text and "71.2" in text
+
+
+WRONG = [
+    (None, "record is null, not a table"),
+    (3, "record is 3, not a table"),
+    ({"accuracy": 3}, "accuracy is 3, not a table"),
+    ({"accuracy": {"mean": "x"}}, 'accuracy.mean is "x", not a number'),
+    (score(71.0, per_class={"mean": [1.0, 2.0, 3.0, "x"]}), 'per_class.mean.3 is "x"'),
+    (score(71.0, train_counts=["many"] * 4), 'train_counts.0 is "many", not a whole number'),
+    (score(71.0, test=None), "test is null, not a table"),
+]
+
+
+@pytest.mark.parametrize(("record", "said"), WRONG)
+def test_wrong_types_in_the_scores_are_one_sentence(folder, record, said):
+    for act in (report, write_card):
+        with pytest.raises(ArtifactError, match=rf"scores\.json is damaged \(record 2: {said}"):
+            act(with_scores(folder, score(), record))
+
+
+def test_scores_that_came_with_an_artifact_are_left_out_where_they_are_wrong(folder):
+    path = folder / "synthetic" / "provenance.json"
+    facts = json.loads(path.read_text())
+    path.write_text(json.dumps(facts | {"scores": [*(record for record, _ in WRONG), score()]}))
+    assert "71.2" in Page(report(folder)).text
+    path.write_text(json.dumps(facts | {"scores": 3}))
+    assert "has not been evaluated yet" in Page(report(folder)).text
+    (folder / "scores.json").write_text('{"scores": {}}')
+    with pytest.raises(ArtifactError, match=r"scores is no list"):
+        report(folder)
 
 
 def test_strange_provenance_does_not_stop_the_page(folder):
@@ -355,4 +386,102 @@ def test_the_best_of_iterates_is_marked_and_not_the_headline(folder):
     assert "lad [cafe]" in text and "TEST-MAX" in text
     text = Page(report(with_scores(folder, best))).text  # no other to show
     assert "Accuracy 81.5" in text and "lad-published [beef0001] TEST-MAX" in text
-    assert "Random real images 54.0 ± 2.0 % same number, protocol lad" in text
+    assert "Random real images 54.0 ± 2.0 % same number; protocol lad [cafe]" in text
+
+
+def uncut(folder: Path, counts: list[int], history: Any = ()) -> Path:
+    """The run again, on real data of these sizes that nobody cut; options as older files have."""
+    data = {"source": "birds", "counts": counts, "classes": list(NAMES), "history": list(history),
+            "imbalance_factor": max(counts) / min(counts)}  # fmt: skip
+    options = {"data": "birds", "imbalance_factor": 1.0, "profile": "exponential"}
+    synthetic(data=data, data_options=options).save(folder / "synthetic")
+    run = json.loads((folder / "run.json").read_text())
+    run["job"]["data"] = options
+    (folder / "run.json").write_text(json.dumps(run))
+    return folder
+
+
+def test_a_set_that_nobody_cut_is_called_as_it_is(folder):
+    place = with_scores(uncut(folder, [40, 12, 6, 3]), score())
+    page, card = Page(report(place)).text, write_card(place).read_text()
+    assert "as it is: 3 to 40 images per class, imbalance factor 13.33." in page
+    assert "Imbalance factor 13.33 largest / smallest class; as it is" in page
+    assert "as it is: 3 to 40 images per class, imbalance factor 13.33" in card
+    for text in (page, card):
+        assert "exponential" not in text and "cut to" not in text
+
+
+def test_classes_of_about_one_size_have_no_head_and_no_tail(folder):
+    sizes = [133, 128, 131, 130]
+    place = with_scores(uncut(folder, sizes), score(train_counts=sizes))
+    text = Page(report(place)).text
+    assert "as it is: 128 to 133 images per class, imbalance factor 1.039." in text
+    for group in ("head", "medium", "tail"):
+        assert group not in text.split("Protocol")[0], group
+    assert "long-tailed" not in write_card(place).read_text()
+    even = with_scores(uncut(folder, [9, 9, 9, 9]), score(train_counts=[9] * 4))
+    text = Page(report(even)).text
+    assert "The real set is as it is: 9 images per class." in text
+    assert "Imbalance factor" not in text.split("The images")[0]
+
+
+def test_mosaics_stand_beside_and_classes_below_are_named(folder):
+    mosaic = {
+        "accuracy": {"mean": 60.0, "std": 1.0}, "images": 25, "views": 4,
+        "per_class": {"mean": [95.0, 70.0, 70.5, None], "std": [1.0] * 3 + [None]},
+    }  # fmt: skip
+    random = score()["random"] | {"images": 7}
+    place = with_scores(folder, score(mosaic=mosaic, random=random))
+    text = Page(report(place)).text
+    assert "Random real mosaics 60.0 ± 1.0 % same storage: 4 small images in each, 25 diff" in text
+    assert "Random real images 55.0 ± 2.0 % 7: small classes have no more; same protocol" in text
+    assert "random mosaic 60.0 ± 1.0" in text
+    said = "Worse than random real mosaics of equal storage in 2 of 4 classes, in points: "
+    assert f"{said}{EVIL} (-5.0), $\\frac{{$ (-0.5)." in text
+    assert "Worse than random real images" not in text  # equal is not worse
+    card = write_card(place).read_text()
+    assert "| 60.0 ± 1.0 |" in card and "random mosaics, same storage" in card
+
+
+def test_few_test_images_are_marked_everywhere(folder):
+    place = with_scores(folder, score(test={"source": "x", "images": 12, "smallest": 3}))
+    text = Page(report(place)).text
+    assert "few test images, 3 of a class" in text and "few test images: 3 of a class" in text
+    assert "one image is 33 points of its accuracy" in text
+    assert "few: 3 of a class" in write_card(place).read_text()
+
+
+def test_the_full_set_names_its_epochs_and_its_own_protocol(folder):
+    protocol = {"name": "quick-full", "hash": "beef0002", "training": {"epochs": 5}}
+    full = {
+        "accuracy": {"mean": 88.0, "std": None, "values": [88.0]}, "protocol": protocol,
+        "images": 61,
+    }  # fmt: skip
+    text = Page(report(with_scores(folder, score(full=full)))).text
+    assert "All real images 88.0 % 61 images, 5 epochs; protocol quick-full [beef0002]" in text
+    assert "full real, 5 epochs 88.0" in text and "Full real: one student." in text
+
+
+def test_a_protocol_lists_what_it_does_for_older_files_too(folder):
+    old = score()
+    old["protocol"]["training"] = {
+        "epochs": 9, "optimizer": "adamw", "momentum": 0.9, "schedule": "cosine", "gamma": 1.0,
+        "augment": {"ops": ["crop"], "crop": 0.125, "flip": 0.5},
+    }  # fmt: skip
+    text = Page(report(with_scores(folder, old))).text
+    assert "training.augment.crop 0.125" in text
+    for absent in ("augment.flip", "training.momentum", "training.gamma"):
+        assert absent not in text
+
+
+def test_what_was_chosen_is_not_called_distilled(folder):
+    synthetic(method={"name": "random", "family": "selection"}).save(folder / "synthetic")
+    run = json.loads((folder / "run.json").read_text())
+    run["job"]["method"] = "random"
+    (folder / "run.json").write_text(json.dumps(run))
+    place = with_scores(folder, score(chosen=True))
+    page, card = Page(report(place)).text, write_card(place).read_text()
+    assert "Of 61 real images, random chose 8, 2 per class." in page
+    for text in (page, card):
+        assert "chosen by random" in text and "istilled by" not in text
+    assert "chosen, 8-bit 70.5" in page and "look like noise" not in card

@@ -85,6 +85,48 @@ def test_markdown_and_latex_escape_names():
     assert text.count(r"\\") == len(rows) + 1
 
 
+def test_mosaic_marks_and_full_epochs_have_their_place():
+    full = {"accuracy": {"mean": 90.0, "std": 0.1}}
+    full["protocol"] = {"name": "default-full", "hash": "beef", "training": {"epochs": 39}}
+    mosaic = {"accuracy": {"mean": 58.0, "std": 1.0}}
+    few = {"source": "x", "images": 9, "smallest": 3}
+    rows = tables.score_table([record(full=full, mosaic=mosaic, test=few, classes=["a", "b"])])
+    assert [row["trained_on"] for row in rows] == [
+        "distilled", "random real", "random mosaic", "full real, 39 epochs"
+    ]  # fmt: skip
+    assert {row["mark"] for row in rows} == {"few test images (3 of a class)"}
+    for write in (tables.plain, tables.markdown, tables.csv, tables.latex):
+        assert "few test images" in write(rows)
+    assert "mark" not in tables.score_table([record()])[0]
+
+
+def test_groups_of_classes_of_one_size_are_not_shown():
+    assert "head" in tables.score_table([record(train_counts=[40, 20])])[0]
+    assert "head" not in tables.score_table([record(train_counts=[133, 128])])[0]
+
+
+def test_the_printed_table_names_classes_below_random():
+    worse = record(
+        classes=["cat", "dog", "owl"],
+        per_class={"mean": [60.0, 50.0, 40.0]},
+        random={"accuracy": {"mean": 50.0, "std": 1.0}, "per_class": {"mean": [61.5, 49.0, 45.0]}},
+    )
+    text = tables.printed([worse])
+    assert text.startswith(tables.plain(tables.score_table([worse])))
+    assert text.splitlines()[-1] == (
+        "Worse than random real images in 2 of 3 classes, in points: owl (-5.0), cat (-1.5)."
+    )
+    both = tables.printed([worse, worse | {"network": "mlp"}])
+    assert "\nconvnet-d3: Worse than" in both and "\nmlp: Worse than" in both
+    many = record(
+        classes=[str(k) for k in range(12)],
+        per_class={"mean": [0.0] * 12},
+        random={"accuracy": {"mean": 1.0}, "per_class": {"mean": [1.0] * 12}},
+    )
+    assert "9 (-1.0) and 2 more." in tables.printed([many])
+    assert tables.printed([record()]) == tables.plain(tables.score_table([record()]))
+
+
 def test_any_rows_can_be_printed():
     rows = [{"name": "dm", "year": 2023}, {"name": "csdm", "year": 2025}]
     assert tables.plain(rows).splitlines()[2:] == ["dm    2023", "csdm  2025"]

@@ -57,6 +57,7 @@ class Measured(TypedDict, total=False):
     epochs: list[int] | None
     protocol: dict[str, Any]
     images: int  # real images, each counted once
+    views: int  # of them in a stored image's place
 
 
 class Tested(TypedDict, total=False):
@@ -106,6 +107,7 @@ class Score:
     backbone: dict[str, Any] | None = None  # under a probe: label, key, name, whether it distilled
     inherited: Result | None = None  # the sender's classifier, see Heir.inherited
     kd: Result | None = None  # heads that learn from the sender's classifier
+    chosen: bool = False  # real images that a method chose; nothing in the set was learned
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as it stands in ``scores.json``."""

@@ -255,4 +255,5 @@ def _score(
         test=_tested(test, note),
         test_checksum=test.checksum,
         train_checksum=bench.train.checksum,
+        chosen=part(syn.provenance, "method").get("family") == "selection",
     )

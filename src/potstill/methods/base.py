@@ -117,6 +117,7 @@ class Method:
         return {
             "method": {
                 "name": self.info.name,
+                "family": self.info.family,
                 "paper": self.info.paper,
                 "arxiv": self.info.arxiv,
                 "fields": self.shown(),

@@ -13,6 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from potstill.evaluation.record import below, few_test_images
 from potstill.reports import class_lines, tables
 from potstill.reports.html import render, svg
 from potstill.reports.source import RunFolder, part, read_run
@@ -22,7 +23,7 @@ from potstill.run.errors import system_refusals
 
 __all__ = ["compare"]
 
-_REFERENCES = {"random": "random real images", "full": "all real images"}
+_REFERENCES = {**tables.REFERENCES, "full": "all real images"}
 _MARKS = {  # what a row that differs from the first is marked with, and what then differs
     "protocol": ("other protocol", "protocols"),
     "test": ("other test images", "test images"),
@@ -144,6 +145,7 @@ def _rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
                 "facts": facts,
                 "protocol": tables.protocol_label(protocol),
                 "warn": str(part(record, "protocol").get("selection")).startswith("test_max"),
+                "few": few_test_images(record),
                 "cells": {},
             },
         )
@@ -152,8 +154,17 @@ def _rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
         records = list(row["cells"].values())
         row["bytes"] = records[-1].get("receiver_bytes")
         row["devices"] = _unique(record.get("device") for record in records)
+        row["worse"] = {network: _worse(record) for network, record in row["cells"].items()}
         row["students"] = _unique(record.get("runs") for record in records)
     return list(rows.values())
+
+
+def _worse(record: Mapping[str, Any]) -> list[str]:
+    """In how many classes a score is below its references, in a few words each."""
+    classes = len(part(record, "per_class").get("mean") or ())
+    short = {"random": "random", "mosaic": "random mosaics"}
+    found = {name: len(below(record, key)) for key, name in short.items()}
+    return [f"{n} of {classes} classes below {name}" for name, n in found.items() if n]
 
 
 def _inheriting(rows: Sequence[dict[str, Any]], networks: Sequence[str]) -> list[str]:
@@ -197,7 +208,7 @@ def _reference_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             means = {n: facts["accuracy"].get("mean") for n, facts in cells.items()}
             # The same draw scored beside several runs; networks that only some have are added.
             same = f"{title} {label} {row['facts']['train']} {row['facts']['test']}"
-            same += f" {row['facts']['ipc']}" if key == "random" else ""
+            same += f" {row['facts']['ipc']}" if key != "full" else ""
             known = found.setdefault(
                 f"{same} {row['name']}" if _differs(found.get(same), means) else same,
                 {"title": title, "protocol": label, "cells": {}, "beside": []},
@@ -236,7 +247,12 @@ def _figures(rows: Sequence[dict[str, Any]], networks: Sequence[str]) -> list[di
             drawn = class_lines.accuracy_lines(lines, counts, classes, name=f"lines-{index}")
             label = f"accuracy by class, {network}"
             wide = len(classes) > 12 or class_lines.has_long_names(lines)
-            shown.append({"title": network, "wide": wide, "svg": svg(drawn, label)})
+            said = [
+                f"{title}: {remark}"
+                for title, own in lines.items()
+                for remark in tables.remarks(own)
+            ]
+            shown.append({"title": network, "wide": wide, "svg": svg(drawn, label), "said": said})
     return shown
 
 
@@ -253,7 +269,9 @@ def _settings(runs: Sequence[RunFolder], names: Sequence[str]) -> list[dict[str,
             "name": name,
             "method": run.method,
             "source": run.data.get("source"),
-            "factor": run.imbalance_factor,
+            "imbalance": None if run.imbalance is None else run.imbalance.sentence,
+            "asked": run.asked_cut.get("imbalance_factor"),
+            "views": _views(run),
             "ipc": run.ipc,
             "seconds": run.provenance.get("seconds"),
             "device": run.device,
@@ -262,6 +280,12 @@ def _settings(runs: Sequence[RunFolder], names: Sequence[str]) -> list[dict[str,
         }
         for run, name, known in zip(runs, names, fields, strict=True)
     ]
+
+
+def _views(run: RunFolder) -> int:
+    """Training images in a stored one, as far as a score tells of it."""
+    known = [part(record, "mosaic").get("views") for record in _current(run)]
+    return next((views for views in known if views), 1)
 
 
 def _fields(run: RunFolder) -> dict[str, Any]:

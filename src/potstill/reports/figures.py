@@ -11,6 +11,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeGuard
 
+from potstill.data.longtail import size_groups
+from potstill.evaluation.record import below
 from potstill.reports.source import part
 from potstill.reports.style import (
     COLOURS,
@@ -31,7 +33,6 @@ __all__ = [
     "class_curves",
     "counts_bar",
     "grid",
-    "groups",
     "loss_curves",
     "per_class_bars",
 ]
@@ -44,16 +45,6 @@ _TITLES = {
     "calibration": "Calibration loss",
 }
 _THIN = 30  # classes that get a thin line of their own
-
-
-def groups(counts: Sequence[int]) -> dict[str, list[int]]:
-    """Class ids of head, medium and tail by training count; {} where all counts are equal."""
-    if len(set(counts)) < 2:
-        return {}
-    order = sorted(range(len(counts)), key=lambda label: (-counts[label], label))
-    third = max(1, round(len(counts) / 3))
-    last = len(counts) - third
-    return {"head": order[:third], "medium": order[third:last], "tail": order[last:]}
 
 
 def loss_curves(metrics: Sequence[Mapping[str, Any]], path: Path | None = None) -> bytes:
@@ -90,14 +81,14 @@ def class_curves(
         quantity: "distance", "amplitude_share", "amplitude_syn" (dashed beside it: real), ...
         counts: training images per class, for head, medium and tail.
     """
-    members = groups(counts)
+    members = size_groups(counts)
     ends: list[tuple[float, str, str]] = []
 
     def lines(axes: Axes, name: str, dashed: bool) -> None:
         known = [r for r in metrics if isinstance(part(r, "classes").get(name), list)]
         table = [part(r, "classes")[name] for r in known]
         width = max(map(len, table), default=0)
-        for group, labels in (members or {"plain": list(range(width))}).items():
+        for group, labels in (members or {"plain": tuple(range(width))}).items():
             for label in labels if not dashed and width <= _THIN else ():
                 steps, values = _series(known, [_mean(row, [label]) for row in table])
                 axes.plot(steps, values, color=COLOURS[group], linewidth=0.6, alpha=0.35)
@@ -127,7 +118,11 @@ def curve_title(quantity: str) -> str:
 
 
 def per_class_bars(record: Mapping[str, Any], path: Path | None = None) -> bytes:
-    """Draw accuracy per class, head first, beside random real images and the full set."""
+    """Draw accuracy per class, head first, beside random real images and the full set.
+
+    Classes that came out worse than random real images (as many, or at equal storage) carry a
+    triangle.
+    """
     means = part(record, "per_class").get("mean") or []
     spread = part(record, "per_class").get("std") or [None] * len(means)
     counts = record.get("train_counts") or [0] * len(means)
@@ -135,7 +130,12 @@ def per_class_bars(record: Mapping[str, Any], path: Path | None = None) -> bytes
     order = sorted(range(len(means)), key=lambda label: (-counts[label], label))
     colours = _colours(counts)
     small = 1 if len(order) <= NAMED else 0.5
-    marks = [("random real", "random", "o", 5 * small), ("full real", "full", "_", 9 * small)]
+    marks = [
+        ("random real", "random", "o", 5 * small),
+        ("random mosaic", "mosaic", "s", 4.5 * small),
+        ("full real", "full", "_", 9 * small),
+    ]
+    worse = {*below(record, "random"), *below(record, "mosaic")}
 
     def draw(axes: Axes) -> None:
         places = range(len(order))
@@ -155,8 +155,14 @@ def per_class_bars(record: Mapping[str, Any], path: Path | None = None) -> bytes
                     places, heights, marker, color=COLOURS["ink"], markerfacecolor="none",
                     markersize=diameter, markeredgewidth=1.3, label=label,
                 )  # fmt: skip
+        if worse:
+            spots = [place for place, k in enumerate(order) if k in worse]
+            axes.plot(
+                spots, [105.0] * len(spots), "v", color=COLOURS["ink"], markersize=6 * small,
+                markeredgewidth=0, label="below random",
+            )  # fmt: skip
         name_classes(axes, [names[k] for k in order])
-        axes.set_ylim(0, 104)
+        axes.set_ylim(0, 109 if worse else 104)
         axes.set_ylabel("accuracy, %")
         _legend(axes, counts, marks=True)
 
@@ -184,18 +190,19 @@ def counts_bar(counts: Sequence[int], classes: Sequence[str], path: Path | None 
 
 
 def _colours(counts: Sequence[int]) -> list[str]:
-    by_label = {label: name for name, labels in groups(counts).items() for label in labels}
+    by_label = {label: name for name, labels in size_groups(counts).items() for label in labels}
     return [COLOURS[by_label.get(label, "plain")] for label in range(len(counts))]
 
 
 def _legend(axes: Axes, counts: Sequence[int], *, marks: bool) -> None:
     from matplotlib.patches import Patch
 
-    handles: list[Any] = [Patch(color=COLOURS[group], label=group) for group in groups(counts)]
+    handles: list[Any] = [Patch(color=COLOURS[group], label=group) for group in size_groups(counts)]
     handles += axes.get_legend_handles_labels()[0] if marks else []
     if handles:
         axes.legend(
-            handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0), ncols=len(handles),
+            handles=handles, loc="lower left", bbox_to_anchor=(0, 1.0),
+            ncols=len(handles) if len(handles) <= 5 else 4,
             handlelength=1.0, columnspacing=1.1, borderpad=0, handletextpad=0.5,
         )  # fmt: skip
 

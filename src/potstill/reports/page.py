@@ -7,6 +7,10 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from potstill.canvas import views_per_image
+from potstill.data.longtail import size_groups
+from potstill.evaluation.probe import in_use
+from potstill.evaluation.record import few_test_images
 from potstill.reports import class_lines, figures, tables
 from potstill.reports.html import picture, render, svg
 from potstill.reports.source import RunFolder, part, read_run, stored
@@ -18,6 +22,11 @@ __all__ = ["report"]
 
 _CURVES = ("distance", "amplitude_share", "amplitude_syn", "calibration")
 _UNSEEN = "amplitude_real"  # drawn dashed beside amplitude_syn
+_REFERENCES = {
+    "random": "Random real images",
+    "mosaic": "Random real mosaics",
+    "full": "All real images",
+}
 _FRAMES = 4  # pictures of the way to the result
 _VALUES = 24  # entries of a list that are written out
 _DEPTH = 6
@@ -47,15 +56,19 @@ def _html(run: RunFolder) -> str:
     kept = stored(run)
     shown = [r for r in run.scores if not _looked(r)] or run.scores  # a fair one, if there is one
     last = _foremost(shown)
+    grouped = bool(size_groups(run.counts))
     return render(
         "page.html",
         run=run,
         title=_title(run),
         last=last,
         last_protocol=tables.protocol_label(last.get("protocol")),
+        last_few=few_test_images(last),
+        beside=_beside(run, last),
         records=[_record(record) for record in reversed(run.scores)],
         total=sum(run.counts),
-        times=max(run.counts) / max(1, min(run.counts)) if run.counts else 1,
+        views=1 if kept is None else views_per_image(kept.decode),
+        grouped=grouped,
         syn_lr=None if kept is None else kept.syn_lr,
         preview=picture(run.preview, 1100),
         real=picture(run.real, 1100),
@@ -78,6 +91,37 @@ def _html(run: RunFolder) -> str:
         protocols=_protocols(run.scores),
         provenance=_sections(run.provenance or run.job),
     )
+
+
+def _beside(run: RunFolder, record: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Tiles of what real images reach: how many of them, and under which protocol."""
+    stored, tiles = run.artifact.get("images"), []
+    for key, title in _REFERENCES.items():
+        facts = part(record, key)
+        if not facts:
+            continue
+        images, views = facts.get("images"), facts.get("views")
+        if key == "full":
+            total = images or sum(run.counts)
+            number = f"{total:,} images" if total else "the whole training set"
+            epochs = part(part(facts, "protocol"), "training").get("epochs")
+            number += f", {epochs} epochs" if epochs else ""
+        elif key == "mosaic":
+            number = f"same storage: {views} small images in each"
+            if images is not None and stored and images < views * stored:
+                number += f", {images:,} different ones: small classes have no more"
+        else:
+            fewer = images is not None and stored and images < stored
+            number = f"{images:,}: small classes have no more" if fewer else "same number"
+            if images is None and run.counts and isinstance(run.ipc, int):  # older records
+                number = number if min(run.counts) >= run.ipc else "at most the same number"
+        own = facts.get("protocol")
+        under = "same protocol"
+        if own and own.get("hash") != part(record, "protocol").get("hash"):
+            under = f"protocol {tables.protocol_label(own)}"
+        about = "; ".join(text for text in (number, under) if text)
+        tiles.append({"title": title, "accuracy": facts.get("accuracy"), "about": about})
+    return tiles
 
 
 def _foremost(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -114,7 +158,8 @@ def _long_tail(run: RunFolder, kept: SyntheticSet | None) -> list[dict[str, Any]
 
 def _title(run: RunFolder) -> str:
     source = run.data.get("source") or "A synthetic set"
-    return f"{source}, distilled by {run.method}" if run.method else str(source)
+    made = "chosen" if run.chosen else "distilled"
+    return f"{source}, {made} by {run.method}" if run.method else str(source)
 
 
 def _record(record: dict[str, Any]) -> dict[str, Any]:
@@ -125,6 +170,9 @@ def _record(record: dict[str, Any]) -> dict[str, Any]:
         "rows": tables.score_table([record]),
         "protocol": tables.protocol_label(record.get("protocol")),
         "warn": _looked(record),
+        "few": few_test_images(record),
+        "remarks": tables.remarks(record),
+        "full_students": len(part(part(record, "full"), "accuracy").get("values") or ()),
         "classes": svg(figures.per_class_bars(record), "accuracy per class") if classes else None,
         "wide": len(classes or ()) > 12,
     }
@@ -150,10 +198,10 @@ def _protocols(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Every protocol that some score was taken under, once."""
     seen: dict[str, dict[str, Any]] = {}
     for record in reversed(records):
-        others = (part(record, key).get("protocol") for key in ("random", "full"))
+        others = (part(record, key).get("protocol") for key in ("random", "mosaic", "full"))
         for protocol in (record.get("protocol"), *others):
             if isinstance(protocol, Mapping):
-                rest = {k: v for k, v in protocol.items() if k != "description"}
+                rest = {k: v for k, v in in_use(protocol).items() if k != "description"}
                 label = tables.protocol_label(protocol)
                 about = str(protocol.get("description", ""))
                 about = about.removeprefix(f"{label.removesuffix(' TEST-MAX')}: ")
@@ -163,10 +211,18 @@ def _protocols(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
 
 def _sections(facts: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Provenance by its top-level keys; single values come first, without a heading."""
+    facts = {key: _without_profile(value) for key, value in facts.items()}
     single = {k: v for k, v in facts.items() if not isinstance(v, (dict, list))}
     nested = {k: v for k, v in facts.items() if k not in single and k != "scores"}
     parts = [{"name": "", "rows": _flat(single)}] if single else []
     return parts + [{"name": key, "rows": _flat(value)} for key, value in nested.items()]
+
+
+def _without_profile(options: Any) -> Any:
+    """Older files name a profile for data that were not cut."""
+    if isinstance(options, Mapping) and options.get("imbalance_factor") == 1:
+        return {key: value for key, value in options.items() if key != "profile"}
+    return options
 
 
 def _flat(value: Any, name: str = "", depth: int = 0) -> list[tuple[str, str]]:

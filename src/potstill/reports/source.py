@@ -7,14 +7,15 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from potstill.evaluation.record import part
-from potstill.run import InputError
+from potstill.data.longtail import Imbalance
+from potstill.evaluation.record import fault, part
+from potstill.run import ArtifactError, InputError
 from potstill.run.log import read as read_lines
 from potstill.run.records import read_json
 from potstill.synthetic import SyntheticSet
 from potstill.synthetic.folder import TENSORS
 
-__all__ = ["RunFolder", "is_score", "part", "read_run", "stored"]
+__all__ = ["RunFolder", "part", "read_run", "stored"]
 
 _FIX = "restore it, or delete it and run again"
 
@@ -46,11 +47,27 @@ class RunFolder:
         return {"source": asked.get("data")} | asked | part(self.provenance, "data")
 
     @property
-    def imbalance_factor(self) -> Any:
-        """The factor that was asked for, else that of the data as they are; None if balanced."""
-        asked = part(self.job, "data").get("imbalance_factor")
-        factor = asked if asked not in (None, 1, 1.0) else self.data.get("imbalance_factor")
-        return None if factor in (1, 1.0) else factor
+    def asked_cut(self) -> dict[str, Any]:
+        """The cut that the job asked for, as in a set's history; {} where it asked for none."""
+        asked = part(self.job, "data")
+        factor = asked.get("imbalance_factor")
+        if not isinstance(factor, (int, float)) or factor <= 1:
+            return {}
+        profile = asked.get("profile", "exponential")
+        return {"op": "long_tailed", "imbalance_factor": factor, "profile": profile}
+
+    @property
+    def imbalance(self) -> Imbalance | None:
+        """How uneven the real set is and what it was cut to; None where its sizes are unknown."""
+        if not self.counts:
+            return None
+        history = part(self.provenance, "data").get("history")
+        return Imbalance.of(self.counts, [self.asked_cut] if history is None else history)
+
+    @property
+    def chosen(self) -> bool:
+        """Whether the set is real images that a method chose: nothing in it was learned."""
+        return part(self.provenance, "method").get("family") == "selection"
 
     @property
     def method(self) -> str:
@@ -91,6 +108,9 @@ class RunFolder:
 def read_run(folder: str | Path) -> RunFolder:
     """Read the folder of a run, or of a saved synthetic set.
 
+    Scores of the run have to be of the right types; of those that came with the provenance, which
+    anybody may have written, the others are left out.
+
     Raises:
         InputError: there is neither. ArtifactError: a file in it is damaged.
     """
@@ -101,17 +121,15 @@ def read_run(folder: str | Path) -> RunFolder:
         what = "holds neither a run nor a synthetic set" if folder.is_dir() else "does not exist"
         raise InputError(f"{folder} {what}; give the folder that `potstill distill` wrote")
     provenance = read_json(inside / "provenance.json", _FIX, missing={})
-    scored = read_json(folder / "scores.json", _FIX, missing={})
-    scores = scored.get("scores", provenance.get("scores"))
+    scores = _scores(folder / "scores.json", provenance.get("scores"))
     metrics = folder / "metrics.jsonl"
     pictures = folder / "pictures"
     preview, checksum = _file(inside / "preview.png"), part(provenance, "artifact").get("checksum")
     newer = _newer(run, checksum)
     if newer:  # everything is about the artifact that is there; the newer job has none yet
-        known = scores if isinstance(scores, list) else []
         return RunFolder(
             folder=folder,
-            scores=[r for r in known if is_score(r) and r.get("artifact") in (None, checksum)],
+            scores=[r for r in scores if r.get("artifact") in (None, checksum)],
             provenance=provenance,
             preview=preview,
             newer=newer,
@@ -121,7 +139,7 @@ def read_run(folder: str | Path) -> RunFolder:
         status=str(run.get("status", "")),
         job=part(run, "job"),
         metrics=read_lines(metrics) if metrics.is_file() else [],
-        scores=[r for r in scores if is_score(r)] if isinstance(scores, list) else [],
+        scores=scores,
         provenance=provenance,
         preview=preview,
         real=_file(pictures / "real.png"),
@@ -150,10 +168,19 @@ def _newer(run: Mapping[str, Any], checksum: Any) -> str:
     return ""
 
 
-def is_score(record: Any) -> bool:
-    """Whether a record has the least that a table needs: an accuracy."""
-    accuracy = record.get("accuracy") if isinstance(record, Mapping) else None
-    return isinstance(accuracy, Mapping) and isinstance(accuracy.get("mean"), (int, float))
+def _scores(path: Path, travelled: Any) -> list[dict[str, Any]]:
+    """Records in ``scores.json``, else those of the provenance; each has an accuracy."""
+    own = read_json(path, _FIX, missing={}).get("scores")
+    if own is None:
+        known = travelled if isinstance(travelled, list) else []
+        return [r for r in known if not fault(r) and "accuracy" in r]
+    if not isinstance(own, list):
+        raise ArtifactError(f"{path} is damaged (scores is no list); {_FIX}")
+    for number, record in enumerate(own, 1):
+        wrong = fault(record)
+        if wrong:
+            raise ArtifactError(f"{path} is damaged (record {number}: {wrong}); {_FIX}")
+    return [record for record in own if "accuracy" in record]
 
 
 def _numbers(value: Any) -> bool:

@@ -13,14 +13,28 @@ import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from potstill.data.longtail import size_groups
+from potstill.evaluation.record import below, few_test_images
 from potstill.reports.source import part
 
-__all__ = ["csv", "latex", "markdown", "plain", "protocol_label", "score_table", "size"]
+__all__ = [
+    "csv",
+    "latex",
+    "markdown",
+    "plain",
+    "printed",
+    "protocol_label",
+    "remarks",
+    "score_table",
+    "size",
+]
 
 Row = dict[str, Any]
+_NAMED = 10  # classes that a remark names
 GROUPS = ("head", "medium", "tail")
 # Context columns that a record may carry (``{**record, "method": ..., "data": ..., "ipc": ...}``)
 CONTEXT = ("method", "data", "imbalance_factor", "ipc")
+REFERENCES = {"random": "random real images", "mosaic": "random real mosaics of equal storage"}
 
 
 def protocol_label(protocol: Any) -> str:
@@ -33,7 +47,7 @@ def protocol_label(protocol: Any) -> str:
 
 
 def score_table(records: Iterable[Any]) -> list[Row]:
-    """Return one row per record and training set: distilled, its 8-bit view, random, full.
+    """Return one row per record and training set: distilled, its 8-bit view, random, mosaic, full.
 
     What a classifier inherited from the sender reaches has rows and a label tier of its own.
 
@@ -44,7 +58,9 @@ def score_table(records: Iterable[Any]) -> list[Row]:
     Returns:
         Rows with the same keys; scores stay ``{"mean", "std"}`` in percent. Bytes and seconds
         belong to the distilled set. Columns without any value are left out, and "balanced" where
-        it equals the accuracy everywhere.
+        it equals the accuracy everywhere. "mark" warns of few test images. Head, medium and tail
+        are given where the real classes differ enough in size to have them, see
+        :func:`potstill.data.longtail.size_groups`.
     """
     rows: list[Row] = []
     for entry in records:
@@ -52,11 +68,14 @@ def score_table(records: Iterable[Any]) -> list[Row]:
         shared: Row = {key: record.get(key) for key in CONTEXT}
         shared["network"] = record.get("network")
         tier = record.get("label_tier")
+        few, made = few_test_images(record), "chosen" if record.get("chosen") else "distilled"
+        mark = None if few is None else f"few test images ({few} of a class)"
         variants = [
-            ("distilled", dict(record), tier),
-            ("distilled, 8-bit", part(record, "quantized"), tier),
+            (made, dict(record), tier),
+            (f"{made}, 8-bit", part(record, "quantized"), tier),
             ("random real", part(record, "random"), "hard"),
-            ("full real", part(record, "full"), "hard"),
+            ("random mosaic", part(record, "mosaic"), "hard"),
+            (_full_title(record), part(record, "full"), "hard"),
             ("distilled, KD from the head", part(record, "kd"), "online"),
             (_inherited_title(part(record, "inherited")), part(record, "inherited"), "inherited"),
         ]
@@ -66,12 +85,59 @@ def score_table(records: Iterable[Any]) -> list[Row]:
                 rows.append(
                     {"trained_on": name, **shared, "protocol": protocol_label(protocol)}
                     | _scores(facts, facts.get("label_tier", labels), record)
+                    | {"mark": mark}
                 )
     if all(_same(row["balanced"] or row["accuracy"], row["accuracy"]) for row in rows):
         for row in rows:
             row["balanced"] = None  # a balanced test set: the mean over classes says nothing new
     used = {key for row in rows for key, value in row.items() if value not in (None, "")}
     return [{key: value for key, value in row.items() if key in used} for row in rows]
+
+
+def _full_title(record: Mapping[str, Any]) -> str:
+    """All real images; with the epochs, where they are not those of the students."""
+    protocol = part(part(record, "full"), "protocol")
+    epochs = part(protocol, "training").get("epochs")
+    same = protocol.get("hash") == part(record, "protocol").get("hash")
+    return "full real" if same or epochs is None else f"full real, {epochs} epochs"
+
+
+def remarks(record: Any) -> list[str]:
+    """Return what a reader of a score has to know besides the numbers, in sentences.
+
+    That a class has few test images, and which classes came out worse than random real images: as
+    many of them, or as many as the storage of a tiled set holds.
+    """
+    record = record if isinstance(record, Mapping) else record.to_json()
+    names, said = record.get("classes") or [], []
+    few = few_test_images(record)
+    if few:
+        said.append(
+            f"Few test images: {few} of the smallest class, so one image is {100 / few:.0f} points "
+            "of its accuracy."
+        )
+    for key, title in REFERENCES.items():
+        worse = sorted(below(record, key).items(), key=lambda item: -item[1])
+        if worse:
+            named = [(names[k] if k < len(names) else k, gap) for k, gap in worse[:_NAMED]]
+            shown = ", ".join(f"{name} (-{gap:.1f})" for name, gap in named)
+            more = f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else ""
+            said.append(
+                f"Worse than {title} in {len(worse)} of {len(names)} classes, in points: "
+                f"{shown}{more}."
+            )
+    return said
+
+
+def printed(records: Iterable[Any]) -> str:
+    """Return the table of scores for a terminal, and below it what there is to remark."""
+    records = list(records)
+    lines = []
+    for record in records:
+        about = record if isinstance(record, Mapping) else record.to_json()
+        where = f"{about.get('network')}: " if len(records) > 1 else ""
+        lines += [where + remark for remark in remarks(about)]
+    return plain(score_table(records)) + "".join(f"\n{line}" for line in dict.fromkeys(lines))
 
 
 def _inherited_title(facts: Mapping[str, Any]) -> str:
@@ -84,7 +150,9 @@ def _scores(facts: Mapping[str, Any], labels: Any, record: Mapping[str, Any]) ->
     runs = len(accuracy.get("values") or ()) or record.get("runs")
     # older files have a spread of 0.0 for one student
     single = {"std": None} if runs == 1 else {}
-    groups = {group: part(part(facts, "groups"), group) for group in GROUPS}
+    counts = record.get("train_counts")  # older records have groups of any set that is not equal
+    grouped = not counts or bool(size_groups(counts))
+    groups = {g: part(part(facts, "groups"), g) if grouped else {} for g in GROUPS}
     return {
         "labels": labels,
         "runs": runs,

@@ -7,6 +7,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from potstill.data.images import FEW
+from potstill.data.longtail import Imbalance, size_groups
+
 if TYPE_CHECKING:
     from potstill.synthetic.artifact import SyntheticSet
 
@@ -46,9 +49,10 @@ def card(synthetic: SyntheticSet, name: str) -> str:
         size=_bytes(synthetic.nbytes),
         normalise=_constants(synthetic),
         classes=_class_rows(synthetic),
-        real=sum(_source_counts(synthetic)),
+        real=_real(synthetic),
+        chosen=_chosen(synthetic),
         hidden=max(0, synthetic.num_classes - _SHOWN),
-        scores=[r for r in _list(facts.get("scores")) if isinstance(r, Mapping)],
+        scores=[_score(r) for r in _list(facts.get("scores")) if isinstance(r, Mapping)],
     )
 
 
@@ -56,7 +60,7 @@ def _front_matter(synthetic: SyntheticSet, rows: int) -> str:
     from huggingface_hub import DatasetCardData
 
     counts = _source_counts(synthetic)
-    uneven = bool(counts) and max(counts) > min(counts)
+    uneven = bool(size_groups(counts))
     licence = _part(synthetic.provenance, "data").get("license")
     data = DatasetCardData(
         license=licence if isinstance(licence, str) and licence else "unknown",
@@ -79,8 +83,33 @@ def _front_matter(synthetic: SyntheticSet, rows: int) -> str:
 def _title(synthetic: SyntheticSet) -> str:
     method = _part(synthetic.provenance, "method").get("name")
     source = _part(synthetic.provenance, "data").get("source")
-    made = f"{source or 'an image set'} distilled" + (f" by {method}" if method else "")
+    how = "chosen" if _chosen(synthetic) else "distilled"
+    made = f"{source or 'an image set'} {how}" + (f" by {method}" if method else "")
     return _line(f"{made}, {synthetic.ipc} images per class")
+
+
+def _chosen(synthetic: SyntheticSet) -> bool:
+    """Whether the images are real ones that a method chose."""
+    return _part(synthetic.provenance, "method").get("family") == "selection"
+
+
+def _real(synthetic: SyntheticSet) -> dict[str, Any]:
+    """How many real images the set stands for and how uneven they are; {} where unknown."""
+    counts = _source_counts(synthetic)
+    if not counts:
+        return {}
+    imbalance = Imbalance.of(counts, _part(synthetic.provenance, "data").get("history"))
+    return {"images": sum(counts), "about": imbalance.sentence}
+
+
+def _score(record: Mapping[str, Any]) -> dict[str, Any]:
+    """A score record with its test images in words."""
+    test = _part(record, "test")
+    source, fold, fewest = test.get("source"), test.get("fold"), test.get("smallest")
+    words = [f"{source}, fold {fold}" if fold else str(source or "unknown")]
+    if isinstance(fewest, int) and fewest < FEW:
+        words.append(f"few: {fewest} of a class")
+    return dict(record) | {"tested": "; ".join(words)}
 
 
 def _constants(synthetic: SyntheticSet) -> str:
