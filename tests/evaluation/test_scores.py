@@ -158,6 +158,17 @@ def test_a_damaged_cache_is_measured_again(syn, data, run, trained):
     assert trained.count("random real images") == 2
 
 
+def test_a_changed_number_in_the_cache_is_not_believed(syn, data, run, trained, caplog):
+    first = score(syn, data, run, quantized=False)
+    (path,) = (run.cache / "scores").iterdir()
+    kept = json.loads(path.read_text())
+    kept["result"]["accuracy"]["mean"] += 1
+    path.write_text(json.dumps(kept))
+    assert score(syn, data, run, quantized=False).random == first.random
+    assert trained.count("random real images") == 2
+    assert f"{path} is damaged; measuring again" in caplog.text
+
+
 def test_a_cache_that_cannot_be_written_costs_no_score(syn, data, run, monkeypatch):
     def full_disk(path, content):
         raise StorageError("disk full")
@@ -342,7 +353,6 @@ def test_damaged_score_files_are_named(syn, data, run, tmp_path):
         ("accuracy.mean", None, "accuracy.mean is null, not a number"),
         ("accuracy.mean", True, "accuracy.mean is true, not a number"),
         ("accuracy.mean", float("nan"), "accuracy.mean is NaN, not a number"),
-        ("accuracy.mean", 10**400, r"accuracy.mean is 1000.*, not a number"),
         ("accuracy.std", [], r"accuracy.std is \[\], not a number"),
         ("accuracy", {"std": 1.0}, "accuracy lacks mean"),
         ("accuracy", None, "accuracy is null, not a table"),

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -12,6 +11,7 @@ from potstill.data.images import FEW
 from potstill.evaluation.shapes import misfit
 from potstill.run import ArtifactError
 from potstill.run.checkpoint import write_json
+from potstill.run.records import read_json
 
 __all__ = [
     "Result",
@@ -207,17 +207,13 @@ def write_scores(folder: str | Path, records: Iterable[Score]) -> Path:
 def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
     keys = ("artifact", "network", "runs", "seed")
     data = (record.get(key, "") for key in ("train_checksum", "test_checksum"))
-    looked = ((record.get("backbone") or {}).get("key"), record.get("protocol", {}).get("hash"))
+    looked = (part(record, "backbone").get("key"), part(record, "protocol").get("hash"))
     return (*(record.get(key) for key in keys), *data, *looked)
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    try:
-        records = json.loads(path.read_text(encoding="utf-8"))["scores"]
-        if isinstance(records, list) and all(isinstance(record, dict) for record in records):
-            return records
-    except FileNotFoundError:
-        return []
-    except (ValueError, KeyError, TypeError, OSError):
-        pass
-    raise ArtifactError(f"{path} is damaged; delete it and evaluate again")
+    fix = "delete it and evaluate again"
+    records = read_json(path, fix, missing={"scores": []}).get("scores")
+    if isinstance(records, list) and all(isinstance(record, dict) for record in records):
+        return records
+    raise ArtifactError(f"{path} is damaged (scores is no list of records); {fix}")

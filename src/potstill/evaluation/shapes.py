@@ -1,4 +1,4 @@
-"""Whether JSON-like values have the types that a dataclass or TypedDict gives them."""
+"""Where a JSON-like value departs from the types that a dataclass or TypedDict gives it."""
 
 from __future__ import annotations
 
@@ -17,6 +17,8 @@ from typing import (
     is_typeddict,
 )
 
+from potstill.run.records import fits
+
 __all__ = ["misfit"]
 
 _WORDS = {float: "a number", int: "a whole number", str: "a text", bool: "true or false"}
@@ -29,18 +31,16 @@ def misfit(value: Any, hint: Any, name: str) -> str:
     Args:
         value: what a JSON file held. name: what to call it.
         hint: a type, a list or dict of one, a union, a TypedDict or a dataclass (whose fields may
-            be missing, and further ones are let through), or Annotated[dict[str, Any], such a
-            one]. Numbers have to be finite.
+            be missing unless Required, and further ones are let through), or
+            Annotated[dict[str, Any], such a one]. Numbers have to be finite.
     """
     kind, inner = get_origin(hint), get_args(hint)
-    if hint is Any:
-        return ""
     if kind is Annotated:
         return misfit(value, inner[1], name)
     if kind in (UnionType, Union):
         tried = [misfit(value, one, name) for one in inner if one is not NoneType]
         nothing = value is None and NoneType in inner
-        return "" if nothing or "" in tried else max(tried, key=len)
+        return "" if nothing or "" in tried else tried[0]
     if is_typeddict(hint) or is_dataclass(hint) or kind is dict:
         return _table(value, hint, name)
     if kind is list:
@@ -48,14 +48,9 @@ def misfit(value: Any, hint: Any, name: str) -> str:
             return _wrong(name, value, "a list")
         found = (misfit(one, inner[0], f"{name}.{i}") for i, one in enumerate(value))
         return next((text for text in found if text), "")
-    truth = isinstance(value, bool)
-    fits = {
-        float: isinstance(value, int | float) and not truth and -_MOST < value < _MOST,
-        int: isinstance(value, int) and not truth,
-        str: isinstance(value, str),
-        bool: truth,
-    }
-    return "" if fits[hint] else _wrong(name, value, _WORDS[hint])
+    if fits(value, hint) and (hint is not float or -_MOST < value < _MOST):
+        return ""
+    return _wrong(name, value, _WORDS[hint])
 
 
 def _table(value: Any, hint: Any, name: str) -> str:
