@@ -27,6 +27,7 @@ ORDER = (
     "job",
     "recipe",
     "flags",
+    "crossval",
     "backbones",
     "cli",
 )

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from potstill import recipe as recipe_module
+from potstill import job as job_module
 from potstill.cli import main
 from potstill.evaluation import PROTOCOLS, Protocol, find_protocol
 from potstill.evaluation import scores as scores_module
@@ -104,13 +104,13 @@ def test_only_what_is_missing_is_scored(tiny, monkeypatch):
     content = json.loads((folder / "scores.json").read_text())
     (folder / "scores.json").write_text(json.dumps({"scores": content["scores"][:1]}))
     asked: list[str] = []
-    evaluate_run = recipe_module.evaluate_run
+    evaluate_run = job_module.evaluate_run
 
     def watched(folder: Path, run: Run, **options: object) -> list[object]:
         asked.extend(options["network"])
         return evaluate_run(folder, run, **options)
 
-    monkeypatch.setattr(recipe_module, "evaluate_run", watched)
+    monkeypatch.setattr(job_module, "evaluate_run", watched)
     _, records = start(tiny)
     assert asked == ["mlp-w16"]
     assert [r.network for r in records] == ["convnet-d2-w8-in", "mlp-w16"]

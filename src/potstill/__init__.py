@@ -19,6 +19,7 @@ _HOMES = {
     "ImageSet": "potstill.data",
     "Data": "potstill.job",
     "distill": "potstill.job",
+    "cross_validate": "potstill.crossval",
     "evaluate": "potstill.evaluation",
     "Protocol": "potstill.evaluation",
     "PROTOCOLS": "potstill.evaluation",
@@ -33,6 +34,7 @@ _ROOMS = ("canvas", "data", "experts", "losses", "match", "methods", "nets", "ru
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
+    from potstill.crossval import cross_validate as cross_validate
     from potstill.data import ImageSet as ImageSet
     from potstill.data import load as load
     from potstill.data import load_pair as load_pair

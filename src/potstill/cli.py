@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import os
 import sys
-from dataclasses import dataclass, field, make_dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -25,9 +25,9 @@ from potstill import __version__
 from potstill.flags import (
     FLAT,
     Machine,
-    data_flags,
     default_budget,
     default_student,
+    method_flags,
     parse,
     suiting,
 )
@@ -52,6 +52,7 @@ USAGE = """potstill {version}: distil a long-tailed image set into a small balan
   potstill compare DIR DIR [DIR ...] --out PAGE.html         set runs side by side on one page
   potstill methods                                           what can be chosen as METHOD
   potstill backbone train --data SOURCE --out DIR            train a small backbone without labels
+  potstill crossval METHOD --data SOURCE --folds N --out DIR the same for each of N folds, pooled
   potstill recipe FILE.toml                                  distil, evaluate and report as written
 
 Each command explains its flags with --help, e.g. potstill distill csdm --help.
@@ -82,32 +83,8 @@ def _distill(words: list[str]) -> None:
 
     method_class = find(words[0])
     budget = default_budget(words)
-    data = data_flags(method_class.__dataclass_fields__)
-    options = make_dataclass(
-        "Options",
-        [
-            ("job", Annotated[Distill, FLAT]),
-            (
-                "budget",
-                Annotated[
-                    str, tyro.conf.arg(help="size of the defaults: quick, standard or paper")
-                ],
-                field(default=budget),
-            ),
-            ("data", Annotated[data, FLAT], field(default_factory=data)),
-            ("machine", Annotated[Machine, FLAT], field(default_factory=Machine)),
-            (
-                "method",
-                Annotated[method_class, FLAT],
-                field(default_factory=lambda: method_class.budget(budget)),
-            ),
-        ],
-        kw_only=True,
-    )
-    options.__doc__ = (
-        f"{method_class.info.title} ({method_class.info.paper}). Defaults shown are those of the "
-        f"{budget} budget."
-    )
+    about = f"{method_class.info.title} ({method_class.info.paper})."
+    options = method_flags(method_class, budget, Distill, about)
     with parse(options, words[1:], f"distill {words[0]}") as chosen:
         job = chosen.job
         syn = distill(
@@ -257,6 +234,12 @@ def _backbone(words: list[str]) -> None:
     print(command(words))
 
 
+def _crossval(words: list[str]) -> None:
+    from potstill.crossval import command
+
+    print(command(words))
+
+
 COMMANDS = {
     "distill": _distill,
     "evaluate": _evaluate,
@@ -264,6 +247,7 @@ COMMANDS = {
     "compare": _compare,
     "methods": _methods,
     "backbone": _backbone,
+    "crossval": _crossval,
     "recipe": _recipe,
 }
 

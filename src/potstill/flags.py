@@ -22,6 +22,7 @@ __all__ = [
     "data_flags",
     "default_budget",
     "default_student",
+    "method_flags",
     "parse",
     "suiting",
 ]
@@ -230,3 +231,31 @@ def data_flags(taken: Container[str]) -> Any:
     flags = make_dataclass("Data", fields, bases=(Data,), frozen=True, kw_only=True)
     flags.__module__ = Data.__module__  # where the comments stand that explain the other fields
     return flags
+
+
+def method_flags(kind: Any, budget: str, job: Any, about: str) -> Any:
+    """Return the dataclass of a command's flags: its own, the data's, machine's and method's.
+
+    Args:
+        kind: class of the method; its defaults are those of ``budget``.
+        job: dataclass of what the command needs besides. about: a sentence for --help.
+    """
+    data = data_flags(kind.__dataclass_fields__)
+    sizes = tyro.conf.arg(help="size of the defaults: quick, standard or paper")
+    options = make_dataclass(
+        "Options",
+        [
+            ("job", Annotated[job, FLAT]),
+            ("budget", Annotated[str, sizes], field(default=budget)),
+            ("data", Annotated[data, FLAT], field(default_factory=data)),
+            ("machine", Annotated[Machine, FLAT], field(default_factory=Machine)),
+            (
+                "method",
+                Annotated[kind, FLAT],
+                field(default_factory=lambda: kind.budget(budget)),
+            ),
+        ],
+        kw_only=True,
+    )
+    options.__doc__ = f"{about} Defaults shown are those of the {budget} budget."
+    return options

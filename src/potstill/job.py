@@ -10,7 +10,7 @@ runs/x/synthetic/             the artifact (see potstill.synthetic)
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from potstill.run.fields import Batch, Runs, check_value
 from potstill.run.folder import claimed, read_record, refuse_unfinished
 from potstill.synthetic import SyntheticSet
 
-__all__ = ["Data", "distill", "evaluate_run", "open_data"]
+__all__ = ["Data", "distill", "evaluate_run", "evaluated", "names_of", "open_data"]
 
 
 def check_probed(name: str) -> None:
@@ -117,6 +117,60 @@ def evaluate_run(
         write_scores(folder, records)
         write_card(folder)
     return records
+
+
+def evaluated(
+    folder: Path,
+    run: Run,
+    *,
+    networks: Sequence[str],
+    protocol: Any,
+    runs: int = 5,
+    full: bool | int = False,
+    inherit: Any = None,
+    **options: Any,
+) -> list[Any]:
+    """Return the scores of a finished run under these conditions, one for each network.
+
+    Those that stand in its folder are read: of this artifact, data, protocol, number of runs and
+    seed, with what is asked for beside. Only the others are measured.
+    """
+    from potstill.evaluation import Probe, read_scores
+    from potstill.evaluation.bench import tiles_per_side
+    from potstill.evaluation.inheritance import fits
+
+    syn = SyntheticSet.load(folder)
+    train, test, _ = open_data(read_record(folder), run)
+    size, tiled = (syn.shape[1], syn.shape[2]), tiles_per_side(syn) > 1
+    probed = isinstance(protocol, Probe)
+    wanted = list(networks) if probed else [str(parse(name).at(size)) for name in networks]
+    asked = (syn.checksum, protocol.hash, protocol.students(runs), run.seed)
+    data = (train.checksum, test.checksum)
+
+    def known() -> dict[str, Any]:
+        found = {}
+        for score in read_scores(folder):
+            same = (score.artifact, score.protocol.get("hash"), score.runs, score.seed) == asked
+            own = (score.train_checksum, score.test_checksum) == data
+            beside = (score.full or not full) and (score.mosaic or not tiled)
+            if same and own and beside and fits(inherit, score.inherited, score.kd):
+                found.update(dict.fromkeys(names_of(score.network, score.backbone), score))
+        return found
+
+    there = known()
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        options |= {"network": missing, "protocol": protocol, "inherit": inherit}
+        evaluate_run(folder, run, runs=runs, full=full, **options)
+        there = known()
+    return [there[name] for name in wanted]
+
+
+def names_of(network: str, backbone: Mapping[str, Any] | None) -> list[str]:
+    """Names by which a score with these facts may have been asked for."""
+    if backbone is None:
+        return [network]
+    return [backbone["name"], *(["same"] if backbone["same"] else [])]
 
 
 @system_refusals()

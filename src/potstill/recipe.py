@@ -12,15 +12,14 @@ Running a recipe again resumes an unfinished run and skips finished parts.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from potstill.job import Data, check_probed, distill, evaluate_run, open_data
+from potstill.job import Data, check_probed, distill, evaluated
 from potstill.methods import find
 from potstill.run import InputError, Run, nearest
 from potstill.run.fields import Batch, Runs, Seed, Students, check_value, fields_of
-from potstill.run.folder import read_record
 from potstill.run.records import parse_toml, read_regular
 
 __all__ = ["read_recipe", "run_recipe"]
@@ -90,13 +89,6 @@ def _check_table(table: dict[str, Any], known: dict[str, Any], name: str, path: 
         check_value(f"{key} in [{name}] of {path}", value, known[key])
 
 
-def names_of(network: str, backbone: Mapping[str, Any] | None) -> list[str]:
-    """Names by which a recipe's [evaluate] may have asked for a score with these facts."""
-    if backbone is None:
-        return [network]
-    return [backbone["name"], *(["same"] if backbone["same"] else [])]
-
-
 def method_of(recipe: dict[str, Any]) -> Any:
     """Build the method object that a recipe describes."""
     about = recipe["distill"]
@@ -117,8 +109,8 @@ def run_recipe(
     Everything the recipe says is checked before the first part begins; what is finished already
     (the artifact, a score of the same protocol, runs and seed) is not done again.
     """
-    from potstill.evaluation import Probe, find_protocol, read_scores
-    from potstill.evaluation.inheritance import fits, inheritance
+    from potstill.evaluation import Probe, find_protocol
+    from potstill.evaluation.inheritance import inheritance
     from potstill.nets import parse
     from potstill.reports import report
 
@@ -136,7 +128,7 @@ def run_recipe(
         check_probed(name) if probed else parse(name)
     passed_on = ("inherit", "head_prior", "kd")
     inherit = inheritance(*(options.pop(key, None) for key in passed_on))
-    syn = distill(
+    distill(
         method_of(recipe),
         chosen,
         ipc=about.get("ipc", 10),
@@ -145,27 +137,8 @@ def run_recipe(
         force=force,
         label=about.get("budget", "quick"),
     )
-    train, test, _ = open_data(read_record(folder), run)
-    size = (syn.shape[1], syn.shape[2])
-    wanted = networks if probed else [str(parse(name).at(size)) for name in networks]
-
-    def scores() -> dict[str, Any]:
-        """Records of this artifact, data, protocol, number of runs and seed, by network."""
-        found = {}
-        for score in read_scores(folder):
-            asked = (syn.checksum, protocol.hash, protocol.students(options["runs"]), 0)
-            same = (score.artifact, score.protocol.get("hash"), score.runs, score.seed) == asked
-            own = (score.train_checksum, score.test_checksum) == (train.checksum, test.checksum)
-            full = score.full is not None or not options["full"]
-            passed = fits(inherit, score.inherited, score.kd)
-            if same and own and full and passed:
-                found.update(dict.fromkeys(names_of(score.network, score.backbone), score))
-        return found
-
-    missing = [name for name in wanted if name not in scores()]
-    if missing:
-        options |= {"network": missing, "protocol": protocol.name, "inherit": inherit}
-        evaluate_run(folder, run.with_(seed=0), **options)
-    records = [scores()[name] for name in wanted]
+    records = evaluated(
+        folder, run.with_(seed=0), networks=networks, protocol=protocol, inherit=inherit, **options
+    )
     report(folder, None)
     return folder, records

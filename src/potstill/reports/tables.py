@@ -155,7 +155,7 @@ def _scores(facts: Mapping[str, Any], labels: Any, record: Mapping[str, Any]) ->
     groups = {g: part(part(facts, "groups"), g) if grouped else {} for g in GROUPS}
     return {
         "labels": labels,
-        "runs": runs,
+        "folds" if record.get("folds") else "runs": runs,
         "accuracy": accuracy | single,
         **{
             key: value | single if value else None
