@@ -82,10 +82,12 @@ def scores_of(
 def measured(run: dict[str, Any], score: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
     """Fields of the table; ``seconds`` are those of distilling, trained networks included."""
     beside = {}
-    for name in ("full", "inherited", "kd"):
+    for name in ("mosaic", "full", "inherited", "kd"):
         if score.get(name):
             beside |= {f"{name}_accuracy": score[name]["accuracy"]["mean"]}
             beside |= {f"{name}_std": score[name]["accuracy"]["std"]}
+    own = (score.get("full") or {}).get("protocol") or {}
+    beside |= {"full_epochs": own.get("training", {}).get("epochs"), "full_hash": own.get("hash")}
     if beside.get("inherited_accuracy") and score["inherited"]["same_backbone"]:
         beside["inherited_alone"] = True  # the images play no part in it
     random, protocol = (score["random"] or {}).get("accuracy"), score["protocol"]
@@ -93,6 +95,8 @@ def measured(run: dict[str, Any], score: dict[str, Any], made: dict[str, Any]) -
     return {
         **{key: score[key] for key in ("date", "device", "threads")},
         **{"seconds": run["seconds"], "steps": steps, "seed": run["job"]["seed"]},
+        **{"imbalance_factor": made["data"].get("imbalance_factor")},  # that the set has
+        **{"views": (score.get("mosaic") or {}).get("views", 1)},  # training images in a stored one
         **{"accuracy": score["accuracy"]["mean"], "std": score["accuracy"]["std"]},
         **{"runs": score["runs"]},
         **{name: group["mean"] for name, group in score["groups"].items()},

@@ -13,12 +13,12 @@ import argparse
 import re
 import sys
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from potstill.methods import CATALOGUE
-from potstill.recipe import read_recipe
+from potstill.recipe import method_of, read_recipe
 from potstill.run import InputError
 
 ROOT = Path(__file__).parents[1]
@@ -26,10 +26,11 @@ BLOCK = re.compile(r"(<!-- results(?: (\w+))? -->\n).*?(<!-- /results -->)", re.
 NEEDED = ("date", "device", "accuracy", "runs", "network", "protocol", "protocol_hash")
 COLUMNS = (
     "method", "data", "imbalance", "IPC", "budget", "student", "protocol", "accuracy",
-    "head / medium / tail", "random", "full", "inherited head", "paper", "device", "seconds",
+    "head / medium / tail", "random", "mosaic", "full", "inherited head", "paper", "device", "seconds",
     "peak GB",
 )  # fmt: skip
-SPARSE = ("full", "inherited head", "peak GB")  # left out of tables in which no row has one
+SPARSE = ("mosaic", "full", "inherited head", "peak GB")  # left out where no row has one
+AUTOMATIC = 4  # tiles of a stored image where the method chooses, from 16 pixels up
 Entry = tuple[str, dict[str, Any], dict[str, Any]]  # recipe's name, recipe, measurement or {}
 
 
@@ -58,20 +59,69 @@ def order(entry: Entry) -> tuple[Any, ...]:
     )  # fmt: skip
 
 
+def conditions(recipe: dict[str, Any], row: dict[str, Any]) -> tuple[Any, ...]:
+    """What two rows have in common whose references are the same: data, size, student, device."""
+    about, data = recipe["distill"], recipe.get("data", {})
+    return (
+        data.get("data", "digits"), data.get("subset", ""), data.get("imbalance_factor", 1),
+        about.get("ipc", 10), row["network"], row["protocol_hash"], row["runs"], row["device"],
+    )  # fmt: skip
+
+
+def tiles(recipe: dict[str, Any], row: dict[str, Any]) -> int | None:
+    """Training images in a stored one, as measured or as the recipe says; None if automatic."""
+    factor = method_of(recipe).fields().get("factor", 1)
+    return row.get("views", factor**2 or None)
+
+
+def mosaics(rows: Iterable[Entry]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Measurements of random mosaics, which are the reference of every tiled set."""
+    return {
+        (conditions(recipe, row), tiles(recipe, row)): row
+        for _, recipe, row in rows
+        if row and recipe["distill"]["method"] == "mosaic"
+    }
+
+
+def mosaic(recipe: dict[str, Any], row: dict[str, Any], known: dict[Any, dict[str, Any]]) -> str:
+    """What random mosaics of equal storage reach beside a tiled set.
+
+    Measured with it or, under the same conditions, by the recipe of ``mosaic``.
+    """
+    count = tiles(recipe, row)
+    if count == 1:
+        return "–"
+    if "mosaic_accuracy" in row:
+        return spread(row["mosaic_accuracy"], row.get("mosaic_std"))
+    of = known.get((conditions(recipe, row), count or AUTOMATIC))
+    return spread(of["accuracy"], of.get("std")) if of else "not measured"
+
+
+def imbalance(data: dict[str, Any], row: dict[str, Any]) -> str:
+    """The factor that the set has, and the one asked for where that is another."""
+    asked = data.get("imbalance_factor", 1)
+    own = f"{row.get('imbalance_factor', asked):.4g}"
+    return own if own == f"{asked:.4g}" or asked == 1 else f"{own} (asked for {asked:g})"
+
+
 def spread(mean: float, std: float | None) -> str:
     """Mean and spread; a single student has none."""
     return f"{mean:.1f}" if std is None else f"{mean:.1f} ± {std:.1f}"
 
 
-def cells(recipe: dict[str, Any], row: dict[str, Any]) -> list[str]:
-    """One table row, as text."""
+def cells(
+    recipe: dict[str, Any], row: dict[str, Any], known: dict[Any, dict[str, Any]]
+) -> list[str]:
+    """One table row, as text; ``known`` are the measured mosaics."""
     about, data, paper = recipe["distill"], recipe.get("data", {}), recipe.get("about", {})
     groups = [f"{row[name]:.1f}" for name in ("head", "medium", "tail") if name in row]
 
     def beside(name: str) -> str:
         found = row.get(f"{name}_accuracy")
         alone = " (head alone)" if row.get(f"{name}_alone") else ""
-        return "–" if found is None else spread(found, row.get(f"{name}_std")) + alone
+        epochs = row.get(f"{name}_epochs")
+        trained = f" ({epochs} epochs, `{row[f'{name}_hash']}`)" if epochs else ""
+        return "–" if found is None else spread(found, row.get(f"{name}_std")) + alone + trained
 
     random = beside("random")
     published = f"{paper['paper_accuracy']:.1f}" if "paper_accuracy" in paper else "–"
@@ -81,11 +131,11 @@ def cells(recipe: dict[str, Any], row: dict[str, Any]) -> list[str]:
     values = [
         about["method"] + (f" ({changed})" if changed else ""),
         data.get("data", "digits") + (f" ({data['subset']})" if "subset" in data else ""),
-        f"{data.get('imbalance_factor', 1):g}",
+        imbalance(data, row),
         about.get("ipc", 10), about.get("budget", "quick"), row["network"],
         f"{row['protocol']} `{row['protocol_hash']}`",
         f"{spread(row['accuracy'], row.get('std'))} ({row['runs']})", " / ".join(groups) or "–",
-        random, beside("full"), beside("inherited"), published, f"{row['device']}, {row['date']}",
+        random, mosaic(recipe, row, known), beside("full"), beside("inherited"), published, f"{row['device']}, {row['date']}",
         f"{row['seconds']:.0f}" if "seconds" in row else "–",
         f"{row['peak_memory_gb']:.2f}" if "peak_memory_gb" in row else "–",
     ]  # fmt: skip
@@ -94,11 +144,13 @@ def cells(recipe: dict[str, Any], row: dict[str, Any]) -> list[str]:
 
 def table(root: Path, method: str | None, brief: bool = False) -> str:
     """Markdown of all measurements, or of one method's; then what waits to be measured."""
-    chosen = [e for e in entries(root) if method in (None, e[1]["distill"]["method"])]
+    everything = list(entries(root))
+    known = mosaics(everything)
+    chosen = [e for e in everything if method in (None, e[1]["distill"]["method"])]
     if brief:  # by the first student of each recipe
         chosen = list({entry[0]: entry for entry in reversed(chosen)}.values())[::-1]
     measured = sorted((e for e in chosen if e[2]), key=order)
-    body = [cells(recipe, row) for _, recipe, row in measured]
+    body = [cells(recipe, row, known) for _, recipe, row in measured]
     kept = [
         k for k, name in enumerate(COLUMNS)
         if name not in SPARSE or any(row[k] != "–" for row in body)

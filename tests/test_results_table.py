@@ -95,8 +95,8 @@ def test_rows_hold_the_newest_measurement_in_the_order_of_the_catalogue(root):
     assert [row.split(" | ")[0] for row in rows] == ["| method", "| ---", "| dm", "| csdm"]
     assert rows[3] == (
         "| csdm | cifar10 | 200 | 10 | quick | convnet-d3-w32-in | quick `aaaa0000` | "
-        "38.0 ± 0.4 (5) | 40.0 / 31.0 / 21.0 | 25.2 ± 1.0 | 48.9 (dsa \\| balanced) | "
-        "EPYC, 2026-11-22 | 122 |"
+        "38.0 ± 0.4 (5) | 40.0 / 31.0 / 21.0 | 25.2 ± 1.0 | not measured | "
+        "48.9 (dsa \\| balanced) | EPYC, 2026-11-22 | 122 |"
     )
     assert "Written but not measured yet: `random/cell`." in lines
     text = (root / "README.md").read_text()
@@ -108,6 +108,44 @@ def test_a_method_page_holds_its_own_rows_only(root):
     results.main([], root)
     page = (root / "docs" / "methods" / "dm.md").read_text()
     assert "| dm |" in page and "csdm" not in page and "random/" not in page
+
+
+def column(table: str, title: str) -> list[str]:
+    rows = [line.strip("| ").split(" | ") for line in table.splitlines() if line.startswith("|")]
+    return [row[rows[0].index(title)] for row in rows[2:]]
+
+
+def test_mosaics_stand_beside_tiled_rows_only(root):
+    (root / "recipes" / "mosaic").mkdir()
+    path, csdm = root / "recipes" / "mosaic" / "cell.toml", root / "recipes" / "csdm" / "cell.toml"
+    same = RECIPE.format(method="mosaic") + MEASURED.format(day=2, accuracy=33, hash="aaaa0000")
+    path.write_text(same)
+    # dm stores one image in one; csdm tiles at 32 pixels, like the mosaics themselves
+    assert column(results.table(root, None), "mosaic") == ["33.0 ± 0.4", "–", "33.0 ± 0.4"]
+    for other in (same.replace("aaaa0000", "bbbb0000"), same.replace("= 200", "= 10"),
+                  same.replace("EPYC", "GPU"), same.replace("runs = 5", "runs = 3")):  # fmt: skip
+        path.write_text(other)
+        assert column(results.table(root, "csdm"), "mosaic") == ["not measured"]
+    csdm.write_text(csdm.read_text() + "mosaic_accuracy = 44.4\nmosaic_std = 1.0\nviews = 4\n")
+    assert column(results.table(root, "csdm"), "mosaic") == ["44.4 ± 1.0"]
+    csdm.write_text(csdm.read_text().replace("views = 4", "views = 1"))  # as on 8-pixel images
+    assert "mosaic" not in results.table(root, "csdm").splitlines()[0]
+
+
+def test_the_factor_of_the_set_stands_beside_the_one_asked_for(root):
+    path = root / "recipes" / "dm" / "cell.toml"
+    path.write_text(path.read_text() + "imbalance_factor = 208.3333\n")
+    assert column(results.table(root, "dm"), "imbalance") == ["208.3 (asked for 200)"]
+    path.write_text(path.read_text().replace("208.3333", "200.0"))
+    assert column(results.table(root, "dm"), "imbalance") == ["200"]
+
+
+def test_the_full_set_names_its_epochs_and_hash(root):
+    path = root / "recipes" / "dm" / "cell.toml"
+    path.write_text(path.read_text() + "full_accuracy = 71.25\n")
+    assert column(results.table(root, "dm"), "full") == ["71.2"]
+    path.write_text(path.read_text() + 'full_epochs = 39\nfull_hash = "cafe0000"\n')
+    assert column(results.table(root, "dm"), "full") == ["71.2 (39 epochs, `cafe0000`)"]
 
 
 def test_rows_under_another_protocol_or_device_stand_beside_the_old_one(root):
@@ -165,6 +203,26 @@ def test_record_appends_what_the_table_needs(root):
     assert row["accuracy"] == 33.46 and row["steps"] == 600 and row["seed"] == 0
     assert row["device"] == 'a "fast" one' and row["tail"] == 40.12 and row["random_std"] == 1.25
     assert "33.5 ± 0.5 (5)" in results.table(root, "dm")
+    assert row["views"] == 1 and "imbalance_factor" not in row and "mosaic_accuracy" not in row
+
+
+def test_record_keeps_mosaics_the_full_protocol_and_the_factor_of_the_set(root):
+    recipe = root / "recipes" / "dm" / "cell.toml"
+    full = {"name": "quick-full", "hash": "cafe0000", "training": {"epochs": 39}}
+    more = {
+        "mosaic": {"accuracy": {"mean": 30.0, "std": 1.0}, "views": 4},
+        "full": {"accuracy": {"mean": 71.25, "std": None}, "protocol": full},
+    }  # fmt: skip
+    place = fake_run(root / "run", recipe, score=more)
+    path = place / "synthetic" / "provenance.json"
+    made = json.loads(path.read_text())
+    made["data"]["imbalance_factor"] = 208.333333
+    path.write_text(json.dumps(made))
+    record.record(place, recipe)
+    row = tomllib.loads(recipe.read_text())["measured"][-1]
+    assert (row["mosaic_accuracy"], row["mosaic_std"], row["views"]) == (30.0, 1.0, 4)
+    assert (row["full_epochs"], row["full_hash"]) == (39, "cafe0000")
+    assert row["imbalance_factor"] == 208.33
 
 
 @pytest.mark.parametrize(

@@ -76,6 +76,8 @@ def cross_validate(
         raise InputError(f"folds is {folds}; use at least 2")
     if (folder / "run.json").exists():
         raise InputError(f"out is {folder}, which holds a run of its own; name another folder")
+    if force:  # what it pooled is about to be replaced
+        (folder / _FILE).unlink(missing_ok=True)
     places, scores = [], []
     for number in range(1, folds + 1):
         place = folder / f"fold-{number}-of-{folds}"
