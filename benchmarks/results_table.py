@@ -26,8 +26,8 @@ BLOCK = re.compile(r"(<!-- results(?: (\w+))? -->\n).*?(<!-- /results -->)", re.
 NEEDED = ("date", "device", "accuracy", "runs", "network", "protocol", "protocol_hash")
 COLUMNS = (
     "method", "data", "imbalance", "IPC", "budget", "student", "protocol", "accuracy",
-    "head / medium / tail", "random", "mosaic", "full", "inherited head", "paper", "device", "seconds",
-    "peak GB",
+    "head / medium / tail", "random", "mosaic", "full", "inherited head", "paper", "device",
+    "seconds", "peak GB",
 )  # fmt: skip
 SPARSE = ("mosaic", "full", "inherited head", "peak GB")  # left out where no row has one
 AUTOMATIC = 4  # tiles of a stored image where the method chooses, from 16 pixels up
@@ -135,7 +135,8 @@ def cells(
         about.get("ipc", 10), about.get("budget", "quick"), row["network"],
         f"{row['protocol']} `{row['protocol_hash']}`",
         f"{spread(row['accuracy'], row.get('std'))} ({row['runs']})", " / ".join(groups) or "–",
-        random, mosaic(recipe, row, known), beside("full"), beside("inherited"), published, f"{row['device']}, {row['date']}",
+        random, mosaic(recipe, row, known), beside("full"), beside("inherited"), published,
+        f"{row['device']}, {row['date']}",
         f"{row['seconds']:.0f}" if "seconds" in row else "–",
         f"{row['peak_memory_gb']:.2f}" if "peak_memory_gb" in row else "–",
     ]  # fmt: skip
