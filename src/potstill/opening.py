@@ -7,9 +7,10 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from potstill.data import ImageSet, load_pair
+from potstill.data.images import few_note
 from potstill.data.longtail import Factor, Profile, check_factor
 from potstill.data.reading import Reading
-from potstill.run import InputError, Run
+from potstill.run import InputError, Run, logger
 from potstill.run.fields import Seed
 from potstill.run.records import fits, type_fault
 
@@ -48,6 +49,9 @@ class Data(Reading):
             quiet=run.quiet,
             **self.reading_facts(),
         )
+        few = few_note(test)
+        if few:
+            logger.warning("%s", few)
         if self.imbalance_factor != 1:
             train = train.long_tailed(self.imbalance_factor, profile=self.profile)
         return train, test, note

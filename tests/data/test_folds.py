@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from potstill.data import ImageSet, load_pair
-from potstill.data.images import parse_fold
+from potstill.data.images import few_note, parse_fold
 from potstill.opening import Data, open_data
 from potstill.run import InputError
 
@@ -81,7 +81,7 @@ def test_the_sentence_names_the_fold_and_what_it_leaves_out():
 
 
 @pytest.mark.parametrize("how", ["hold-out", "fold", "second source", "own split"])
-def test_few_test_images_are_named_wherever_they_come_from(how, caplog, tmp_path):
+def test_few_test_images_are_named_wherever_they_come_from(how, tmp_path):
     many, few = arrays((40, 40)), arrays((9, 12))
     splits = dict(zip(("train_images", "train_labels"), many, strict=True))
     splits |= dict(zip(("test_images", "test_labels"), few, strict=True))
@@ -92,15 +92,23 @@ def test_few_test_images_are_named_wherever_they_come_from(how, caplog, tmp_path
         "second source": (many, {"test": few}, 9),
         "own split": (tmp_path / "set.npz", {}, 9),
     }[how]
-    note = load_pair(source, **options)[2]
+    _, test, note = load_pair(source, **options)
     said = f"Few test images: {fewest} of the smallest class, so one image is"
-    assert said in note and said in caplog.text
+    assert said in note and said in few_note(test)
     assert ("potstill crossval tests every image" in note) == (how != "fold")
 
 
-def test_enough_test_images_need_no_word(caplog):
+def test_a_job_on_few_test_images_is_warned_of(run, caplog, tmp_path):
+    images, labels = arrays((40, 40))
+    np.savez(tmp_path / "set.npz", images=images, labels=labels)
+    _, test, _ = Data(data=str(tmp_path / "set.npz")).open(run)
+    assert few_note(test) == caplog.messages[-1]
+
+
+def test_enough_test_images_need_no_word(run, caplog):
     assert "Few" not in load_pair(arrays((100, 120)))[2]  # a tenth of 100
-    assert "Few" not in load_pair("digits")[2] and not caplog.records
+    _, test, note = Data().open(run)
+    assert "Few" not in note and not few_note(test) and not caplog.records
 
 
 def test_the_fold_stands_in_the_options_and_opens_again(run):

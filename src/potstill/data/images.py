@@ -14,7 +14,7 @@ from torch import Tensor
 from potstill.data import longtail, store
 from potstill.run import InputError, Run
 
-__all__ = ["FEW", "ImageSet", "parse_fold"]
+__all__ = ["FEW", "ImageSet", "few_note", "parse_fold"]
 
 FEW = 10  # test images of a class below which its accuracy moves by more than ten points an image
 
@@ -251,6 +251,19 @@ class ImageSet:
             dealt += len(rows)
         fact = {"op": "fold", "fold": number, "folds": folds, "seed": seed}
         return self.select(~held, **fact, part="rest"), self.select(held, **fact, part="held")
+
+
+def few_note(test: ImageSet) -> str:
+    """Return a sentence where a class has few test images, "" where none has."""
+    fewest = min(count for count in test.counts if count)
+    if fewest >= FEW:
+        return ""
+    fold = any(fact.get("op") == "fold" for fact in test.history)
+    return (
+        f"Few test images: {fewest} of the smallest class, so one image is {100 / fewest:.0f} "
+        "points of its accuracy; "
+        + ("look at all folds." if fold else "potstill crossval tests every image.")
+    )
 
 
 def parse_fold(fold: str | tuple[int, int]) -> tuple[int, int]:

@@ -30,7 +30,7 @@ import torch
 
 from potstill.data import store
 from potstill.data.decode import MixedModes, blocks
-from potstill.data.images import FEW, ImageSet, parse_fold
+from potstill.data.images import ImageSet, few_note, parse_fold
 from potstill.data.reading import Reading
 from potstill.data.recognise import Source, recognise
 from potstill.data.splits import NoSplitError, UnlabelledError, find_split, splits_to_test
@@ -154,7 +154,7 @@ def load_pair(
     ``fold="K/N"`` is for cross-validation: test images are the K-th of N parts of the training
     split, drawn with ``seed``, in each of which every class has its share (:meth:`ImageSet.fold`);
     a test split that the source has plays no part. Where a class has fewer than 10 test images, the
-    sentence and a warning say so.
+    sentence says so.
 
     Raises:
         InputError: as :func:`load`, and when train and test differ in class names or image shape,
@@ -163,16 +163,8 @@ def load_pair(
     train, held, sentence = _pair(
         source, test, seed, fold, _Reader(Reading(**options), memory_gb, cache, quiet)
     )
-    fewest = min(held.counts)
-    if fewest < FEW:
-        advice = "potstill crossval tests every image" if fold is None else "look at all folds"
-        few = (
-            f"Few test images: {fewest} of the smallest class, so one image is "
-            f"{100 / fewest:.0f} points of its accuracy; {advice}."
-        )
-        logger.warning("%s", few)
-        sentence += f" {few}"
-    return train, held, sentence
+    few = few_note(held)
+    return train, held, f"{sentence} {few}" if few else sentence
 
 
 def _pair(
