@@ -18,7 +18,8 @@ from typing import Any
 
 from potstill.evaluation import Probe, find_protocol
 from potstill.evaluation.inheritance import fits, inheritance
-from potstill.job import Data, names_of
+from potstill.evaluation.record import names_of
+from potstill.job import Data
 from potstill.nets import parse
 from potstill.recipe import method_of, read_recipe
 from potstill.run import InputError

@@ -135,7 +135,7 @@ class Evaluate:
 def _evaluate(words: list[str]) -> None:
     from potstill.evaluation.inheritance import inheritance
     from potstill.job import evaluate_run
-    from potstill.reports.tables import printed
+    from potstill.reports.remarks import printed
 
     with parse(Evaluate, words, "evaluate") as chosen:
         network, protocol = suiting(chosen.folder, chosen.network, chosen.protocol)
@@ -213,7 +213,7 @@ class Recipe:
 
 def _recipe(words: list[str]) -> None:
     from potstill.recipe import run_recipe
-    from potstill.reports.tables import printed
+    from potstill.reports.remarks import printed
 
     with parse(Recipe, words, "recipe") as chosen:
         folder, records = run_recipe(

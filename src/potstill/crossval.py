@@ -179,7 +179,7 @@ class _CrossVal:
 def command(words: list[str]) -> str:
     """Run ``potstill crossval METHOD [flags]``; return what it prints."""
     from potstill.methods import CATALOGUE, find
-    from potstill.reports.tables import printed
+    from potstill.reports.remarks import printed
 
     if not words or words[0] in ("-h", "--help"):
         return (

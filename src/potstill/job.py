@@ -10,7 +10,7 @@ runs/x/synthetic/             the artifact (see potstill.synthetic)
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from potstill.run.fields import Batch, Runs, check_value
 from potstill.run.folder import claimed, read_record, refuse_unfinished
 from potstill.synthetic import SyntheticSet
 
-__all__ = ["Data", "distill", "evaluate_run", "evaluated", "names_of", "open_data"]
+__all__ = ["Data", "distill", "evaluate_run", "evaluated", "open_data"]
 
 
 def check_probed(name: str) -> None:
@@ -138,6 +138,7 @@ def evaluated(
     from potstill.evaluation import Probe, read_scores
     from potstill.evaluation.bench import tiles_per_side
     from potstill.evaluation.inheritance import fits
+    from potstill.evaluation.record import names_of
 
     syn = SyntheticSet.load(folder)
     train, test, _ = open_data(read_record(folder), run)
@@ -164,13 +165,6 @@ def evaluated(
         evaluate_run(folder, run, runs=runs, full=full, **options)
         there = known()
     return [there[name] for name in wanted]
-
-
-def names_of(network: str, backbone: Mapping[str, Any] | None) -> list[str]:
-    """Names by which a score with these facts may have been asked for."""
-    if backbone is None:
-        return [network]
-    return [backbone["name"], *(["same"] if backbone["same"] else [])]
 
 
 @system_refusals()

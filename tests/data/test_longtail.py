@@ -194,15 +194,14 @@ CUT = {"op": "long_tailed", "imbalance_factor": 50, "profile": "exponential"}
             [128, 30, 2],
             [{"op": "hold_out"}, CUT],
             "64 (asked for 50)",
-            "cut to imbalance factor 50 (exponential profile); its classes have 2 to 128 images, "
-            "factor 64",
+            "cut to imbalance factor 50 (exponential profile) and has factor 64: 2 to 128 images "
+            "per class",
         ),
         (
             [5000, 100],
             [CUT],
             "50",
-            "cut to imbalance factor 50 (exponential profile); its classes have 100 to 5,000 "
-            "images",
+            "cut to imbalance factor 50 (exponential profile): 100 to 5,000 images per class",
         ),
         ([9, 3], [CUT | {"imbalance_factor": 1}], "3", "as it is: 3 to 9 images per class, imbal"),
     ],

@@ -154,7 +154,7 @@ def test_scores_stand_beside_random_full_and_8_bit(folder):
         "label tier hard",
         "2.3 kB",
         "61 real images became 8 synthetic ones, 2 per class. The real set is cut to imbalance "
-        "factor 13 (exponential profile); its classes have 3 to 40 images, factor 13.33.",
+        "factor 13 (exponential profile) and has factor 13.33: 3 to 40 images per class.",
         "Imbalance factor 13.33 largest / smallest class; asked for 13, exponential profile",
         "held out, <script>",
         "training.epochs 9",
@@ -427,7 +427,7 @@ def test_classes_of_about_one_size_have_no_head_and_no_tail(folder):
 
 def test_mosaics_stand_beside_and_classes_below_are_named(folder):
     mosaic = {
-        "accuracy": {"mean": 60.0, "std": 1.0}, "images": 25, "views": 4,
+        "accuracy": {"mean": 60.0, "std": 1.0, "values": [1, 2, 3]}, "images": 25, "views": 4,
         "per_class": {"mean": [95.0, 70.0, 70.5, None], "std": [1.0] * 3 + [None]},
     }  # fmt: skip
     random = score()["random"] | {"images": 7}
@@ -436,11 +436,13 @@ def test_mosaics_stand_beside_and_classes_below_are_named(folder):
     assert "Random real mosaics 60.0 ± 1.0 % same storage: 4 small images in each, 25 diff" in text
     assert "Random real images 55.0 ± 2.0 % 7: small classes have no more; same protocol" in text
     assert "random mosaic 60.0 ± 1.0" in text
-    said = "Worse than random real mosaics of equal storage in 2 of 4 classes, in points: "
-    assert f"{said}{EVIL} (-5.0), $\\frac{{$ (-0.5)." in text
+    said = "Worse than random real mosaics of equal storage in 2 of 4 classes, in points ± "
+    assert f"{said}standard error: {EVIL} (-5.0 ± 0.8), $\\frac{{$ (-0.5 ± 0.8)." in text
     assert "Worse than random real images" not in text  # equal is not worse
     card = write_card(place).read_text()
-    assert "| 60.0 ± 1.0 |" in card and "random mosaics, same storage" in card
+    lines = [line for line in card.split("## Scores")[1].splitlines() if line.startswith("|")]
+    assert len({line.count("|") for line in lines}) == 1 and "\n".join(lines) in card
+    assert "random mosaics, same storage" in lines[0] and "| 60.0 ± 1.0 |" in lines[2]
 
 
 def test_few_test_images_are_marked_everywhere(folder):
@@ -448,6 +450,10 @@ def test_few_test_images_are_marked_everywhere(folder):
     text = Page(report(place)).text
     assert "few test images, 3 of a class" in text and "few test images: 3 of a class" in text
     assert "one image is 33 points of its accuracy" in text
+    note = "Held out. Few test images: 3 of the smallest class, so ..."
+    test = {"source": "x", "images": 12, "smallest": 3, "sentence": note}
+    text = Page(report(with_scores(folder, score(test=test)))).text
+    assert text.count("Few test images: 3 of") == 1  # not twice
     assert "few: 3 of a class" in write_card(place).read_text()
 
 

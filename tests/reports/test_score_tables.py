@@ -7,6 +7,7 @@ import io
 from typing import Any
 
 from potstill.reports import tables
+from potstill.reports.remarks import printed
 
 
 def record(name: str = "default", digits: str = "1f3c9a20", mean: float = 61.25, **changes: Any):
@@ -111,20 +112,20 @@ def test_the_printed_table_names_classes_below_random():
         per_class={"mean": [60.0, 50.0, 40.0]},
         random={"accuracy": {"mean": 50.0, "std": 1.0}, "per_class": {"mean": [61.5, 49.0, 45.0]}},
     )
-    text = tables.printed([worse])
+    text = printed([worse])
     assert text.startswith(tables.plain(tables.score_table([worse])))
     assert text.splitlines()[-1] == (
         "Worse than random real images in 2 of 3 classes, in points: owl (-5.0), cat (-1.5)."
     )
-    both = tables.printed([worse, worse | {"network": "mlp"}])
+    both = printed([worse, worse | {"network": "mlp"}])
     assert "\nconvnet-d3: Worse than" in both and "\nmlp: Worse than" in both
     many = record(
         classes=[str(k) for k in range(12)],
         per_class={"mean": [0.0] * 12},
         random={"accuracy": {"mean": 1.0}, "per_class": {"mean": [1.0] * 12}},
     )
-    assert "9 (-1.0) and 2 more." in tables.printed([many])
-    assert tables.printed([record()]) == tables.plain(tables.score_table([record()]))
+    assert "9 (-1.0) and 2 more." in printed([many])
+    assert printed([record()]) == tables.plain(tables.score_table([record()]))
 
 
 def test_any_rows_can_be_printed():

@@ -143,7 +143,7 @@ class Imbalance:
     """How uneven a set is, and what it was cut to if we cut it.
 
     >>> Imbalance.of(train.counts, train.history).sentence
-    'cut to imbalance factor 50 (exponential profile); its classes have 2 to 128 images, factor 64'
+    'cut to imbalance factor 50 (exponential profile) and has factor 64: 2 to 128 images per class'
     """
 
     smallest: int  # images of the smallest class
@@ -192,9 +192,8 @@ class Imbalance:
                 "" if alike else f", imbalance factor {_factor(self.factor)}"
             )
         cut = f"cut to imbalance factor {_factor(self.asked)} ({self.profile or 'unknown'} profile)"
-        return f"{cut}; its classes have {sizes}" + (
-            "" if self.exact else f", factor {_factor(self.factor)}"
-        )
+        own = "" if self.exact else f" and has factor {_factor(self.factor)}"
+        return f"{cut}{own}: {sizes} per class"
 
 
 def _factor(value: float) -> str:

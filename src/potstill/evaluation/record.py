@@ -19,6 +19,7 @@ __all__ = [
     "below",
     "fault",
     "few_test_images",
+    "names_of",
     "part",
     "read_scores",
     "write_scores",
@@ -143,6 +144,13 @@ def fault(record: Any) -> str:
     Only fields that are there are looked at: records of older versions lack some.
     """
     return misfit(record, Score, "record")
+
+
+def names_of(network: str, backbone: Mapping[str, Any] | None) -> list[str]:
+    """Names by which a score with these facts may have been asked for."""
+    if backbone is None:
+        return [network]
+    return [backbone["name"], *(["same"] if backbone["same"] else [])]
 
 
 def few_test_images(record: Mapping[str, Any]) -> int | None:

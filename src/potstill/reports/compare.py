@@ -16,6 +16,7 @@ from typing import Any
 from potstill.evaluation.record import below, few_test_images
 from potstill.reports import class_lines, tables
 from potstill.reports.html import render, svg
+from potstill.reports.remarks import REFERENCES, remarks
 from potstill.reports.source import RunFolder, part, read_run
 from potstill.run import InputError
 from potstill.run.checkpoint import write_bytes
@@ -23,7 +24,7 @@ from potstill.run.errors import system_refusals
 
 __all__ = ["compare"]
 
-_REFERENCES = {**tables.REFERENCES, "full": "all real images"}
+_REFERENCES = {**REFERENCES, "full": "all real images"}
 _MARKS = {  # what a row that differs from the first is marked with, and what then differs
     "protocol": ("other protocol", "protocols"),
     "test": ("other test images", "test images"),
@@ -231,10 +232,14 @@ def _figures(rows: Sequence[dict[str, Any]], networks: Sequence[str]) -> list[di
         lines: dict[str, dict[str, Any]] = {}
         counts: list[int] = []
         classes: list[str] = []
+        others: list[str] = []
         for row in rows:
             record = row["cells"].get(network, {})
             means, names = part(record, "per_class").get("mean"), record.get("classes")
-            if not means or not names or len(means) != len(names) or classes not in ([], names):
+            if not means or not names or len(means) != len(names):
+                continue
+            if classes not in ([], names):
+                others.append(row["name"])
                 continue
             if not classes:
                 classes, counts = names, record.get("train_counts") or [0] * len(names)
@@ -247,11 +252,9 @@ def _figures(rows: Sequence[dict[str, Any]], networks: Sequence[str]) -> list[di
             drawn = class_lines.accuracy_lines(lines, counts, classes, name=f"lines-{index}")
             label = f"accuracy by class, {network}"
             wide = len(classes) > 12 or class_lines.has_long_names(lines)
-            said = [
-                f"{title}: {remark}"
-                for title, own in lines.items()
-                for remark in tables.remarks(own)
-            ]
+            said = [f"{title}: {r}" for title, own in lines.items() for r in remarks(own)]
+            if others:
+                said.append(f"Not drawn, because their classes are others: {', '.join(others)}.")
             shown.append({"title": network, "wide": wide, "svg": svg(drawn, label), "said": said})
     return shown
 

@@ -13,6 +13,7 @@ from potstill.evaluation.probe import in_use
 from potstill.evaluation.record import few_test_images
 from potstill.reports import class_lines, figures, tables
 from potstill.reports.html import picture, render, svg
+from potstill.reports.remarks import remarks
 from potstill.reports.source import RunFolder, part, read_run, stored
 from potstill.run.checkpoint import write_bytes
 from potstill.run.errors import system_refusals
@@ -171,11 +172,17 @@ def _record(record: dict[str, Any]) -> dict[str, Any]:
         "protocol": tables.protocol_label(record.get("protocol")),
         "warn": _looked(record),
         "few": few_test_images(record),
-        "remarks": tables.remarks(record),
+        "remarks": [r for r in remarks(record) if not _told(r, record)],
         "full_students": len(part(part(record, "full"), "accuracy").get("values") or ()),
         "classes": svg(figures.per_class_bars(record), "accuracy per class") if classes else None,
         "wide": len(classes or ()) > 12,
     }
+
+
+def _told(remark: str, record: Mapping[str, Any]) -> bool:
+    """Whether the sentence about the test images says the same already."""
+    start = remark.split(" of ")[0]
+    return start.startswith("Few") and start in str(part(record, "test").get("sentence"))
 
 
 def _looked(record: Mapping[str, Any]) -> bool:

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from potstill.data.longtail import size_groups
-from potstill.evaluation.record import below, few_test_images
+from potstill.evaluation.record import few_test_images
 from potstill.reports.source import part
 
 __all__ = [
@@ -22,19 +22,15 @@ __all__ = [
     "latex",
     "markdown",
     "plain",
-    "printed",
     "protocol_label",
-    "remarks",
     "score_table",
     "size",
 ]
 
 Row = dict[str, Any]
-_NAMED = 10  # classes that a remark names
 GROUPS = ("head", "medium", "tail")
 # Context columns that a record may carry (``{**record, "method": ..., "data": ..., "ipc": ...}``)
 CONTEXT = ("method", "data", "imbalance_factor", "ipc")
-REFERENCES = {"random": "random real images", "mosaic": "random real mosaics of equal storage"}
 
 
 def protocol_label(protocol: Any) -> str:
@@ -100,44 +96,6 @@ def _full_title(record: Mapping[str, Any]) -> str:
     epochs = part(protocol, "training").get("epochs")
     same = protocol.get("hash") == part(record, "protocol").get("hash")
     return "full real" if same or epochs is None else f"full real, {epochs} epochs"
-
-
-def remarks(record: Any) -> list[str]:
-    """Return what a reader of a score has to know besides the numbers, in sentences.
-
-    That a class has few test images, and which classes came out worse than random real images: as
-    many of them, or as many as the storage of a tiled set holds.
-    """
-    record = record if isinstance(record, Mapping) else record.to_json()
-    names, said = record.get("classes") or [], []
-    few = few_test_images(record)
-    if few:
-        said.append(
-            f"Few test images: {few} of the smallest class, so one image is {100 / few:.0f} points "
-            "of its accuracy."
-        )
-    for key, title in REFERENCES.items():
-        worse = sorted(below(record, key).items(), key=lambda item: -item[1])
-        if worse:
-            named = [(names[k] if k < len(names) else k, gap) for k, gap in worse[:_NAMED]]
-            shown = ", ".join(f"{name} (-{gap:.1f})" for name, gap in named)
-            more = f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else ""
-            said.append(
-                f"Worse than {title} in {len(worse)} of {len(names)} classes, in points: "
-                f"{shown}{more}."
-            )
-    return said
-
-
-def printed(records: Iterable[Any]) -> str:
-    """Return the table of scores for a terminal, and below it what there is to remark."""
-    records = list(records)
-    lines = []
-    for record in records:
-        about = record if isinstance(record, Mapping) else record.to_json()
-        where = f"{about.get('network')}: " if len(records) > 1 else ""
-        lines += [where + remark for remark in remarks(about)]
-    return plain(score_table(records)) + "".join(f"\n{line}" for line in dict.fromkeys(lines))
 
 
 def _inherited_title(facts: Mapping[str, Any]) -> str:

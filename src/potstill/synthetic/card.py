@@ -103,13 +103,15 @@ def _real(synthetic: SyntheticSet) -> dict[str, Any]:
 
 
 def _score(record: Mapping[str, Any]) -> dict[str, Any]:
-    """A score record with its test images in words."""
+    """A score record with its test images, and what all real images were trained for, in words."""
     test = _part(record, "test")
     source, fold, fewest = test.get("source"), test.get("fold"), test.get("smallest")
     words = [f"{source}, fold {fold}" if fold else str(source or "unknown")]
     if isinstance(fewest, int) and fewest < FEW:
         words.append(f"few: {fewest} of a class")
-    return dict(record) | {"tested": "; ".join(words)}
+    epochs = _part(_part(_part(record, "full"), "protocol"), "training").get("epochs")
+    shown = f" ({epochs} epochs)" if isinstance(epochs, int) else ""
+    return dict(record) | {"tested": "; ".join(words), "epochs": shown}
 
 
 def _constants(synthetic: SyntheticSet) -> str:

@@ -1,0 +1,67 @@
+"""What a reader of scores has to know besides the numbers: in sentences below a table."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+from potstill.evaluation.record import below, few_test_images, part
+from potstill.reports.tables import plain, score_table
+
+__all__ = ["REFERENCES", "printed", "remarks"]
+
+REFERENCES = {"random": "random real images", "mosaic": "random real mosaics of equal storage"}
+_NAMED = 10  # classes that a remark names
+
+
+def remarks(record: Any) -> list[str]:
+    """Return what a reader of a score has to know besides the numbers, in sentences.
+
+    That a class has few test images, and which classes came out worse than random real images: as
+    many of them, or as many as the storage of a tiled set holds.
+    """
+    record = record if isinstance(record, Mapping) else record.to_json()
+    names, said = record.get("classes") or [], []
+    few = few_test_images(record)
+    if few:
+        said.append(
+            f"Few test images: {few} of the smallest class, so one image is {100 / few:.0f} points "
+            "of its accuracy."
+        )
+    for key, title in REFERENCES.items():
+        worse = sorted(below(record, key).items(), key=lambda item: -item[1])
+        if worse:
+            shown = ", ".join(
+                f"{names[k] if k < len(names) else k} (-{gap:.1f}{_error(record, key, k)})"
+                for k, gap in worse[:_NAMED]
+            )
+            more = f" and {len(worse) - _NAMED} more" if len(worse) > _NAMED else ""
+            said.append(
+                f"Worse than {title} in {len(worse)} of {len(names)} classes, in points"
+                f"{' ± standard error' if '±' in shown else ''}: {shown}{more}."
+            )
+    return said
+
+
+def _error(record: Mapping[str, Any], reference: str, label: int) -> str:
+    """Standard error of the difference of two means of a class, where both have a spread."""
+    total = 0.0
+    for facts in (record, part(record, reference)):
+        spread = part(facts, "per_class").get("std") or []
+        students = len(part(facts, "accuracy").get("values") or ())
+        if label >= len(spread) or spread[label] is None or students < 2:
+            return ""
+        total += spread[label] ** 2 / students
+    return f" ± {math.sqrt(total):.1f}"
+
+
+def printed(records: Iterable[Any]) -> str:
+    """Return the table of scores for a terminal, and below it what there is to remark."""
+    records = list(records)
+    lines = []
+    for record in records:
+        about = record if isinstance(record, Mapping) else record.to_json()
+        where = f"{about.get('network')}: " if len(records) > 1 else ""
+        lines += [where + remark for remark in remarks(about)]
+    return plain(score_table(records)) + "".join(f"\n{line}" for line in dict.fromkeys(lines))
