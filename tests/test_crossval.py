@@ -67,7 +67,7 @@ def test_every_image_is_tested_once_and_folds_are_ordinary_runs(source, capsys):
     assert "few test images (4 of a class)" in said and "full real" in said
 
 
-def test_finished_folds_are_not_repeated_and_the_pool_is_the_same(source, monkeypatch):
+def test_finished_folds_are_not_repeated_and_the_pool_is_the_same(source, monkeypatch, capsys):
     seen = []
     evaluate_run = job_module.evaluate_run
 
@@ -80,6 +80,7 @@ def test_finished_folds_are_not_repeated_and_the_pool_is_the_same(source, monkey
     monkeypatch.setattr(job_module, "evaluate_run", watched)
     stop = 1
     assert start(source) == 130
+    assert "the same command goes on where this one was" in capsys.readouterr().err
     path = source.parent / "cv" / "crossval.json"
     assert seen == ["fold-1-of-3"] and not path.exists()
     stop = 99

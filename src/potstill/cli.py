@@ -1,4 +1,4 @@
-"""The command line: ``potstill distill | evaluate | report | compare | methods | recipe``.
+"""The command line: ``potstill distill | evaluate | report | compare | crossval | recipe | ...``.
 
 Every field of a method is a flag, with its help taken from the dataclass. Strings become objects
 here and nowhere else. Exit codes: 0 success, 2 bad input, 3 diverged, 4 storage, 130 interrupted,
@@ -294,7 +294,7 @@ def _guarded(words: list[str]) -> int:
             3 if isinstance(error, DivergedError) else 4 if isinstance(error, StorageError) else 2
         )
     except ENDED as end:
-        goes_on = words[:1] and words[0] in ("distill", "recipe", "backbone")
+        goes_on = words[:1] and words[0] in ("distill", "crossval", "recipe", "backbone")
         print(
             f"potstill: {'ended' if isinstance(end, Terminated) else 'interrupted'}; "
             f"the same command {'goes on where this one was' if goes_on else 'begins again'}",

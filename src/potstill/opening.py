@@ -50,7 +50,7 @@ class Data(Reading):
             **self.reading_facts(),
         )
         few = few_note(test)
-        if few:
+        if few and self.fold is None:  # all folds together test every image
             logger.warning("%s", few)
         if self.imbalance_factor != 1:
             train = train.long_tailed(self.imbalance_factor, profile=self.profile)
