@@ -220,10 +220,13 @@ def test_mosaics_of_equal_storage_stand_beside_a_tiled_set(syn, data, run, train
     assert score(tiled, data, run, baseline=False, **how).mosaic is None
 
 
-def test_mosaics_follow_uneven_counts(syn, data, run):
+def test_mosaics_follow_uneven_counts(syn, data, run, caplog):
     uneven = replace(syn, images=syn.images[:5], labels=syn.labels[:5], decode=TILED)
     found = score(uneven, data, run, quantized=False, protocol=TINY.with_(epochs=1))
     assert found.mosaic["images"] == 8 + 8 + 4
+    make = replace(uneven, images=syn.images.repeat(3, 1, 1, 1), labels=torch.arange(18) // 6)
+    score(make, data, run, quantized=False, protocol=TINY.with_(epochs=1))
+    assert not caplog.records  # that a class repeats its 5 images is no news to a reader of scores
     images, labels = mosaic_views(data[0], (2, 0, 1), 2, run)
     assert images.shape == (12, 1, 8, 8) and labels.tolist() == [0] * 8 + [2] * 4
 

@@ -132,6 +132,7 @@ def start_canvas(
     starved: str = "repeat",
     bounded: bool = True,
     candidates: Sequence[Tensor] | None = None,
+    quiet: bool = False,
 ) -> Canvas:
     """Return the canvas on which a method begins.
 
@@ -145,6 +146,7 @@ def start_canvas(
             "keep" (fewer stored images; not with mosaics).
         candidates: positions in ``real`` per class, in the order in which they are taken; default:
             all of the class, shuffled. A class without any starts from noise.
+        quiet: do not warn of classes with too few images.
     """
     check_value("start", start, Start)
     check_value("starved", starved, Starved)
@@ -153,7 +155,7 @@ def start_canvas(
     if len(wanted) != real.num_classes or min(wanted) < 1:
         raise InputError(f"ipc is {ipc}; use at least 1 image per class")
     per_image = factor**2 if start == "tiled" else 1
-    if start != "noise":
+    if start != "noise" and not quiet:
         _warn_of_shortage(real, wanted, per_image, starved, candidates)
     stacks = []
     for label, count in enumerate(wanted):

@@ -98,7 +98,8 @@ def mosaic_views(
     c; a class with fewer real images repeats them, shifted.
     """
     most = [max(1, count) for count in counts]
-    canvas = start_canvas(train, most, run.generator, start="tiled", factor=factor)
+    how: dict[str, Any] = {"start": "tiled", "factor": factor, "quiet": True}
+    canvas = start_canvas(train, most, run.generator, **how)
     kept = torch.tensor(counts)[canvas.labels] > 0
     images, labels = decode_images(canvas.images.detach()[kept], canvas.labels[kept], canvas.spec)
     return images, labels
