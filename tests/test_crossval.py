@@ -96,7 +96,7 @@ def test_finished_folds_are_not_repeated_and_the_pool_is_the_same(source, monkey
     [
         (["--fold", "1/3"], "fold is '1/3'; crossval runs all folds"),
         (["--test", "digits"], "test is 'digits'; crossval tests on the folds"),
-        (["--folds", "1"], "folds is 1; use at least 2"),
+        (["--folds", "1"], "--folds is 1; use a whole number from 2 to 1000"),
         (["--folds", "5"], "class 'fly' has 4 image(s), too few for one in each fold; use at most"),
         (["--protocol", "quik"], "did you mean 'quick'"),
         (["--network", "mlb-w8"], "mlb-w8"),

@@ -19,6 +19,7 @@ import torch
 
 from potstill.backbones import _Shown, _Train
 from potstill.cli import Distill, Evaluate, Recipe, main
+from potstill.crossval import _CrossVal
 from potstill.experts.selfsupervised import SelfSupervision
 from potstill.flags import Machine
 from potstill.job import Data
@@ -97,6 +98,8 @@ def cases() -> Iterator[Case]:
     commands.append(("backbone show convnet-d2-w8-in", (_Shown,)))
     scored = "evaluate {root}/made --network convnet-d2-w8-in --protocol quick --runs 1"
     commands.append((f"{scored} --no-baseline --no-quantized", (Evaluate, Machine)))
+    folds = "crossval random --folds 2 --ipc 1 --network mlp-w8 --protocol quick --runs 1"
+    commands.append((f"{folds} --out {{root}}/folds --force", (_CrossVal,)))
     commands.append(("recipe {root}/tiny.toml --out {root}/recipe --force", (Recipe, Machine)))
     for command, owners in commands:
         quiet = " --device cpu --threads 1 --quiet" if Machine in owners else ""

@@ -11,14 +11,16 @@ import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 from potstill.flags import default_budget, method_flags, parse, suiting
 from potstill.run.errors import InputError
+from potstill.run.fields import Batch, Range, Runs, Seed, check_value
 
 __all__ = ["command", "cross_validate", "pooled"]
 
 _FILE = "crossval.json"
+Folds = Annotated[int, Range(2, 1000)]
 _BESIDE = ("quantized", "random", "mosaic", "full")  # parts of a score that are pooled like it
 _SAME = ("network", "protocol", "label_tier", "classes", "chosen", "receiver_bytes")
 
@@ -72,8 +74,7 @@ def cross_validate(
         raise InputError(f"fold is {data.fold!r}; crossval runs all folds, so leave it out")
     if data.test is not None:
         raise InputError(f"test is {data.test!r}; crossval tests on the folds, so leave it out")
-    if folds < 2:
-        raise InputError(f"folds is {folds}; use at least 2")
+    check_value("folds", folds, Folds)
     if (folder / "run.json").exists():
         raise InputError(f"out is {folder}, which holds a run of its own; name another folder")
     if force:  # what it pooled is about to be replaced
@@ -166,12 +167,12 @@ class _CrossVal:
     """What a cross-validation needs besides the method's own fields."""
 
     out: Path  # folder of the folds' run folders; a killed run resumes there
-    folds: int = 5  # parts of the train split, each of which is tested once
-    ipc: int = 10  # stored images per class
-    seed: int = 0  # every random draw of the method descends from it
+    folds: Folds = 5  # parts of the train split, each of which is tested once
+    ipc: Batch = 10  # stored images per class
+    seed: Seed = 0  # every random draw of the method descends from it
     network: list[str] | None = None  # student networks; default as potstill evaluate
     protocol: str | None = None  # how students are trained; default as potstill evaluate
-    runs: int = 5  # students per network and fold
+    runs: Runs = 5  # students per network and fold
     full: bool = False  # score training on all real images of each fold, too
     force: bool = False  # replace finished or foreign runs in --out
 
@@ -189,24 +190,25 @@ def command(words: list[str]) -> str:
         )
     kind, budget = find(words[0]), default_budget(words)
     about = "Cross-validation: distil and score once for each fold, then pool."
-    chosen = parse(method_flags(kind, budget, _CrossVal, about), words[1:], f"crossval {words[0]}")
-    job = chosen.job
-    records = cross_validate(
-        chosen.method,
-        chosen.data,
-        out=job.out,
-        folds=job.folds,
-        ipc=job.ipc,
-        run=chosen.machine.run(job.seed),
-        networks=job.network,
-        protocol=job.protocol,
-        runs=job.runs,
-        full=job.full,
-        force=job.force,
-        label=chosen.budget,
-    )
-    students = f"{job.runs} student{'s' if job.runs > 1 else ''} each"
-    return (
-        f"{printed(records)}\nMeans and spreads are over {job.folds} folds, {students}; every one "
-        f"of {records[0]['test']['images']} images is tested once.\n{job.out / _FILE}"
-    )
+    options = method_flags(kind, budget, _CrossVal, about)
+    with parse(options, words[1:], f"crossval {words[0]}") as chosen:
+        job = chosen.job
+        records = cross_validate(
+            chosen.method,
+            chosen.data,
+            out=job.out,
+            folds=job.folds,
+            ipc=job.ipc,
+            run=chosen.machine.run(job.seed),
+            networks=job.network,
+            protocol=job.protocol,
+            runs=job.runs,
+            full=job.full,
+            force=job.force,
+            label=chosen.budget,
+        )
+        students = f"{job.runs} student{'s' if job.runs > 1 else ''} each"
+        return (
+            f"{printed(records)}\nMeans and spreads are over {job.folds} folds, {students}; every "
+            f"one of {records[0]['test']['images']} images is tested once.\n{job.out / _FILE}"
+        )
