@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -143,6 +144,7 @@ def place(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def outcome(case: Case, value: str, root: Path, capsys: pytest.CaptureFixture[str]) -> int:
     """Run one case and hold it against what is allowed; return its exit code."""
     capsys.readouterr()
+    shutil.rmtree(root / "backbone", ignore_errors=True)  # one of another training is refused
     began = time.process_time()  # of this process alone: others may be busy
     code = main(case.words(value, root))
     spent, said = time.process_time() - began, capsys.readouterr().err
@@ -168,10 +170,26 @@ def test_what_no_such_number_can_be_is_one_sentence(case, place, capsys, monkeyp
         assert not case.legal(value) and outcome(case, value, place, capsys) == 2
 
 
-@pytest.mark.parametrize("value", VALUES)
+@pytest.mark.parametrize("value", VALUES if LONG else [])
 @pytest.mark.parametrize(
     "case", list(cases()) if LONG else [], ids=lambda case: f"{case.command.split()[1]}{case.flag}"
 )
 def test_every_flag_with_every_value(case, value, place, capsys, monkeypatch):
     monkeypatch.setenv("POTSTILL_CACHE", str(place / "cache"))
     assert outcome(case, value, place, capsys) == 2 or case.legal(value)
+
+
+@pytest.mark.parametrize("name", ["dm", "ncfm", "mtt", "lgm"])
+def test_the_most_steps_begin_at_once(name, make_blobs, run):
+    def stop(step: int, record: dict[str, Any], canvas: Any) -> None:
+        raise KeyboardInterrupt(step)
+
+    words = fewest(name)
+    given = {
+        flag[2:].replace("-", "_"): value for flag, value in zip(*[iter(words)] * 2, strict=True)
+    }
+    fields = {k: int(v) if v.isdigit() else v for k, v in given.items()} | {"steps": 10**9}
+    began = time.process_time()
+    with pytest.raises(KeyboardInterrupt, match="0"):
+        CATALOGUE[name].budget("quick", **fields)(make_blobs((8, 6)), 1, run.with_(watch=stop))
+    assert time.process_time() - began < SECONDS
