@@ -147,7 +147,7 @@ def test_what_needs_a_probe_or_a_backbone_says_so(digits, here):
         potstill.evaluate(syn, *digits, network="same", protocol=PROBE, run=here)
     with pytest.raises(InputError, match="inherited under a probe"):
         potstill.evaluate(syn, *digits, protocol="quick", run=here, inherit=Inheritance())
-    with pytest.raises(InputError, match="did you mean 'ridge'"):
+    with pytest.raises(InputError, match="use one of ridge, adam"):
         Inheritance(projector="rigde")
     with pytest.raises(InputError, match="did you mean 'post_hoc'"):
         Inheritance(prior="posthoc")
