@@ -50,11 +50,9 @@ class Operations:
 
     def _exchange(self) -> None:
         """The exchange of folders goes through ctypes, so it is counted where it is called."""
-        from potstill.synthetic import folder
+        from potstill.run import replace
 
-        for name in ("exchange", "_exchange"):
-            if hasattr(folder, name):
-                setattr(folder, name, self._counting("exchange", getattr(folder, name)))
+        replace._exchanged = self._counting("exchange", replace._exchanged)
 
     def at(self, name: str, path: Any, half: Callable[[], None] = lambda: None) -> None:
         """Count one operation, or let it be the last; ``half`` does a part of it first."""

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import ground
 from cases import Case, Ended, Fault, draw_for, finish, in_child, start, trials
-from test_kills import JOBS, Trial, main
+from trial import Trial
 
 CODES = {signal.SIGTERM: 143, signal.SIGHUP: 129, signal.SIGINT: 130, signal.SIGKILL: -9}
 LONGER = ("csdm", "lad", "lgm", "backbone", "evaluate", "force", "recipe")
@@ -43,14 +43,8 @@ class Interrupted(Trial):
                     late += 1
                     continue
                 self._polite(ended, sent)
-                self._strangers(f"after {sent.name}")
-            second = in_child(lambda: self.job.action(self.place), self.said)
-            if second.code != 0 or "Traceback" in second.said:
-                raise Fault(f"the last run ended with {second.code}: {second.said[-500:]!r}")
-            if self.job.result(self.place) != self.expected:
-                raise Fault(f"another result ({self._differing()})")
-            self._strangers("at the end", home=True)
-            self._left("run" if signal.SIGKILL in dict((s, p) for p, s in moments) else "")
+                self.between(sent.name)
+            self.again("cache" if signal.SIGKILL in [sent for _, sent in moments] else "")
         kinds = "+".join(sorted({sent.name for _, sent in moments}))
         return f"{self.name}: {kinds}" + (" (too late)" if late == len(moments) else "")
 
@@ -80,13 +74,8 @@ class Interrupted(Trial):
             raise Fault(f"{sent.name} is answered by {lines[-2:]}")
         if "Traceback" in ended.said:
             raise Fault(f"{sent.name} gives a traceback: {ended.said[-500:]!r}")
-        if left := [str(p.relative_to(self.place)) for p in self.place.rglob(".*.part")]:
+        if left := self.left():
             raise Fault(f"{sent.name} leaves {left}")
-
-    def _left(self, under: str) -> None:
-        left = [p for name in (".*.part", ".*.old") for p in (self.place / under).rglob(name)]
-        if left:
-            raise Fault(f"left behind: {[str(p.relative_to(self.place)) for p in left]}")
 
 
 def cases(

@@ -28,6 +28,7 @@ ROOMS = {  # room: module, function, cases by default (0: all there are)
     "artifacts": ("test_artifacts", "cases", 22_000),
     "artifact-commands": ("test_artifacts", "command_cases", 200),
     "kills": ("test_kills", "cases", 0),
+    "signals": ("test_signals", "cases", 210),
 }
 
 
