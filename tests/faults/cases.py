@@ -1,4 +1,4 @@
-"""Trials that may crash, hang or eat memory: each runs in a forked child, and is judged from outside.
+"""Trials that may crash, hang or eat memory: each runs in a forked child, judged from outside.
 
 A case returns the kind of its outcome in a word or two; :class:`Fault`, any other exception, a
 death, a hang, too many seconds or megabytes are failures. Cases are independent of each other:
@@ -170,7 +170,7 @@ def start(action: Callable[[], int], said: Path) -> int:
         quiet = os.open(os.devnull, os.O_WRONLY)
         os.dup2(os.open(said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644), 2)
         os.dup2(quiet, 1)
-        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: PTH123, SIM115
+        sys.stdout, sys.stderr = open(1, "w", closefd=False), open(2, "w", closefd=False)  # noqa: SIM115
         _unhandled()
         code = action()
     except BaseException:

@@ -22,9 +22,7 @@ HOSTILE = (
 _RAW = re.compile(r'"@raw(\d+)@"')
 
 
-def damaged(
-    content: bytes, draw: random.Random, others: Sequence[bytes] = ()
-) -> tuple[str, bytes]:
+def damaged(content: bytes, draw: random.Random, others: Sequence[bytes] = ()) -> tuple[str, bytes]:
     """Return what was done in words, and the content after it (always another one)."""
     while True:
         what, after = draw.choice(_DAMAGES)(content, draw, others)
@@ -143,8 +141,8 @@ def _alter(holder: Any, key: Any, draw: random.Random) -> str:
 
 _TOML = (
     '"x"', '""', "0", "-1", "1.5", "nan", "inf", "1e308", "true", "[]", "{}", "9223372036854775808",
-    "9" * 5000, "[" * 40 + "]" * 40, "[" * 5000 + "]" * 5000, "1979-05-27", "07:32:00", "'''a\nb'''",
-    '"\\u0000"', '"/dev/zero"', "[1, 2]", '["x", "x"]', "{ a = 1 }", '"csdm"', "2", "[[]]",
+    "9" * 5000, "[" * 40 + "]" * 40, "[" * 5000 + "]" * 5000, "1979-05-27", "07:32:00",
+    "'''a\nb'''",    '"\\u0000"', '"/dev/zero"', "[1, 2]", '["x", "x"]', "{ a = 1 }", '"csdm"', "2", "[[]]",
     '"' + "y" * 100_000 + '"',
 )  # fmt: skip
 

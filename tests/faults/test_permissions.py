@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ctypes
 import shlex
+import shutil
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def commands(root: Path) -> dict[str, list[str]]:
         "distill anew": ground.words("random", source, root / "new"),
         "evaluate": ["evaluate", run, *shlex.split(ground.STUDENT), "--runs", "2"],
         "report": ["report", run],
-        "compare": ["compare", run, run, "--out", str(root / "page.html")],
+        "compare": ["compare", run, str(root / "other"), "--out", str(root / "page.html")],
         "recipe": ["recipe", str(root / "cell.toml"), "--out", str(root / "cell"), *_MACHINE],
         "backbone": [
             *("backbone", "train", "--data", str(source), "--out", str(root / "backbone")),
@@ -109,6 +110,7 @@ def cases(root: Path, seed: int, numbers: range | None) -> Iterator[Case]:
         ended = in_child(lambda: 0 if ground.finished(now, "csdm") else 1, root / "said", 300)
         assert ended.code == 0, ended
     (now / "csdm").rename(now / "run")
+    shutil.copytree(now / "run", now / "other")
     (now / "cell.toml").write_text(ground.RECIPE.format(source=now / "source"))
     ground.fresh(now, template)
     every = [

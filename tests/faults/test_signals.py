@@ -78,9 +78,7 @@ class Interrupted(Trial):
             raise Fault(f"{sent.name} leaves {left}")
 
 
-def cases(
-    root: Path, seed: int, numbers: range, jobs: tuple[str, ...] = LONGER
-) -> Iterator[Case]:
+def cases(root: Path, seed: int, numbers: range, jobs: tuple[str, ...] = LONGER) -> Iterator[Case]:
     ready: dict[str, Interrupted] = {}
     for number in numbers:
         draw = draw_for("signals", seed, number)
@@ -95,5 +93,3 @@ def test_signals_at_random_moments(tmp_path):
     ground.warm()
     tally = trials(cases(tmp_path, 0, range(5), ("csdm", "evaluate")))
     assert not tally.failures, "\n".join(tally.failures)
-
-

@@ -6,12 +6,11 @@ unfinished file left, and in between the old artifact or the new one.
 
 from __future__ import annotations
 
-
 import json
 import shlex
 import shutil
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -73,9 +72,7 @@ def strangers(folder: Path, *, note: bool) -> None:
 
 
 def distilling(job: str, *more: str) -> Callable[[Path], int]:
-    return lambda folder: main(
-        [*ground.words(job, folder / "source", folder / "run"), *more]
-    )
+    return lambda folder: main([*ground.words(job, folder / "source", folder / "run"), *more])
 
 
 def _empty(folder: Path) -> None:
@@ -128,11 +125,9 @@ def _follow(folder: Path) -> int:
 
 
 def _backbone(folder: Path) -> int:
-    return main(
-        ["backbone", "train", "--data", str(folder / "source"), "--out", str(folder / "run")]
-        + shlex.split("--network convnet-d2-w8-in --epochs 2 --device cpu --threads 1 --quiet")
-        + ["--checkpoint-seconds", "0"]
-    )
+    words = ["backbone", "train", "--data", str(folder / "source"), "--out", str(folder / "run")]
+    how = "--network convnet-d2-w8-in --epochs 2"
+    return main([*words, *shlex.split(f"{how} {ground.MACHINE}")])
 
 
 def _weights(folder: Path) -> dict[str, bytes]:
@@ -277,5 +272,3 @@ class Trial:
             inner = Path(*parts[index:])
             if home or not [p for p in self.place.rglob(inner.name) if p.parts[-1] == inner.name]:
                 raise Fault(f"{when} {relative} is lost")
-
-
