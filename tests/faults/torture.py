@@ -27,8 +27,13 @@ Make = Callable[..., Iterator[Case]]
 ROOMS = {  # room: module, function, cases by default (0: all there are)
     "artifacts": ("test_artifacts", "cases", 22_000),
     "artifact-commands": ("test_artifacts", "command_cases", 200),
+    "records": ("test_state_files", "record_cases", 2_000),
+    "recipes": ("test_state_files", "recipe_cases", 1_000),
+    "sources": ("test_sources", "cases", 10_000),
     "kills": ("test_kills", "cases", 0),
     "signals": ("test_signals", "cases", 210),
+    "full-disk": ("test_full_disk", "cases", 200),
+    "permissions": ("test_permissions", "cases", 0),
 }
 
 
