@@ -4,13 +4,16 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEVICE ?= cpu
 
-.PHONY: demo test check lint types bench clean
+.PHONY: demo test torture check lint types bench clean
 
 demo: $(STAMP)  ## distil long-tailed digits, score them, write the page (about a minute)
 	$(BIN)/potstill recipe recipes/csdm/digits-lt50-ipc10.toml --out runs/demo --force
 
 test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest
+
+torture: $(STAMP)  ## damage of every kind, at length; see CONTRIBUTING.md
+	$(BIN)/python tests/faults/torture.py $(ROOMS) $(if $(SEED),--seed $(SEED)) $(if $(CASES),--cases $(CASES)) $(if $(CASE),--case $(CASE))
 
 check: $(STAMP) lint types test  ## everything a change must pass
 	$(BIN)/python benchmarks/results_table.py --check

@@ -17,13 +17,21 @@ __all__ = [
     "system_refusals",
 ]
 
+_LONGEST = 1500  # characters of a sentence
+
 
 class PotstillError(Exception):
     """Base of all errors raised on purpose; the command line prints them without traceback."""
 
     def __str__(self) -> str:
-        """The sentence on one line, whatever control characters the name of a file brings in."""
-        return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in super().__str__())
+        """The sentence on one line and of a length to be read, whatever files bring into it.
+
+        Control characters are written out; of very long ones the middle is left out.
+        """
+        said = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in super().__str__())
+        if len(said) > _LONGEST:
+            said = f"{said[: _LONGEST // 2]} ... {said[-_LONGEST // 4 :]}"
+        return said
 
 
 class InputError(PotstillError, ValueError):
