@@ -149,7 +149,7 @@ def test_what_needs_a_probe_or_a_backbone_says_so(digits, here):
         potstill.evaluate(syn, *digits, protocol="quick", run=here, inherit=Inheritance())
     with pytest.raises(InputError, match="use one of ridge, adam"):
         Inheritance(projector="rigde")
-    with pytest.raises(InputError, match="did you mean 'post_hoc'"):
+    with pytest.raises(InputError, match="use one of plain, balanced, logit_adjusted, post_hoc"):
         Inheritance(prior="posthoc")
 
 
