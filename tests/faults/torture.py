@@ -29,7 +29,7 @@ ROOMS = {  # room: module, function, cases by default (0: all there are)
     "artifact-commands": ("test_artifacts", "command_cases", 200),
     "records": ("test_state_files", "record_cases", 2_000),
     "recipes": ("test_state_files", "recipe_cases", 1_000),
-    "sources": ("test_sources", "cases", 10_000),
+    "sources": ("test_damaged_sources", "cases", 10_000),
     "kills": ("test_kills", "cases", 0),
     "signals": ("test_signals", "cases", 210),
     "full-disk": ("test_full_disk", "cases", 200),
