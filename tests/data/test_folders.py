@@ -70,7 +70,7 @@ def test_splits(birds, tmp_path, name):
     assert load(root, split=name.lower()).checksum == test.checksum
     (root / name / "wren" / "0.png").unlink()
     (root / name / "wren").rmdir()
-    with pytest.raises(InputError, match=r"classes are not those of .*\(wren\)"):
+    with pytest.raises(InputError, match=r"have other classes than .*\(wren\)"):
         load_pair(root)
 
 

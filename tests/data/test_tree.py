@@ -178,7 +178,7 @@ def test_a_missing_test_class_has_a_way_out(build):
         load_pair(root)
     assert load_pair(root / "train")[1].counts == (1, 1, 1)
     (root / "test" / "c").rmdir()
-    with pytest.raises(InputError, match=r"classes are not those .*\(c\); .* only the train"):
+    with pytest.raises(InputError, match=r"have other classes than .*\(c\); .* only the train"):
         load_pair(root)
 
 

@@ -250,12 +250,12 @@ def _read_like(train: ImageSet, reader: _Reader, source: Source, split: str) -> 
         differ = sorted(set(train.classes) ^ set(test.classes)) or ["their order"]
         raise InputError(
             f"the test images of {test.source!r} have other classes than the training images of "
-            f"{train.source!r} ({', '.join(differ[:5])}); give both the same classes, or only the train split as "
-            "the source, and test images are held out of it"
+            f"{train.source!r} ({', '.join(differ[:5])}); give both the same classes, or only the "
+            "train split as the source, and test images are held out of it"
         )
     if train.shape != test.shape:
         raise InputError(
-            f"the test images of {test.source!r} have shape {test.shape}, but the training images of "
-            f"{train.source!r} have {train.shape}; use image_size={min(train.shape[1:])}"
+            f"the test images of {test.source!r} have shape {test.shape}, but the training images "
+            f"of {train.source!r} have {train.shape}; use image_size={min(train.shape[1:])}"
         )
     return test
