@@ -112,9 +112,9 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _finished(folder: Path, key: str, force: bool) -> bool:
+    _remove_parts(folder)
     if not (folder / "run.json").exists():
         return False
-    _remove_parts(folder)
     try:
         record = read_record(folder)
     except InputError:
