@@ -70,6 +70,7 @@ def evaluate_run(
         some_networks,
         write_scores,
     )
+    from potstill.evaluation.record import check_scores
     from potstill.reports import write_card
     from potstill.synthetic.iterates import list_iterates
 
@@ -82,6 +83,7 @@ def evaluate_run(
         raise InputError(
             f"folder is {folder}, which does not exist; give the folder of a distillation run"
         )
+    check_scores(folder)
     if data is not None and not (folder / "run.json").exists():  # an artifact without its run
         syn = SyntheticSet.load(folder)
         train, test, note = Data(data=data).open(run)
