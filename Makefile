@@ -13,7 +13,7 @@ test: $(STAMP)  ## all tests
 	$(BIN)/python -m pytest
 
 torture: $(STAMP)  ## damage of every kind, at length; see CONTRIBUTING.md
-	$(BIN)/python tests/faults/torture.py $(ROOMS) $(if $(SEED),--seed $(SEED)) $(if $(CASES),--cases $(CASES)) $(if $(CASE),--case $(CASE))
+	$(BIN)/python tests/faults/torture.py $(ROOMS) $(if $(SEED),--seed $(SEED)) $(if $(CASES),--cases $(CASES)) $(if $(CASE),--case $(CASE)) $(if $(MINUTES),--minutes $(MINUTES))
 
 check: $(STAMP) lint types test  ## everything a change must pass
 	$(BIN)/python benchmarks/results_table.py --check

@@ -286,6 +286,7 @@ DAMAGE: dict[str, tuple[str, Callable[[bytes], bytes]]] = {
     "record of lists": ("run.json", lambda _: b'{"status": "finished", "job": []}'),
     "strange options": ("run.json", lambda content: content.replace(b'"resize"', b'"rm -rf"')),
     "scores": ("scores.json", lambda _: b"{"),
+    "a score of another type": ("scores.json", lambda _: b'{"scores": [{"network": 1e999}]}'),
 }
 
 
@@ -298,10 +299,9 @@ def test_damaged_artifacts_are_refused(case, run_folder, refused, monkeypatch):
     path = run_folder / name
     path.write_bytes(spoil(path.read_bytes() if path.exists() else b""))
     before = snapshot(run_folder)
-    if case != "scores":
-        monkeypatch.setattr(scores_module, "Bench", trained)
-        refused(["evaluate", str(run_folder), *STUDENT])
-    if case in ("provenance", "record", "scores"):  # what a page is made from
+    monkeypatch.setattr(scores_module, "Bench", trained)
+    refused(["evaluate", str(run_folder), *STUDENT])
+    if case in ("provenance", "record") or name == "scores.json":  # what a page is made from
         refused(["report", str(run_folder)])
     assert snapshot(run_folder) == before
 

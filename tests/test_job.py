@@ -21,6 +21,7 @@ import potstill
 from potstill.cli import main
 from potstill.methods import CSDM
 from potstill.run import Run, loop
+from potstill.run.folder import claimed
 
 TINY = shlex.split(
     "distill csdm --data digits --imbalance-factor 20 --ipc 1 --steps 150"
@@ -129,6 +130,15 @@ def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(tmp_pat
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     assert [line["step"] for line in lines] == list(range(150))
     assert not list(folder.glob(".*.part"))
+
+
+def test_what_a_killed_first_write_left_is_taken_away_and_nothing_else(tmp_path):
+    ours, other = tmp_path / ".run.json.abc_1234.part", tmp_path / ".run.json.mine"
+    for path in (ours, other):
+        path.touch()
+    with claimed(tmp_path, "key", force=False) as finished:
+        assert not finished
+    assert other.exists() and not ours.exists()
 
 
 def test_two_fresh_runs_are_equal_and_another_seed_is_not(short, tmp_path):

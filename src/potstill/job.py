@@ -70,6 +70,7 @@ def evaluate_run(
         some_networks,
         write_scores,
     )
+    from potstill.evaluation.record import check_scores
     from potstill.reports import write_card
     from potstill.synthetic.iterates import list_iterates
 
@@ -82,6 +83,7 @@ def evaluate_run(
         raise InputError(
             f"folder is {folder}, which does not exist; give the folder of a distillation run"
         )
+    check_scores(folder)
     if data is not None and not (folder / "run.json").exists():  # an artifact without its run
         syn = SyntheticSet.load(folder)
         train, test, note = Data(data=data).open(run)
@@ -139,6 +141,7 @@ def evaluated(
     from potstill.evaluation.bench import tiles_per_side
     from potstill.evaluation.inheritance import fits
     from potstill.evaluation.record import names_of
+    from potstill.reports import refresh_card
 
     syn = SyntheticSet.load(folder)
     train, test, _ = open_data(read_record(folder), run)
@@ -164,6 +167,8 @@ def evaluated(
         options |= {"network": missing, "protocol": protocol, "inherit": inherit}
         evaluate_run(folder, run, runs=runs, full=full, **options)
         there = known()
+    else:
+        refresh_card(folder)
     return [there[name] for name in wanted]
 
 

@@ -20,7 +20,7 @@ import sys
 import time
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -65,24 +65,35 @@ def draw_for(room: str, seed: int, number: int) -> random.Random:
     return random.Random(f"{room}/{seed}/{number}")
 
 
-def trials(cases: Iterable[Case], say: Callable[[str], None] = lambda text: None) -> Tally:
-    """Run the cases in forked children, some per child; ``say`` is told of each failure."""
+def trials(
+    cases: Iterable[Case],
+    say: Callable[[str], None] = lambda text: None,
+    until: float = float("inf"),
+) -> Tally:
+    """Run the cases in forked children, some per child; ``say`` is told of each failure.
+
+    No case begins after ``until`` on the monotonic clock.
+    """
     tally, waiting = Tally(), iter(cases)
     while batch := [case for _, case in zip(range(BATCH), waiting, strict=False)]:
         while batch:
             done = 0
-            for case, fault, outcome in _some(batch):
+            answers = _some(batch)
+            for case, fault, outcome in answers:
                 done += 1
                 if fault:
                     tally.failures.append(f"case {case.number} ({case.what}): {fault}")
                     say(tally.failures[-1])
                 else:
                     tally.outcomes[outcome] += 1
+                if time.monotonic() > until:
+                    answers.close()
+                    return tally
             batch = batch[done:]
     return tally
 
 
-def _some(batch: list[Case]) -> Iterator[tuple[Case, str, str]]:
+def _some(batch: list[Case]) -> Generator[tuple[Case, str, str], None, None]:
     """Judge cases in one child until the last or the first failure."""
     reading, writing = os.pipe()
     child = fork()
@@ -90,28 +101,37 @@ def _some(batch: list[Case]) -> Iterator[tuple[Case, str, str]]:
         os.close(reading)
         _work(batch, writing)
     os.close(writing)
-    with os.fdopen(reading, "rb", buffering=0) as answers:
-        for case in batch:
-            ready, _, _ = select.select([answers], [], [], case.patience)
-            line = answers.readline() if ready else b""
-            if not line:
-                with contextlib.suppress(ProcessLookupError):
-                    os.kill(child, signal.SIGKILL)
-                _, status = os.waitpid(child, 0)
-                hung = f"hung for {case.patience:.0f} s"
-                yield case, hung if not ready else f"the process ended with status {status}", ""
-                return
-            answer = json.loads(line)
-            yield case, answer["fault"], answer["outcome"]
-            if answer["fault"]:
-                break
+    ended = False
+    try:
+        with os.fdopen(reading, "rb", buffering=0) as answers:
+            for case in batch:
+                ready, _, _ = select.select([answers], [], [], case.patience)
+                line = answers.readline() if ready else b""
+                if not line:
+                    ended = True
+                    status = _ended(child)
+                    hung = f"hung for {case.patience:.0f} s"
+                    yield case, f"the process ended with status {status}" if ready else hung, ""
+                    return
+                answer = json.loads(line)
+                yield case, answer["fault"], answer["outcome"]
+                if answer["fault"]:
+                    return
+    finally:
+        if not ended:
+            _ended(child)
+
+
+def _ended(child: int) -> int:
+    """Status of a child, which is killed if it has not ended."""
     with contextlib.suppress(ProcessLookupError):
         os.kill(child, signal.SIGKILL)
-    os.waitpid(child, 0)
+    return os.waitpid(child, 0)[1]
 
 
 def _work(batch: list[Case], answers: int) -> None:
     logging.getLogger("potstill").addHandler(logging.NullHandler())
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders of pictures write there by themselves
     for case in batch:
         _forget_peak()
         before, began = _peak(), time.process_time()

@@ -76,10 +76,13 @@ def record_cases(root: Path, seed: int, numbers: range) -> Iterator[Case]:
             page.unlink(missing_ok=True)
             spoil(place / record, draw)
             before = contents(place)
-            outcome = judged(cli(commands[name]), (0, 2, 4))
+            ended = cli(commands[name])
+            outcome = judged(ended, (0, 2, 4))
             sound_page(page)
-            if outcome == "refused" and contents(place) != before:
-                raise Fault("refused, but files have changed")
+            after = contents(place)
+            changed = [name for name in before | after if before.get(name) != after.get(name)]
+            if outcome == "refused" and changed:
+                raise Fault(f"refused, but {changed} are others: {ended.said[-300:]!r}")
             if outcome == "ran" and name == "evaluate":
                 sound_scores(place)
             return f"{name}: {outcome}"

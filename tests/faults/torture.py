@@ -37,18 +37,22 @@ ROOMS = {  # room: module, function, cases by default (0: all there are)
 }
 
 
-def rehearse(room: str, seed: int, count: int | None, only: int | None) -> bool:
-    """Go through one room; return whether all held."""
+def rehearse(
+    room: str, seed: int, count: int | None, only: int | None, minutes: float | None
+) -> bool:
+    """Go through one room; return whether all held that were tried."""
     module, function, default = ROOMS[room]
     make: Make = getattr(importlib.import_module(module), function)
     number = default if count is None else count
     numbers = range(number) if number else None
     root, began = Path(tempfile.mkdtemp(prefix="potstill-torture-")), time.monotonic()
+    until = began + 60 * minutes if minutes else float("inf")
     try:
         with ground.environment(root):
             found = make(root, seed, numbers)
             chosen = (case for case in found if only is None or case.number == only)
-            tally = trials(chosen, lambda text: print(f"  FAILED {room} --seed {seed}: {text}"))
+            failed = lambda text: print(f"  FAILED {room} --seed {seed}: {text}", flush=True)  # noqa: E731
+            tally = trials(chosen, failed, until)
     finally:
         shutil.rmtree(root, ignore_errors=True)
     print(f"{room} (seed {seed}, {time.monotonic() - began:.0f} s): {tally}", flush=True)
@@ -62,12 +66,14 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--cases", type=int, help="per room, instead of its own number")
     parser.add_argument("--case", type=int, help="only the case of this number")
+    parser.add_argument("--minutes", type=float, help="per room at most")
     chosen = parser.parse_args()
     unknown = [room for room in chosen.rooms if room not in ROOMS]
     if unknown:
         parser.error(f"no room is called {unknown[0]}; there are {', '.join(ROOMS)}")
     ground.warm()
-    held = [rehearse(r, chosen.seed, chosen.cases, chosen.case) for r in chosen.rooms or ROOMS]
+    how = chosen.seed, chosen.cases, chosen.case, chosen.minutes
+    held = [rehearse(room, *how) for room in chosen.rooms or ROOMS]
     return 0 if all(held) else 1
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "Result",
     "Score",
     "below",
+    "check_scores",
     "fault",
     "few_test_images",
     "names_of",
@@ -24,6 +25,8 @@ __all__ = [
     "read_scores",
     "write_scores",
 ]
+
+_FIX = "delete it and evaluate again"
 
 
 def part(facts: Any, key: str) -> dict[str, Any]:
@@ -200,7 +203,7 @@ def write_scores(folder: str | Path, records: Iterable[Score]) -> Path:
     new = [score.to_json() for score in records]
     fresh = {_identity(record): record for record in new}
     old = []
-    for record in _records(path):
+    for record in check_scores(folder):
         newer = fresh.get(_identity(record))
         if newer is None:
             old.append(record)
@@ -212,6 +215,20 @@ def write_scores(folder: str | Path, records: Iterable[Score]) -> Path:
     return path
 
 
+def check_scores(folder: str | Path) -> list[dict[str, Any]]:
+    """Return the records in ``folder/scores.json``, beside which others may be written.
+
+    Raises:
+        ArtifactError: the file is damaged; worth knowing before hours of training.
+    """
+    path = Path(folder) / "scores.json"
+    records = _records(path)
+    for number, record in enumerate(records, 1):
+        if wrong := fault(record):
+            raise ArtifactError(f"{path} is damaged (record {number}: {wrong}); {_FIX}")
+    return records
+
+
 def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
     keys = ("artifact", "network", "runs", "seed")
     data = (record.get(key, "") for key in ("train_checksum", "test_checksum"))
@@ -220,8 +237,7 @@ def _identity(record: dict[str, Any]) -> tuple[Any, ...]:
 
 
 def _records(path: Path) -> list[dict[str, Any]]:
-    fix = "delete it and evaluate again"
-    records = read_json(path, fix, missing={"scores": []}).get("scores")
+    records = read_json(path, _FIX, missing={"scores": []}).get("scores")
     if isinstance(records, list) and all(isinstance(record, dict) for record in records):
         return records
-    raise ArtifactError(f"{path} is damaged (scores is no list of records); {fix}")
+    raise ArtifactError(f"{path} is damaged (scores is no list of records); {_FIX}")

@@ -22,7 +22,7 @@ _CLEARED = re.compile(
     "|".join(map(re.escape, CHECKPOINTS)) + r"|metrics\.jsonl|scores\.json|head\.safetensors"
     r"|report\.html|pictures/((real|step-\d+)\.png)?|iterates/(step-\d+\.safetensors)?"
 )
-_PART = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.part")  # what `atomic` calls an unfinished file
+_PART = re.compile(r"\.(.+?)(\.[a-z0-9_]{8})?\.part")  # what `atomic` calls an unfinished file
 
 
 def read_record(folder: Path) -> dict[str, Any]:
@@ -112,9 +112,9 @@ def _refuse_foreign(folder: Path) -> None:
 
 
 def _finished(folder: Path, key: str, force: bool) -> bool:
+    _remove_parts(folder)
     if not (folder / "run.json").exists():
         return False
-    _remove_parts(folder)
     try:
         record = read_record(folder)
     except InputError:
