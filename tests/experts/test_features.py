@@ -11,6 +11,7 @@ from torch import nn
 from potstill.data import Normalize
 from potstill.data.views import Views, clean_view
 from potstill.experts import feature_pass as room
+from potstill.experts.feature_stats import BLOCK
 from potstill.experts.features import (
     FeatureStats,
     collect_features,
@@ -20,6 +21,7 @@ from potstill.experts.features import (
 from potstill.nets.backbone import own_backbone
 from potstill.nets.frozen import frozen
 from potstill.run import ArtifactError, InputError, StorageError
+from potstill.run.checkpoint import load_state, save_state
 
 COUNTS = (80, 50, 13)
 VIEWS = Views(noise=0.5)
@@ -190,7 +192,7 @@ OPTIONS = {"views": VIEWS, "count": 2, "moment": "balanced", "bank": True}  # 2 
 def test_a_killed_pass_goes_on_and_gives_the_same_bytes(
     real, backbone, run, tmp_path, monkeypatch, after
 ):
-    assert len(range(0, N, room.BLOCK)) == 3
+    assert len(range(0, N, BLOCK)) == 3
     whole = collect_features(real, backbone, run.with_(cache=tmp_path / "whole"), **OPTIONS)
     monkeypatch.setattr(room, "time", Clock(10.0))
     with monkeypatch.context() as patch:
@@ -225,8 +227,8 @@ def test_what_cannot_be_gone_on_with_is_begun_anew(
     elif harm == "bank":
         (folder / "bank.f16").unlink()
     else:
-        tensors, facts = room.load_state(partial)
-        room.save_state(partial, tensors, facts | {"key": "another"})
+        tensors, facts = load_state(partial)
+        save_state(partial, tensors, facts | {"key": "another"})
     with monkeypatch.context() as patch:
         blocks = counted(patch)
         stats = collect_features(real, backbone, run, **OPTIONS)
@@ -318,13 +320,13 @@ def test_a_damaged_cache_is_passed_again(real, backbone, run, monkeypatch, name)
 
 
 def test_other_files_are_no_statistics(real, backbone, run, tmp_path):
-    room.save_state(tmp_path / "x", {"counts": torch.ones(1)}, {"kind": "something"})
+    save_state(tmp_path / "x", {"counts": torch.ones(1)}, {"kind": "something"})
     with pytest.raises(ArtifactError, match="holds no feature statistics"):
         FeatureStats.load(tmp_path / "x")
     stats = collect_features(real, backbone, run)
     broken = {"counts": stats.counts[:2], "sums": stats.sums, "squares": stats.squares}
     facts = {"kind": "feature-stats", "views": 1, "facts": {}, "key": "k"}
-    room.save_state(tmp_path / "x", broken, facts)
+    save_state(tmp_path / "x", broken, facts)
     with pytest.raises(ArtifactError, match="holds no feature statistics"):
         FeatureStats.load(tmp_path / "x")
 

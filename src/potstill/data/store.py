@@ -26,18 +26,24 @@ from typing import Any, BinaryIO
 
 import numpy as np
 import torch
-import xxhash
 from torch import Tensor
 
+from potstill.data.checked import (
+    IMAGES,
+    Checks,
+    Mapped,
+    map_file,
+    read_file,
+    require_file,
+    rows_per_block,
+)
 from potstill.run import ArtifactError, StorageError, logger
 from potstill.run.checkpoint import load_state, save_state
 from potstill.run.recall import tell_damage
-from potstill.run.records import require_regular
 
 __all__ = ["Bank", "Facts", "Mapped", "collect", "read_entry", "take", "tensor_digest"]
 
-_IMAGES, _FACTS = "images.npy", "facts.safetensors"
-_BLOCK = 1 << 20  # bytes under one check
+_FACTS = "facts.safetensors"
 _LARGE_SELECTION = 64 << 20  # bytes; smaller selections of mapped images go into memory
 _ROWS = 1024  # rows moved at once between files
 _STALE = 7 * 24 * 3600  # seconds after which an unfinished entry counts as left behind
@@ -53,50 +59,6 @@ class Facts:
     rows: tuple[int, ...] | None = None  # numbers in the split, if only some of it is here
     # what decoding found out, see potstill.data.decode.blocks; there when the last block is
     found: dict[str, Any] = field(default_factory=dict)
-
-
-@dataclass(eq=False)
-class Mapped:
-    """A memory-mapped file of images; each block of it is compared with its check at first use.
-
-    Threads may ask at the same time: at worst a block is compared twice.
-    """
-
-    root: Path  # where selections of it are written
-    entry: Path | None  # its folder; None: a file of this process alone
-    images: Tensor = field(repr=False)  # uint8 (n, c, h, w), the map
-    checks: np.ndarray = field(repr=False)  # uint64 (blocks,)
-
-    def __post_init__(self) -> None:
-        self._sound = np.zeros(len(self.checks), np.bool_)
-        self._all = False
-
-    def check(self, rows: Tensor | slice) -> None:
-        """Compare the blocks of ``rows`` that nobody has looked at yet.
-
-        Raises:
-            ArtifactError: one is damaged; its entry is removed, so that it is decoded anew.
-        """
-        if self._all:
-            return
-        size = _rows_per_block(self.images.shape)
-        if isinstance(rows, slice):
-            first, last, _ = rows.indices(len(self.images))
-            blocks = np.arange(first // size, -(-last // size))
-        else:
-            blocks = np.unique(rows.numpy() // size)
-        for block in blocks[~self._sound[blocks]].tolist():
-            own = self.images[block * size : (block + 1) * size]
-            if xxhash.xxh3_64_intdigest(own.numpy().data) != self.checks[block]:
-                if self.entry is not None:
-                    shutil.rmtree(self.entry, ignore_errors=True)
-                place = self.root if self.entry is None else self.entry / _IMAGES
-                raise ArtifactError(
-                    f"{place} is damaged at row {block * size} or soon after; run the same command "
-                    "again, which decodes the images anew"
-                )
-            self._sound[block] = True
-        self._all = bool(self._sound.all())
 
 
 @dataclass(frozen=True, eq=False)
@@ -174,20 +136,20 @@ def read_entry(root: Path, key: str, memory_gb: float) -> Bank | None:
         return None
     try:
         tensors, known = load_state(folder / _FACTS)
-        about, path, shape = dict(known["about"]), folder / _IMAGES, tuple(known["shape"])
+        about, path, shape = dict(known["about"]), folder / IMAGES, tuple(known["shape"])
         names = about.pop("classes")
         rows = tuple(tensors["rows"].tolist()) if "rows" in tensors else None
         facts = Facts(names and tuple(names), tuple(about.pop("splits")), rows, **about)
-        _require(path, bytes.fromhex(known["header"]), shape)
+        require_file(path, bytes.fromhex(known["header"]), shape)
         offset, checks = len(known["header"]) // 2, tensors["checks"].numpy().view(np.uint64)
         counts = {len(tensors["labels"]), shape[0], shape[0] if rows is None else len(rows)}
-        if len(counts) > 1 or len(checks) != -(-shape[0] // _rows_per_block(shape)):
+        if len(counts) > 1 or len(checks) != -(-shape[0] // rows_per_block(shape)):
             raise ValueError("its parts are not of the same images")
         if math.prod(shape) > memory_gb * 1e9:
-            mapped = Mapped(root, folder, _map(path, offset, shape), checks)
+            mapped = Mapped(root, folder, map_file(path, offset, shape), checks)
             images = mapped.images
         else:
-            images, mapped = _read(path, offset, shape, checks), None
+            images, mapped = read_file(path, offset, shape, checks), None
         return Bank(images, tensors["labels"], facts, known["fingerprint"], mapped)
     except (OSError, ValueError, KeyError, TypeError) as error:
         damage = error if isinstance(error, ArtifactError) else f"{folder} is damaged ({error})"
@@ -257,8 +219,8 @@ class _Staging:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self.header, header)
-        checks = _Checks(_rows_per_block(shape))
-        with (self.folder / _IMAGES).open("wb") as file:
+        checks = Checks(shape)
+        with (self.folder / IMAGES).open("wb") as file:
             file.write(self.header.getvalue())
             for part in images:
                 own = np.ascontiguousarray(part)
@@ -279,76 +241,16 @@ class _Staging:
 
     def map_images(self) -> Mapped:
         """The images as they will stand in the entry."""
-        path, header = self.folder / _IMAGES, self.header.getvalue()
-        _require(path, header, self.shape)
-        images = _map(path, len(header), self.shape)
+        path, header = self.folder / IMAGES, self.header.getvalue()
+        require_file(path, header, self.shape)
+        images = map_file(path, len(header), self.shape)
         entry = self.root / self.key if self.key else None
         return Mapped(self.root, entry, images, self.checks)
-
-
-class _Checks:
-    """The check of every block of rows that come in pieces of any size."""
-
-    def __init__(self, rows: int) -> None:
-        self.rows, self.filled, self.found = rows, 0, list[int]()
-        self.total = xxhash.xxh3_64()
-
-    def add(self, images: np.ndarray) -> None:
-        while len(images):
-            part, images = np.split(images, [self.rows - self.filled])
-            self.total.update(part.data)
-            self.filled += len(part)
-            if self.filled == self.rows:
-                self.close()
-
-    def close(self) -> None:
-        self.found.append(self.total.intdigest())
-        self.total.reset()
-        self.filled = 0
-
-    def all(self) -> np.ndarray:
-        if self.filled:
-            self.close()
-        return np.array(self.found, np.uint64)
-
-
-def _rows_per_block(shape: Sequence[int]) -> int:
-    return max(1, _BLOCK // math.prod(shape[1:]))
 
 
 def _sync(file: BinaryIO) -> None:
     file.flush()
     os.fsync(file.fileno())
-
-
-def _require(path: Path, header: bytes, shape: tuple[int, ...]) -> None:
-    """Raise unless a regular file begins with ``header`` and is as long as images of ``shape``."""
-    require_regular(path)
-    with path.open("rb") as file:
-        if file.read(len(header)) != header:
-            raise ArtifactError(f"{path} is damaged (another header)")
-    if (size := path.stat().st_size) != len(header) + math.prod(shape):
-        raise ArtifactError(f"{path} is damaged ({size} bytes)")
-
-
-def _read(path: Path, offset: int, shape: tuple[int, ...], checks: np.ndarray) -> Tensor:
-    """All images in memory; every block is compared while the caches hold it."""
-    images, size = np.empty(shape, np.uint8), _rows_per_block(shape)
-    with path.open("rb") as file:
-        file.seek(offset)
-        for block, check in enumerate(checks):
-            own = images[block * size : (block + 1) * size].data.cast("B")
-            if file.readinto(own) != len(own) or xxhash.xxh3_64_intdigest(own) != check:
-                raise ArtifactError(f"{path} is damaged at row {block * size} or soon after")
-    return torch.from_numpy(images)
-
-
-def _map(path: Path, offset: int, shape: tuple[int, ...]) -> Tensor:
-    """A private (copy-on-write) map: nothing that happens to the tensor reaches the file."""
-    size = offset + math.prod(shape)
-    return torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[offset:].view(
-        shape
-    )
 
 
 def _finish(content: Any, labels: np.ndarray) -> str:

@@ -8,8 +8,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import nullcontext, suppress
-from dataclasses import dataclass
-from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -20,139 +18,22 @@ from torch import Tensor
 
 from potstill.data import ImageSet
 from potstill.data.views import Views, clean_view, part_of
+from potstill.experts.feature_stats import (
+    ABOUT,
+    BANK,
+    BLOCK,
+    STATS,
+    FeatureStats,
+    bank_is_whole,
+    open_bank,
+)
 from potstill.nets.backbone import Backbone
-from potstill.run import ArtifactError, InputError, Run, StorageError, logger, progress
-from potstill.run.checkpoint import digest, load_state, save_state
+from potstill.run import InputError, Run, StorageError, logger, progress
+from potstill.run.checkpoint import digest, save_state
 from potstill.run.memory import Portion
 from potstill.run.recall import recall
 
-__all__ = [
-    "ABOUT",
-    "BANK",
-    "BLOCK",
-    "MOMENTS",
-    "STATS",
-    "FeaturePass",
-    "FeatureStats",
-    "open_bank",
-]
-
-MOMENTS = ("none", "natural", "balanced")  # second moments: off, over images, over classes
-STATS, BANK, ABOUT = "stats.safetensors", "bank.f16", "about.safetensors"
-BLOCK = 64  # images per pass; part of what "features-2" stands for, because sums round by it
-
-
-@dataclass(frozen=True, eq=False)
-class FeatureStats:
-    """What a backbone sees in a real set. ``facts`` say of what, and are compared before use."""
-
-    counts: Tensor  # int64 (C,): real images
-    sums: Tensor  # float64 (C, d), over images and views
-    squares: Tensor  # float64 (C, d)
-    views: int  # per image
-    facts: dict[str, Any]
-    key: str
-    moment: Tensor | None = None  # float64 (d, d), mean of z z^T (see MOMENTS)
-    bank: Tensor | None = None  # float16 (views, n, d), perhaps mapped from disk
-    labels: Tensor | None = None  # int64 (n,), of the bank's rows
-    seconds_saved: float = 0.0  # what the pass read from the cache once took
-
-    @property
-    def centres(self) -> Tensor:
-        """Mean feature of each class, float32 (C, d)."""
-        return (self.sums / (self.counts * self.views)[:, None]).float()
-
-    @property
-    def variances(self) -> Tensor:
-        """Variance of each feature within each class (biased), float32 (C, d)."""
-        n = (self.counts * self.views)[:, None]
-        return (self.squares / n - (self.sums / n).square()).clamp_min(0).float()
-
-    def check(self, real: ImageSet, backbone: Backbone) -> None:
-        """Raise InputError unless these are statistics of ``real`` seen by ``backbone``."""
-        for name, own, wanted in (
-            ("backbone", self.facts.get("backbone"), backbone.key),
-            ("data", self.facts.get("data"), real.checksum),
-        ):
-            if own != wanted:
-                raise InputError(
-                    f"statistics were taken with {name} {own}, not {wanted}; collect them again "
-                    f"with this {name}"
-                )
-
-    def save(self, path: Path) -> None:
-        """Write everything but the bank."""
-        tensors = {"counts": self.counts, "sums": self.sums, "squares": self.squares}
-        tensors |= {} if self.moment is None else {"moment": self.moment}
-        facts = {"views": self.views, "facts": self.facts, "key": self.key}
-        save_state(path, tensors, {"kind": "feature-stats", **facts})
-
-    @staticmethod
-    def load(path: Path) -> FeatureStats:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            ArtifactError: damaged, or something else.
-        """
-        try:
-            return FeatureStats.of(*load_state(path))
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise ArtifactError(
-                f"{path} holds no feature statistics ({error}); delete it"
-            ) from None
-
-    @staticmethod
-    def of(tensors: dict[str, Tensor], facts: dict[str, Any]) -> FeatureStats:
-        """Statistics from the state that :meth:`save` writes; raises KeyError or TypeError."""
-        if facts.get("kind") != "feature-stats":
-            raise KeyError("another kind")
-        sums = tensors["sums"]
-        if tensors["counts"].shape != sums.shape[:1] or tensors["squares"].shape != sums.shape:
-            raise KeyError("shapes")
-        return FeatureStats(
-            counts=tensors["counts"],
-            sums=sums,
-            squares=tensors["squares"],
-            views=int(facts["views"]),
-            facts=dict(facts["facts"]),
-            key=str(facts["key"]),
-            moment=tensors.get("moment"),
-        )
-
-
-def bank_is_whole(path: Path, shape: tuple[int, int, int]) -> bool:
-    """Whether a bank of this shape lies at ``path``, by its size."""
-    return path.is_file() and path.stat().st_size == 2 * int(np.prod(shape))
-
-
-def open_bank(
-    path: Path,
-    shape: tuple[int, int, int],
-    checks: np.ndarray,
-    *,
-    mapped: bool = True,
-    blocks: int | None = None,
-) -> Tensor:
-    """Return the bank (views, n, d) at ``path``, mapped or in memory.
-
-    Args:
-        checks: uint64, of its blocks. blocks: compare only the first so many of them.
-
-    Raises:
-        ArtifactError: it is missing, or a block is not what was written.
-    """
-    if not bank_is_whole(path, shape):
-        raise ArtifactError(f"{path} is missing or of another size")
-    if mapped:
-        size = int(np.prod(shape))
-        bank = torch.from_file(str(path), shared=False, size=size, dtype=torch.float16).view(shape)
-    else:
-        bank = torch.from_numpy(np.fromfile(path, np.float16)).view(shape)
-    parts = chain.from_iterable(view.split(BLOCK) for view in bank)
-    for block, part in enumerate(islice(parts, blocks)):
-        if xxhash.xxh3_64_intdigest(part.numpy().data) != checks[block]:
-            raise ArtifactError(f"{path} is damaged (block {block})")
-    return bank
+__all__ = ["FeaturePass"]
 
 
 class FeaturePass:

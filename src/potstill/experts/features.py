@@ -18,13 +18,13 @@ from torch import Tensor
 
 from potstill.data import ImageSet
 from potstill.data.views import Views, clean_view, part_of
-from potstill.experts.feature_pass import (
+from potstill.experts.feature_pass import FeaturePass
+from potstill.experts.feature_stats import (
     ABOUT,
     BANK,
     BLOCK,
     MOMENTS,
     STATS,
-    FeaturePass,
     FeatureStats,
     open_bank,
 )
