@@ -255,10 +255,10 @@ STUDENT = f"{ground.STUDENT} --no-baseline --no-quantized"
 
 def test_damaged_artifacts_are_refused_or_the_same(tmp_path):
     with ground.environment(tmp_path):
-        tally = trials(cases(tmp_path, 0, range(400)))
+        tally = trials(cases(tmp_path, 0, range(300)))
     assert not tally.failures, "\n".join(tally.failures)
-    assert tally.tried == 400
-    assert sum(n for kind, n in tally.outcomes.items() if kind.endswith("refused")) > 200
+    assert tally.tried == 300
+    assert sum(n for kind, n in tally.outcomes.items() if kind.endswith("refused")) > 150
 
 
 def test_commands_meet_damaged_artifacts_with_a_sentence(tmp_path):

@@ -264,6 +264,6 @@ def test_a_private_picture_would_be_noticed(tmp_path):
 
 def test_spoilt_sources_are_a_sentence_or_a_sound_set(tmp_path):
     with ground.environment(tmp_path):
-        tally = trials(cases(tmp_path, 0, range(300)))
+        tally = trials(cases(tmp_path, 0, range(200)))
     assert not tally.failures, "\n".join(tally.failures)
-    assert sum(n for kind, n in tally.outcomes.items() if kind.endswith("refused")) > 100
+    assert sum(n for kind, n in tally.outcomes.items() if kind.endswith("refused")) > 60

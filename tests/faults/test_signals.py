@@ -92,5 +92,5 @@ def cases(root: Path, seed: int, numbers: range, jobs: tuple[str, ...] = LONGER)
 
 def test_signals_at_random_moments(tmp_path):
     ground.warm()
-    tally = trials(cases(tmp_path, 0, range(5), ("csdm", "evaluate")))
+    tally = trials(cases(tmp_path, 0, range(3), ("csdm", "evaluate")))
     assert not tally.failures, "\n".join(tally.failures)

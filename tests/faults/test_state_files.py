@@ -129,7 +129,7 @@ def altered(text: str, draw: random.Random) -> bytes:
 def test_commands_meet_altered_records_with_a_sentence(tmp_path):
     with ground.environment(tmp_path):
         ground.warm()
-        tally = trials(record_cases(tmp_path, 0, range(24)))
+        tally = trials(record_cases(tmp_path, 0, range(12)))
     assert not tally.failures, "\n".join(tally.failures)
     assert any("refused" in kind for kind in tally.outcomes)
 
@@ -137,6 +137,6 @@ def test_commands_meet_altered_records_with_a_sentence(tmp_path):
 def test_altered_recipes_are_a_sentence_or_run(tmp_path):
     with ground.environment(tmp_path):
         ground.warm()
-        tally = trials(recipe_cases(tmp_path, 0, range(24)))
+        tally = trials(recipe_cases(tmp_path, 0, range(16)))
     assert not tally.failures, "\n".join(tally.failures)
     assert tally.outcomes["recipe: refused"] > 5
