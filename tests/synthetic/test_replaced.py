@@ -52,6 +52,24 @@ def test_other_files_move_along(folder, tmp_path, monkeypatch, exchange):
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
 
 
+def test_other_files_come_among_ours_again_and_again(folder, tmp_path):
+    """``kept/`` is there already, its names are taken, and a folder has the name of a file."""
+    make(1).save(folder)
+    for number in range(3):
+        (folder / "images" / "000_zebra" / "mine.png").write_text(str(number))
+        make(2 + number).save(folder)
+    (folder / "preview.png").unlink()
+    (folder / "preview.png").mkdir()
+    (folder / "preview.png" / "more").write_text("mine")
+    make(5).save(folder)
+    assert SyntheticSet.load(folder).checksum == make(5).checksum
+    assert (folder / "preview.png").is_file() and (folder / "notes.txt").exists()
+    assert (folder / "preview.png.2" / "more").read_text() == "mine"
+    found = sorted(path.read_text() for path in folder.rglob("mine.png"))
+    assert found == ["0", "1", "2", "mine"]
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+
+
 def test_the_system_exchanges_folders_in_one_step(tmp_path):
     for name in "ab":
         (tmp_path / name).mkdir()

@@ -12,6 +12,7 @@ import os
 import re
 import sys
 from contextlib import suppress
+from itertools import chain, count
 from pathlib import Path
 
 from potstill.run.log import logger
@@ -41,7 +42,7 @@ def carry_over(old: Path, new: Path, owned: re.Pattern[str]) -> None:
     """Empty ``old``: files of ours are deleted, others move to ``new``.
 
     What lay at the top keeps its place; what lay among our files moves below ``kept/``, where
-    nobody takes it for one of the new ones.
+    nobody takes it for one of the new ones. A name that is taken gets a number.
     """
     if not _empty(old, new, owned, ""):
         logger.warning(
@@ -55,19 +56,25 @@ def _empty(old: Path, new: Path | None, owned: re.Pattern[str], prefix: str) -> 
     if not old.is_dir() or old.is_symlink():
         return not os.path.lexists(old)
     for entry in old.iterdir():
-        name = prefix + entry.name
-        if owned.fullmatch(name):
+        name, is_folder = prefix + entry.name, entry.is_dir() and not entry.is_symlink()
+        if owned.fullmatch(name) and not is_folder:
             entry.unlink()
-        elif entry.is_dir() and not entry.is_symlink() and owned.fullmatch(name + "/"):
+        elif is_folder and owned.fullmatch(name + "/"):
             inner = None if new is None else new / entry.name if prefix else new / KEPT / entry.name
             _empty(entry, inner, owned, name + "/")
-        elif new is not None and not os.path.lexists(new / entry.name):
+        elif new is not None:
             new.mkdir(parents=True, exist_ok=True)
-            entry.rename(new / entry.name)
+            entry.rename(_free(new / entry.name))
     with suppress(OSError):  # something stays
         old.rmdir()
         return True
     return False
+
+
+def _free(path: Path) -> Path:
+    """The path itself, or with the first number behind it that makes it a new one."""
+    numbered = (path.with_name(f"{path.name}.{number}") for number in count(2))
+    return next(p for p in chain([path], numbered) if not os.path.lexists(p))
 
 
 def _exchanged(a: Path, b: Path) -> bool:
