@@ -472,3 +472,10 @@ def test_the_card_shows_a_single_student_without_spread():
 
     assert _percent({"mean": 61.25, "std": 0.5}) == "61.2 ± 0.5"
     assert _percent({"mean": 61.25, "std": None}) == "61.2" and _percent(None) == "–"
+
+
+def test_tensors_without_permission_are_not_called_damaged(tmp_path, monkeypatch):
+    folder = make().save(tmp_path / "a")
+    monkeypatch.setattr("os.access", lambda *rest: False)  # root may read everything
+    with pytest.raises(ArtifactError, match=r"synthetic.safetensors cannot be read \(Permission"):
+        SyntheticSet.load(folder)

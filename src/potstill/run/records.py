@@ -9,6 +9,7 @@ with a file is one sentence that names it.
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 import re
@@ -59,9 +60,11 @@ def read_regular(path: Path, most: int = SIZE) -> bytes:
 
 
 def require_regular(path: Path) -> None:
-    """Raise ValueError unless ``path`` is a regular file, OSError where it cannot be looked at."""
+    """Raise ValueError unless ``path`` is a regular file, OSError where it cannot be read."""
     if not stat.S_ISREG(path.stat().st_mode):
         raise ValueError("no regular file")
+    if not os.access(path, os.R_OK):  # safetensors calls such a file not found
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
 
 
 def parse_json(text: str | bytes) -> Any:

@@ -19,6 +19,7 @@ from torch import Tensor
 from potstill.canvas import check_spec
 from potstill.data.transform import Transform, transform_from
 from potstill.run import ArtifactError, InputError
+from potstill.run.records import require_regular
 
 if TYPE_CHECKING:
     from potstill.synthetic.artifact import SyntheticSet
@@ -117,6 +118,10 @@ def read(path: Path) -> dict[str, Any]:
         }
     except InputError as error:
         raise ArtifactError(f"{path}: {error}") from error
+    except PermissionError as error:
+        raise ArtifactError(
+            f"{path} cannot be read ({error.strerror}); make it a readable file"
+        ) from error
     except (SafetensorError, ValueError, RecursionError, RuntimeError, OSError) as error:
         raise ArtifactError(
             f"{path} is damaged or not a potstill artifact ({type(error).__name__}); "
@@ -133,6 +138,7 @@ def _fits(transform: Transform, image: Tensor) -> bool:
 
 def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Facts and tensors of a file whose header is as it should be."""
+    require_regular(path)
     with safe_open(path, framework="pt") as file:
         facts = json.loads((file.metadata() or {}).get("potstill", "null"))
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
