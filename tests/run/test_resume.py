@@ -9,7 +9,7 @@ import pytest
 import torch
 from tests.run.test_loop import Parabola, canvas, go
 
-from potstill.run import ArtifactError, InputError
+from potstill.run import ArtifactError, InputError, StorageError
 from potstill.run.checkpoint import load_state, save_state
 from potstill.run.loop import Descent, Term, descend
 from potstill.run.resume import CHECKPOINTS
@@ -100,6 +100,16 @@ def test_a_changed_name_or_shape_is_damage_and_another_version_is_a_sentence(run
         save_state(tmp_path / name, {f"x{n}": t for n, t in tensors.items()}, facts)
     with pytest.raises(ArtifactError, match=r"lacks 'surface.images'"):
         resumed(run, tmp_path)
+
+
+def test_a_checkpoint_that_may_not_be_read_is_not_written_over(run, tmp_path, monkeypatch):
+    killed(run, tmp_path, 5)
+    before = {name: (tmp_path / name).read_bytes() for name in CHECKPOINTS}
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "access", lambda path, mode: False)
+        with pytest.raises(StorageError, match=r"cannot be read \(Permission denied\)"):
+            resumed(run, tmp_path)
+    assert {name: (tmp_path / name).read_bytes() for name in CHECKPOINTS} == before
 
 
 def test_a_checkpoint_of_another_job_is_refused(run, tmp_path):

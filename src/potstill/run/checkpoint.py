@@ -171,7 +171,8 @@ def load_state(
         fix: what the sentence about a damaged file ends with.
 
     Raises:
-        ArtifactError: the file is truncated, altered, may not be read, or is not ours.
+        ArtifactError: the file is truncated, altered, or is not ours.
+        StorageError: it may not be read.
         UncheckedError: it is of version 0.1.
     """
     try:
@@ -192,6 +193,10 @@ def load_state(
         return _Stored(path, tensors), _Stored(path, about["facts"])
     except UncheckedError:
         raise
+    except PermissionError as error:  # no damage: nothing may be made again in its place
+        raise StorageError(
+            f"{path} cannot be read ({error.strerror}); change its permissions"
+        ) from error
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, OSError) as error:
         reason = str(error) if type(error) is ValueError else type(error).__name__
         raise ArtifactError(
