@@ -6,6 +6,7 @@ import hashlib
 import json
 import logging
 import os
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from contextlib import suppress
@@ -34,6 +35,11 @@ __all__ = [
     "write_json",
 ]
 
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
+
 logger = logging.getLogger("potstill")
 
 
@@ -48,19 +54,18 @@ def atomic(path: Path, write: Callable[[Path], None]) -> None:
         StorageError: writing failed; an older file at ``path`` is untouched.
     """
     temporary: Path | None = None
+    held: int | None = None
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with uninterrupted():  # a file that nobody knows of would stay
-            handle, name = tempfile.mkstemp(
-                dir=path.parent, prefix=f".{path.name}.", suffix=".part"
-            )
-            os.close(handle)
-            temporary = Path(name)
+            held, temporary = _unfinished(path)
         temporary.chmod(0o644)
         write(temporary)
         with temporary.open("rb+") as stream:
             os.fsync(stream.fileno())
-        temporary.replace(path)
+        with uninterrupted():
+            temporary.replace(path)
+            temporary = None  # the name may be another process's from here on
     except OSError as error:
         reason = error.strerror or str(error)
         raise StorageError(
@@ -71,6 +76,33 @@ def atomic(path: Path, write: Callable[[Path], None]) -> None:
         if temporary is not None:
             with suppress(OSError):
                 temporary.unlink(missing_ok=True)
+        if held is not None:
+            os.close(held)
+
+
+def _unfinished(path: Path) -> tuple[int | None, Path]:
+    """Make the file that becomes ``path``; return what holds its lock, if it has one, and the file.
+
+    It has one name, so that the next write uses and puts away what a killed process left. Where
+    another process holds it, or the system has no such locks, a name of its own is found.
+    """
+    usual = path.with_name(f".{path.name}.part")
+    if fcntl is not None:
+        with suppress(OSError):  # the other way meets what is really wrong
+            handle = os.open(usual, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                ours, there = os.fstat(handle), usual.lstat()  # it may have been put in place
+                if os.path.samestat(ours, there) and stat.S_ISREG(ours.st_mode):
+                    os.ftruncate(handle, 0)
+                    return handle, usual
+                os.close(handle)
+            except OSError:
+                os.close(handle)
+                raise
+    handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
+    os.close(handle)
+    return None, Path(name)
 
 
 def write_bytes(path: Path, content: bytes) -> None:

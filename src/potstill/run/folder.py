@@ -22,7 +22,7 @@ _CLEARED = re.compile(
     "|".join(map(re.escape, CHECKPOINTS)) + r"|metrics\.jsonl|scores\.json|head\.safetensors"
     r"|report\.html|pictures/((real|step-\d+)\.png)?|iterates/(step-\d+\.safetensors)?"
 )
-_PART = re.compile(r"\.(.+)\.[a-z0-9_]{8}\.part")  # what `atomic` calls an unfinished file
+_PART = re.compile(r"\.(.+?)(\.[a-z0-9_]{8})?\.part")  # what `atomic` calls an unfinished file
 
 
 def read_record(folder: Path) -> dict[str, Any]:
