@@ -38,11 +38,12 @@ class Interrupted(Trial):
         late = 0
         with self._fresh():
             for part, sent in moments:
+                before = self.left()  # of an earlier SIGKILL
                 ended = self._sent(part * self.duration, sent)
                 if ended.code == 0:
                     late += 1
                     continue
-                self._polite(ended, sent)
+                self._polite(ended, sent, before)
                 self.between(sent.name)
             self.again("cache" if signal.SIGKILL in [sent for _, sent in moments] else "")
         kinds = "+".join(sorted({sent.name for _, sent in moments}))
@@ -62,7 +63,7 @@ class Interrupted(Trial):
         os.kill(child, sent)
         return finish(child, self.said)
 
-    def _polite(self, ended: Ended, sent: signal.Signals) -> None:
+    def _polite(self, ended: Ended, sent: signal.Signals, before: list[str]) -> None:
         if sent != signal.SIGKILL and ended.code == -sent:
             return  # before the command had begun to listen
         if ended.code != CODES[sent]:
@@ -74,7 +75,7 @@ class Interrupted(Trial):
             raise Fault(f"{sent.name} is answered by {lines[-2:]}")
         if "Traceback" in ended.said:
             raise Fault(f"{sent.name} gives a traceback: {ended.said[-500:]!r}")
-        if left := self.left():
+        if left := sorted({*self.left()} - {*before}):
             raise Fault(f"{sent.name} leaves {left}")
 
 
