@@ -99,6 +99,19 @@ def test_a_recipe_makes_artifact_scores_and_page_and_repeats_none(tiny, monkeypa
     assert [r.accuracy for r in again] == [r.accuracy for r in records]
 
 
+def test_a_card_that_a_kill_kept_from_the_scores_is_written_again(tiny):
+    folder, _ = start(tiny)
+    record, card = folder / "synthetic" / "provenance.json", folder / "synthetic" / "README.md"
+    known = json.loads(record.read_text())
+    record.write_text(json.dumps({k: v for k, v in known.items() if k != "scores"}))
+    card.write_text("of before the evaluation")
+    start(tiny)
+    assert json.loads(record.read_text()) == known and "mlp-w16" in card.read_text()
+    before = record.stat().st_mtime_ns
+    start(tiny)
+    assert record.stat().st_mtime_ns == before
+
+
 def test_only_what_is_missing_is_scored(tiny, monkeypatch):
     folder, _ = start(tiny)
     content = json.loads((folder / "scores.json").read_text())

@@ -141,6 +141,7 @@ def evaluated(
     from potstill.evaluation.bench import tiles_per_side
     from potstill.evaluation.inheritance import fits
     from potstill.evaluation.record import names_of
+    from potstill.reports import refresh_card
 
     syn = SyntheticSet.load(folder)
     train, test, _ = open_data(read_record(folder), run)
@@ -166,6 +167,8 @@ def evaluated(
         options |= {"network": missing, "protocol": protocol, "inherit": inherit}
         evaluate_run(folder, run, runs=runs, full=full, **options)
         there = known()
+    else:
+        refresh_card(folder)
     return [there[name] for name in wanted]
 
 

@@ -57,6 +57,24 @@ def test_it_is_frozen_and_other_than_its_beginning(real, run, tmp_path):
     assert not (tmp_path / "training.safetensors").exists()
 
 
+def test_whatever_a_kill_at_the_end_kept_from_being_done_is_done(real, run, tmp_path, monkeypatch):
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("potstill.nets.backbone.write_json", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_backbone(real, HOW, run, tmp_path)
+    assert not (tmp_path / FILE).exists()
+    with monkeypatch.context() as patch:
+        patch.setattr(room.Keeper, "forget", killed)
+        with pytest.raises(KeyboardInterrupt):
+            train_backbone(real, HOW, run, tmp_path)
+    assert (tmp_path / "training.safetensors").exists()
+    train_backbone(real, HOW, run, tmp_path)
+    assert sorted(p.name for p in tmp_path.glob("*.*")) == ["backbone.json", FILE]
+
+
 def test_same_seed_same_key_in_any_folder(real, run, tmp_path):
     before = torch.get_rng_state()
     first = train_backbone(real, HOW, run, tmp_path / "a")

@@ -125,6 +125,7 @@ def train_backbone(real: ImageSet, how: SelfSupervision, run: Run, folder: Path)
             raise InputError(
                 f"{folder} holds a backbone of another training; choose another folder or delete it"
             )
+        _keeper(folder, run).forget()  # a kill may have left it
         unused = Normalize(torch.full(real.shape[:1], 0.5), torch.full(real.shape[:1], 0.25))
         return open_backbone(str(folder), real.shape, run.generator("unused"), unused)
     transform = Normalize.fit(real)
@@ -152,6 +153,10 @@ def train_backbone(real: ImageSet, how: SelfSupervision, run: Run, folder: Path)
     return replace(found, trained_seconds=seconds)
 
 
+def _keeper(folder: Path, run: Run) -> Keeper:
+    return Keeper(folder / "training.safetensors", run.checkpoint_seconds)
+
+
 class _Training:
     """One training: what it has by now, and its state file."""
 
@@ -173,7 +178,7 @@ class _Training:
         self.step, self.losses, self.spent = 0, list[float](), 0.0
         self.total = torch.zeros((), device=run.device)  # of the epoch's losses so far
         self.began = time.monotonic()
-        self.keeper = Keeper(folder / "training.safetensors", run.checkpoint_seconds)
+        self.keeper = _keeper(folder, run)
         self.epoch_steps = max(1, len(real) // how.batch)
 
     @property

@@ -163,8 +163,8 @@ def save_backbone(backbone: Backbone, network: str, folder: Path, about: Mapping
         "key": backbone.key,
         "about": dict(about),
     }
+    write_json(folder / "backbone.json", facts)  # first: where the weights are, all is there
     save_state(folder / FILE, backbone.body.state_dict(), facts)
-    write_json(folder / "backbone.json", facts)
     return folder
 
 

@@ -11,7 +11,7 @@ from potstill.synthetic import SyntheticSet
 from potstill.synthetic.card import card
 from potstill.synthetic.folder import PROVENANCE, find
 
-__all__ = ["write_card"]
+__all__ = ["refresh_card", "write_card"]
 
 
 def write_card(folder: str | Path) -> Path:
@@ -27,7 +27,15 @@ def write_card(folder: str | Path) -> Path:
     synthetic = SyntheticSet.load(place)
     if run.scores:
         synthetic = replace(synthetic, provenance=synthetic.provenance | {"scores": run.scores})
-        write_json(place / PROVENANCE, run.provenance | {"scores": run.scores})
     path = place / "README.md"
     write_bytes(path, card(synthetic, place.name).encode("utf-8", "replace"))
+    if run.scores:  # last: where they stand here, they stand in the card
+        write_json(place / PROVENANCE, run.provenance | {"scores": run.scores})
     return path
+
+
+def refresh_card(folder: str | Path) -> None:
+    """Write the card where it lacks scores of the run: a kill came between the two."""
+    run = read_run(folder)
+    if run.provenance.get("scores", []) != run.scores:
+        write_card(folder)
