@@ -210,7 +210,7 @@ def test_a_killed_pass_goes_on_and_gives_the_same_bytes(
     assert torch.equal(stats.bank, whole.bank) and stats.key == whole.key
 
 
-@pytest.mark.parametrize("harm", ["damaged", "foreign", "bank"])
+@pytest.mark.parametrize("harm", ["damaged", "foreign", "bank", "a bit of the bank"])
 def test_what_cannot_be_gone_on_with_is_begun_anew(
     real, backbone, run, tmp_path, monkeypatch, harm
 ):
@@ -226,6 +226,10 @@ def test_what_cannot_be_gone_on_with_is_begun_anew(
         partial.write_bytes(partial.read_bytes()[:50])
     elif harm == "bank":
         (folder / "bank.f16").unlink()
+    elif harm == "a bit of the bank":  # in the part that is done
+        content = bytearray((folder / "bank.f16").read_bytes())
+        content[5] ^= 1
+        (folder / "bank.f16").write_bytes(content)
     else:
         tensors, facts = load_state(partial)
         save_state(partial, tensors, facts | {"key": "another"})
