@@ -128,7 +128,7 @@ def test_every_number_has_bounds_that_exclude_what_is_absurd(owner):
     for name, hint in hints.items():
         if "number" in wanted(hint):
             absurd = (math.nan, math.inf, -math.inf, 1e30, 2**63, -(2**63), "three", "", [3])
-            absurd += () if name == "seed" else (10**12,)
+            absurd += () if name.endswith("seed") else (10**12,)
             assert not [value for value in absurd if admits(hint, value)], name
 
 
