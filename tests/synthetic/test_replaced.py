@@ -1,5 +1,9 @@
 """An artifact that is written over: always the old or the new one, and other people's files."""
 
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+
 import datasets
 import numpy as np
 import pytest
@@ -9,6 +13,7 @@ from tests.test_synthetic import make
 from potstill.run import replace
 from potstill.run.replace import hidden
 from potstill.synthetic import SyntheticSet
+from potstill.synthetic import folder as artifact_folder
 
 
 class Killed(BaseException):
@@ -125,6 +130,29 @@ def test_what_a_killed_save_left_in_the_making_is_taken_away_but_not_other_files
     (part / "images" / "000_zebra").mkdir(parents=True)
     (part / "images" / "000_zebra" / "000.png").touch()
     make(1).save(tmp_path / "artifact")
+    assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
+
+
+def test_two_that_save_at_the_same_time_do_so_one_after_the_other(tmp_path, monkeypatch):
+    """The first is held up in the middle of its files, where the second would clear them away."""
+    entered, both = threading.Event(), []
+    fill = artifact_folder._fill
+
+    def slow(part, synthetic, name):
+        both.append(part)
+        entered.set()
+        time.sleep(0.3)
+        assert part.is_dir() and len(both) == 1  # nobody else is at work
+        fill(part, synthetic, name)
+        both.clear()
+
+    monkeypatch.setattr(artifact_folder, "_fill", slow)
+    with ThreadPoolExecutor(2) as pool:
+        first = pool.submit(make(1).save, tmp_path / "artifact")
+        assert entered.wait(10)
+        second = pool.submit(make(2).save, tmp_path / "artifact")
+        first.result(), second.result()
+    assert SyntheticSet.load(tmp_path / "artifact").checksum == make(2).checksum
     assert [path.name for path in tmp_path.iterdir()] == ["artifact"]
 
 

@@ -11,18 +11,43 @@ import errno
 import os
 import re
 import sys
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from itertools import chain, count
 from pathlib import Path
 
 from potstill.run.log import logger
 from potstill.run.signals import uninterrupted
 
-__all__ = ["carry_over", "recover", "remove_owned", "replace_folder"]
+__all__ = ["alone", "carry_over", "recover", "remove_owned", "replace_folder"]
+
+try:
+    import fcntl
+except ImportError:  # not on Windows
+    fcntl = None  # type: ignore[assignment]
 
 KEPT = "kept"  # folder for other people's files that lay among ours
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
 _UNKNOWN = (errno.ENOSYS, errno.EINVAL, errno.ENOTSUP)  # the kernel or the file system has it not
+
+
+@contextmanager
+def alone(folder: Path) -> Iterator[None]:
+    """Wait until nobody else replaces a folder beside ``folder``, then keep others waiting.
+
+    The lock is on the folder that contains it, leaves no file, and ends with the process. Systems
+    that have no such locks go on without.
+    """
+    handle = None
+    with suppress(OSError):
+        if fcntl is not None:
+            handle = os.open(folder.parent, os.O_RDONLY)
+            fcntl.flock(handle, fcntl.LOCK_EX)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
 
 
 def hidden(folder: Path, kind: str) -> Path:

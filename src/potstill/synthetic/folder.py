@@ -25,7 +25,7 @@ from torch import Tensor
 
 from potstill.run import ArtifactError, InputError, StorageError, logger
 from potstill.run.records import read_json
-from potstill.run.replace import hidden, recover, remove_owned, replace_folder
+from potstill.run.replace import alone, hidden, recover, remove_owned, replace_folder
 from potstill.synthetic import pictures
 from potstill.synthetic.card import PARQUET, card
 from potstill.synthetic.tensors import to_file
@@ -46,24 +46,30 @@ _ROWS = 500  # rows of the Parquet file encoded at a time
 
 
 def write(synthetic: SyntheticSet, folder: Path) -> Path:
-    """Write all files into a hidden folder beside ``folder``, then put it in place."""
+    """Write all files into a hidden folder beside ``folder``, then put it in place.
+
+    Two that write at the same time do so one after the other.
+    """
     folder = folder.expanduser().resolve()
     _refuse_foreign(folder)
     part = hidden(folder, "part")
     try:
-        recover(folder, OWNED)
-        part.mkdir(parents=True)
-        _fill(part, synthetic, folder.name)
-        replace_folder(part, folder, OWNED)
+        folder.parent.mkdir(parents=True, exist_ok=True)
+        with alone(folder):
+            try:
+                recover(folder, OWNED)
+                part.mkdir()
+                _fill(part, synthetic, folder.name)
+                replace_folder(part, folder, OWNED)
+            finally:
+                with suppress(OSError):
+                    remove_owned(part, OWNED)
     except OSError as error:
         reason = os.strerror(error.errno) if error.errno else str(error)
         raise StorageError(
             f"cannot write {folder}: {reason}; free space or choose another folder "
             "(what was saved before is untouched)"
         ) from error
-    finally:
-        with suppress(OSError):
-            remove_owned(part, OWNED)
     return folder
 
 
