@@ -52,7 +52,7 @@ LAD: list[tuple[str, dict[str, Any]]] = [  # figure 6a: base, + DAM, + DAM + ED;
     ("lad", {"matching": "sequential"}),
     ("lad", {"matching": "direct"}),
     ("lad", {"matching": "oversample"}),
-    ("lad", {"starved": "noise"}),
+    ("lad", {"shortage": "noise"}),
     ("lad", {"ipc_profile": "long_tailed"}),
     ("mtt", {}),
     ("datm", {}),

@@ -49,7 +49,7 @@ from torch import Tensor
 
 from potstill.data import ImageSet
 from potstill.methods import LGM, SFM
-from potstill.methods.frozen import BackboneMatcher
+from potstill.methods.pretrained.backbone_matching import BackboneMatcher
 from potstill.run import Run
 from potstill.run.machine import describe, tune_allocator
 
@@ -98,7 +98,7 @@ class Step:
     ) -> None:
         self.method, self.real, self.number = method, real, 0
         canvas = method.make_canvas(real, ipc, run).to(run.device)
-        canvas.arrange_(10 * method.grow_every)
+        canvas.grow_(10 * method.grow_every)
         fit = ENOUGH_GB if chunk is None else (chunk + 0.5) * method.image_bytes(canvas) / 0.5e9
         self.canvas, self.run = canvas, run.with_(memory_gb=fit)
         method.setup(real, canvas, self.run)

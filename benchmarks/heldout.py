@@ -22,7 +22,7 @@ import potstill
 from potstill.data.views import Views
 from potstill.experts.backbones import backbone_for
 from potstill.experts.features import image_features
-from potstill.nets.heads import HeadTraining, train_heads
+from potstill.nets.head_training import HeadTraining, train_heads
 from potstill.run import Run
 from potstill.run.machine import describe, tune_allocator
 

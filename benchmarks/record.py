@@ -16,12 +16,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from potstill.app.job import Data
+from potstill.app.recipe import method_of, read_recipe
 from potstill.evaluation import Probe, find_protocol
 from potstill.evaluation.inheritance import fits, inheritance
 from potstill.evaluation.record import names_of
-from potstill.job import Data
 from potstill.nets import parse
-from potstill.recipe import method_of, read_recipe
 from potstill.run import InputError
 
 

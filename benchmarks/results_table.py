@@ -17,8 +17,8 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
+from potstill.app.recipe import method_of, read_recipe
 from potstill.methods import CATALOGUE
-from potstill.recipe import method_of, read_recipe
 from potstill.run import InputError
 
 ROOT = Path(__file__).parents[1]

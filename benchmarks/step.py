@@ -63,7 +63,7 @@ class PlainNCFM:
     ) -> None:
         self.net = method.eye_.net.requires_grad_(not frozen)
         self.judge, self.transform = (
-            method.judge_.net.requires_grad_(not frozen),
+            method.calibration_net.net.requires_grad_(not frozen),
             method.eye_.transform,
         )
         self.real, self.run, self.frequencies = real, run, frequencies

@@ -9,7 +9,7 @@ import argparse
 from typing import Any
 
 import potstill
-from potstill.reports.tables import markdown
+from potstill.reports.table_text import markdown
 
 
 def main(quick: bool) -> None:

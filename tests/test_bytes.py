@@ -19,12 +19,10 @@ from typing import Any
 import pytest
 import torch
 
+from conftest import blobs
 from potstill.run import Run
 from potstill.run.checkpoint import digest, write_json
 from potstill.synthetic import SyntheticSet
-
-sys.path[:0] = [str(Path(__file__).parent)]
-from conftest import blobs
 from test_contract import VARIANTS, build
 
 RESULTS = Path(__file__).parent / "fixtures" / "bytes" / "results.json"

@@ -19,9 +19,9 @@ import pytest
 import torch
 from PIL import Image
 
-from potstill.cli import main
+from potstill.app.cli import main
+from potstill.app.job import Data
 from potstill.evaluation import scores as scores_module
-from potstill.job import Data
 from potstill.methods import CATALOGUE
 
 TINY = shlex.split(
@@ -163,7 +163,7 @@ VALUES = {
     "--momentum 1": "momentum is 1",
     "--schedule warm": "schedule is 'warm'",
     "--start rael": "start is 'rael'",
-    "--starved keep": "starved is 'keep' with start 'tiled'",
+    "--shortage keep": "shortage is 'keep' with start 'tiled'",
     "--factor 9": "use a whole number from 0 to 8",
     "--budget quik": "did you mean 'quick'?",
     "--threads -1": "threads is -1",
@@ -183,7 +183,7 @@ def test_bad_values_are_refused_before_data_are_even_opened(flags, tmp_path, ref
     def opened(*_: object, **__: object) -> None:
         raise AssertionError("data were opened")
 
-    monkeypatch.setattr("potstill.opening.load_pair", opened)
+    monkeypatch.setattr("potstill.app.opening.load_pair", opened)
     said = refused(["distill", "csdm", *TINY, "--out", f"{tmp_path}/run", *flags.split()])
     assert VALUES[flags] in said and flags.split()[0] in said
     assert not (tmp_path / "run").exists()
@@ -212,7 +212,7 @@ def test_what_does_not_fit_the_data_is_refused_before_anything_is_trained(
     def trained(*_: object, **__: object) -> None:
         raise AssertionError("a network was trained")
 
-    monkeypatch.setattr("potstill.methods.distribution.train_pool", trained)
+    monkeypatch.setattr("potstill.methods.distribution.class_matching.train_pool", trained)
     said = refused(["distill", "csdm", *TINY, "--out", f"{tmp_path}/run", *flags.split()])
     assert FITS[flags] in said
     assert flags.split()[0] in said or flags.startswith("--test")  # that is the source
@@ -388,7 +388,7 @@ def test_a_reader_that_goes_away_is_no_traceback(words, unbuffered):
     read, write = os.pipe()
     os.close(read)
     done = subprocess.run(
-        [sys.executable, "-m", "potstill.cli", *words.split()],
+        [sys.executable, "-m", "potstill.app.cli", *words.split()],
         env=os.environ | {"PYTHONUNBUFFERED": unbuffered},
         stdout=write, stderr=subprocess.PIPE, text=True, check=False,
     )  # fmt: skip
@@ -400,7 +400,10 @@ def test_other_libraries_do_not_speak_beside_the_sentence(tmp_path):
     (tmp_path / "damaged.parquet").write_bytes(b"PAR1")
     words = ["distill", "csdm", "--data", f"{tmp_path}/damaged.parquet", "--out", f"{tmp_path}/run"]
     done = subprocess.run(
-        [sys.executable, "-m", "potstill.cli", *words], capture_output=True, text=True, check=False
+        [sys.executable, "-m", "potstill.app.cli", *words],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2 and done.stdout == ""
     assert done.stderr.startswith("potstill: source") and done.stderr.count("\n") == 1
@@ -417,7 +420,7 @@ def test_students_suit_the_machine(gpu, expected, monkeypatch, tmp_path, capsys)
         seen.update(options)
         return []
 
-    monkeypatch.setattr("potstill.job.evaluate_run", scored)
+    monkeypatch.setattr("potstill.app.job.evaluate_run", scored)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert main(["evaluate", str(tmp_path), "--device", "cpu"]) == 0
     assert (seen["network"], seen["protocol"]) == ([expected[0]], expected[1])
@@ -444,7 +447,7 @@ def test_every_method_has_a_flag_for_each_field_and_for_the_data(name, capsys, m
     """Also where a method and the data have fields of one name."""
     seen = {}
     monkeypatch.setattr(
-        "potstill.job.distill", lambda method, data, **_: seen.update(m=method, d=data)
+        "potstill.app.job.distill", lambda method, data, **_: seen.update(m=method, d=data)
     )
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["distill", name, "--help"]) == 0
@@ -471,7 +474,7 @@ def test_every_method_has_a_flag_for_each_field_and_for_the_data(name, capsys, m
 
 
 def test_what_comes_next_suits_sets_with_a_learned_step_size(monkeypatch):
-    from potstill.flags import default_student
+    from potstill.app.flags import default_student
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert default_student() == ("convnet-w32-in", "quick")

@@ -282,9 +282,9 @@ def test_foreign_checkpoint_is_refused(make_blobs, run: Run, tmp_path):
 
 
 def test_no_field_is_a_flag_of_something_else():
-    from potstill.cli import Distill
-    from potstill.flags import Machine
-    from potstill.job import Data
+    from potstill.app.cli import Distill
+    from potstill.app.flags import Machine
+    from potstill.app.job import Data
 
     taken = {name for kind in (Data, Machine, Distill) for name in kind.__dataclass_fields__}
     for name, method in CATALOGUE.items():

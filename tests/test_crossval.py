@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 
 import potstill
-from potstill import job as job_module
-from potstill.cli import main
-from potstill.crossval import cross_validate, pooled
+from potstill.app import job as job_module
+from potstill.app.cli import main
+from potstill.app.crossval import cross_validate, pooled
 from potstill.evaluation import PROTOCOLS
 from potstill.methods import Random
 from potstill.run import InputError, Run

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
+from potstill.app.recipe import method_of, read_recipe
 from potstill.data.subsets import SUBSETS
 from potstill.evaluation import PROBES, PROTOCOLS, Protocol, find_protocol
 from potstill.experts.backbones import check_backbone
 from potstill.methods import CATALOGUE
 from potstill.nets import parse
-from potstill.recipe import method_of, read_recipe
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "recipes/README.md"])

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 import potstill
-from potstill.cli import main
+from potstill.app.cli import main
 from potstill.evaluation import read_scores
 from potstill.synthetic import SyntheticSet
 

@@ -18,17 +18,17 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from potstill.backbones import _Shown, _Train
-from potstill.cli import Distill, Evaluate, Recipe, main
-from potstill.crossval import _CrossVal
+from potstill.app.backbone_command import _Shown, _Train
+from potstill.app.cli import Distill, Evaluate, Recipe, main
+from potstill.app.crossval import _CrossVal
+from potstill.app.flags import Machine
+from potstill.app.job import Data
 from potstill.experts.selfsupervised import SelfSupervision
-from potstill.flags import Machine
-from potstill.job import Data
 from potstill.methods import CATALOGUE
-from potstill.methods.distribution import DistributionMatcher
-from potstill.methods.frozen import BackboneMatcher
-from potstill.methods.sdm import SDM
-from potstill.methods.trajectory import TrajectoryMatcher
+from potstill.methods.distribution.class_matching import DistributionMatcher
+from potstill.methods.distribution.sdm import SDM
+from potstill.methods.pretrained.backbone_matching import BackboneMatcher
+from potstill.methods.trajectory.trajectory_matching import TrajectoryMatcher
 from potstill.run.fields import admits, fields_of, wanted
 from potstill.synthetic import SyntheticSet
 

@@ -23,13 +23,7 @@ ORDER = (
     "methods",
     "evaluation",
     "reports",
-    "opening",
-    "job",
-    "recipe",
-    "flags",
-    "crossval",
-    "backbones",
-    "cli",
+    "app",
 )
 
 

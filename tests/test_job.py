@@ -18,7 +18,7 @@ import pytest
 import torch
 
 import potstill
-from potstill.cli import main
+from potstill.app.cli import main
 from potstill.methods import CSDM
 from potstill.run import Run, loop
 from potstill.run.folder import claimed
@@ -75,7 +75,7 @@ class Process:
         environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
         self.folder = folder
         self.process = subprocess.Popen(
-            [sys.executable, "-m", "potstill.cli", *words, "--out", str(folder)],
+            [sys.executable, "-m", "potstill.app.cli", *words, "--out", str(folder)],
             env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
             # a shell's background job ignores interruptions, and would pass that on
             preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),

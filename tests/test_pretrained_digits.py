@@ -7,9 +7,9 @@ from pathlib import Path
 import pytest
 
 import potstill
+from potstill.app.job import distill, evaluate_run
 from potstill.evaluation import PROBES, Inheritance
 from potstill.experts.heads import Head
-from potstill.job import distill, evaluate_run
 from potstill.reports import compare, report
 from potstill.run import InputError, Run
 

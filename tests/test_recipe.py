@@ -7,14 +7,14 @@ from pathlib import Path
 
 import pytest
 
-from potstill import job as job_module
-from potstill.cli import main
+from potstill.app import job as job_module
+from potstill.app.cli import main
+from potstill.app.job import Data
+from potstill.app.recipe import method_of, read_recipe, run_recipe
 from potstill.evaluation import PROTOCOLS, Protocol, find_protocol
 from potstill.evaluation import scores as scores_module
-from potstill.job import Data
 from potstill.nets import parse
 from potstill.nets.backbone import split_name
-from potstill.recipe import method_of, read_recipe, run_recipe
 from potstill.run import InputError, Run
 
 FOLDER = Path(__file__).parents[1] / "recipes"
@@ -93,7 +93,7 @@ def test_a_recipe_makes_artifact_scores_and_page_and_repeats_none(tiny, monkeypa
     def expensive(*_: object, **__: object) -> None:
         raise AssertionError("done already")
 
-    monkeypatch.setattr("potstill.methods.distribution.train_pool", expensive)
+    monkeypatch.setattr("potstill.methods.distribution.class_matching.train_pool", expensive)
     monkeypatch.setattr(scores_module, "Bench", expensive)
     _, again = start(tiny)
     assert [r.accuracy for r in again] == [r.accuracy for r in records]
@@ -138,7 +138,7 @@ def test_an_interrupted_recipe_goes_on(tiny, monkeypatch):
         words = ["recipe", str(tiny), "--out", f"{tiny.parent}/run", "--device", "cpu", "--quiet"]
         assert main(words) == 130
     monkeypatch.setattr(
-        "potstill.methods.distribution.train_pool", interrupted
+        "potstill.methods.distribution.class_matching.train_pool", interrupted
     )  # distilled already
     assert main(words) == 0
 
@@ -176,7 +176,7 @@ def test_mistakes_are_found_before_anything_begins(change, tiny, monkeypatch):
     def opened(*_: object, **__: object) -> None:
         raise AssertionError("data were opened")
 
-    monkeypatch.setattr("potstill.opening.load_pair", opened)
+    monkeypatch.setattr("potstill.app.opening.load_pair", opened)
     old, new = change.split("|")
     assert old in TINY
     tiny.write_text(TINY.replace(old, new, 1))

@@ -14,8 +14,8 @@ from typing import Any
 
 import pytest
 
+from potstill.app.recipe import method_of, read_recipe
 from potstill.evaluation import PROTOCOLS
-from potstill.recipe import method_of, read_recipe
 from potstill.run import InputError
 
 ROOT = Path(__file__).parents[1]

@@ -15,7 +15,7 @@ from safetensors.torch import load_file, save_file
 from potstill.data.transform import ZCA, Normalize
 from potstill.run import ArtifactError, InputError, StorageError
 from potstill.synthetic import SyntheticSet, grid
-from potstill.synthetic.folder import class_folder
+from potstill.synthetic.artifact_folder import class_folder
 
 SOUND = b'{"dtype":"F32","shape":[16],"data_offsets":[0,64]}'
 FINE = {"kind": "tiled", "factor": 8, "formation": "multi"}

@@ -17,9 +17,9 @@ _HOMES = {
     "load": "potstill.data",
     "load_pair": "potstill.data",
     "ImageSet": "potstill.data",
-    "Data": "potstill.job",
-    "distill": "potstill.job",
-    "cross_validate": "potstill.crossval",
+    "Data": "potstill.app.job",
+    "distill": "potstill.app.job",
+    "cross_validate": "potstill.app.crossval",
     "evaluate": "potstill.evaluation",
     "Protocol": "potstill.evaluation",
     "PROTOCOLS": "potstill.evaluation",
@@ -34,15 +34,15 @@ _ROOMS = ("canvas", "data", "experts", "losses", "match", "methods", "nets", "ru
 __all__ = ["__version__", *_HOMES]
 
 if TYPE_CHECKING:
-    from potstill.crossval import cross_validate as cross_validate
+    from potstill.app.crossval import cross_validate as cross_validate
+    from potstill.app.job import Data as Data
+    from potstill.app.job import distill as distill
     from potstill.data import ImageSet as ImageSet
     from potstill.data import load as load
     from potstill.data import load_pair as load_pair
     from potstill.evaluation import PROTOCOLS as PROTOCOLS
     from potstill.evaluation import Protocol as Protocol
     from potstill.evaluation import evaluate as evaluate
-    from potstill.job import Data as Data
-    from potstill.job import distill as distill
     from potstill.methods import CATALOGUE as CATALOGUE
     from potstill.reports import report as report
     from potstill.run import InputError as InputError

@@ -83,10 +83,10 @@ def test_start_real_takes_images_of_the_class(make_blobs, run):
         assert len(match) == 1 and real.labels[match] == label
 
 
-@pytest.mark.parametrize("starved", ["repeat", "noise", "keep"])
-def test_starved_policies(make_blobs, run, starved, caplog):
-    canvas = start_canvas(make_blobs((6, 2)), 4, run.generator, starved=starved)
-    assert torch.bincount(canvas.labels).tolist() == ([4, 2] if starved == "keep" else [4, 4])
+@pytest.mark.parametrize("shortage", ["repeat", "noise", "keep"])
+def test_starved_policies(make_blobs, run, shortage, caplog):
+    canvas = start_canvas(make_blobs((6, 2)), 4, run.generator, shortage=shortage)
+    assert torch.bincount(canvas.labels).tolist() == ([4, 2] if shortage == "keep" else [4, 4])
     assert "1 of 2 classes have fewer than the 4 images" in caplog.text
     flat = canvas.images.detach().flatten(1)
     assert len(flat.unique(dim=0)) == len(flat)
@@ -103,8 +103,8 @@ def test_tiled_start_holds_different_real_images(make_blobs, run):
     ("name", "fields"),
     [
         ("start", {"start": "mosaic"}),
-        ("starved", {"starved": "drop"}),
-        ("starved", {"start": "tiled", "starved": "keep", "factor": 2}),
+        ("shortage", {"shortage": "drop"}),
+        ("shortage", {"start": "tiled", "shortage": "keep", "factor": 2}),
     ],
 )
 def test_bad_choices_are_named(make_blobs, run, name, fields):

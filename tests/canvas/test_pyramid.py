@@ -43,7 +43,7 @@ def summed(levels, size):
 @pytest.mark.parametrize("size", [(8, 8), (6, 10)])
 def test_decode_is_the_sum_of_levels_in_natural_colours_through_a_sigmoid(run, size):
     surface = make(run, (3, *size))
-    surface.arrange_(10_000)
+    surface.grow_(10_000)
     assert len(surface.levels) == len(level_sizes(size)) >= 4
     images, labels = surface.decode()
     total = summed(surface.levels, size)
@@ -69,14 +69,14 @@ def test_the_first_principal_colour_is_nearly_grey(run):
 @pytest.mark.parametrize("fields", [{"shape": (1, 8, 8)}, {"decorrelate": False}])
 def test_grey_or_without_decorrelation_channels_are_left_alone(run, fields):
     surface = make(run, **fields)
-    surface.arrange_(10_000)
+    surface.grow_(10_000)
     expected = torch.sigmoid(2 * summed(surface.levels, (8, 8)))
     torch.testing.assert_close(surface.pictures(), expected, atol=1e-6, rtol=0)
 
 
 def test_decode_of_some_classes_is_a_part_of_all(run):
     surface = make(run)
-    surface.arrange_(401)
+    surface.grow_(401)
     images, _ = surface.decode()
     part, part_labels = surface.decode(1, 2)
     assert torch.equal(part, images[2:]) and part_labels.tolist() == [1, 1]
@@ -88,9 +88,9 @@ def test_levels_come_at_201_401_and_so_on_as_released(run):
     # released: (step - 1) mod 200 == 0 and step > 1, until 256; complete at 1601
     assert grown == [201, 401, 601, 801, 1001, 1201, 1401, 1601]
     assert surface.levels_at(0) == 1 and surface.levels_at(5000) == 9
-    assert not surface.arrange_(200) and len(surface.levels) == 1
-    assert surface.arrange_(201) and [x.shape[-1] for x in surface.levels] == [1, 2]
-    assert not surface.arrange_(400) and surface.arrange_(401) and len(surface.levels) == 3
+    assert not surface.grow_(200) and len(surface.levels) == 1
+    assert surface.grow_(201) and [x.shape[-1] for x in surface.levels] == [1, 2]
+    assert not surface.grow_(400) and surface.grow_(401) and len(surface.levels) == 3
 
 
 def test_every_step_may_grow(run):
@@ -103,7 +103,7 @@ def test_growth_shrinks_old_levels_and_new_noise_has_its_share(run):
     deviations = [surface.levels[0].std().item()]
     for k, step in enumerate((201, 401, 601), start=1):
         before = copies(surface.levels)
-        assert surface.arrange_(step)
+        assert surface.grow_(step)
         for old, new in zip(before, surface.levels, strict=False):
             torch.testing.assert_close(new.detach(), old * k / (k + 1))
         assert len(surface.levels) == k + 1
@@ -119,7 +119,7 @@ def test_zero_growth_keeps_the_sum(run):
     smooth = []
     for step in (201, 401, 601, 801):
         before = summed(surface.levels, (16, 16)).detach()
-        surface.arrange_(step)
+        surface.grow_(step)
         after = summed(surface.levels, (16, 16)).detach()
         smooth.append(((after - before).norm() / before.norm()).item())
     # exact from 1 to 2 and at the last level; between them enlarging twice rounds corners off
@@ -127,16 +127,16 @@ def test_zero_growth_keeps_the_sum(run):
     # while noise changes it
     other = make(run, (3, 16, 16))
     before = summed(other.levels, (16, 16)).detach()
-    other.arrange_(201)
+    other.grow_(201)
     assert (summed(other.levels, (16, 16)) - before).norm() / before.norm() > 0.2
 
 
 @pytest.mark.parametrize("growth", ["noise", "zero"])
 def test_arranging_twice_changes_nothing(run, growth):
     surface = make(run, growth=growth)
-    assert surface.arrange_(450)
+    assert surface.grow_(450)
     before, leaves = copies(surface.levels), list(surface.levels)
-    assert not surface.arrange_(450)
+    assert not surface.grow_(450)
     assert equal(before, surface.levels)
     assert all(a is b for a, b in zip(leaves, surface.levels, strict=True))
 
@@ -144,16 +144,16 @@ def test_arranging_twice_changes_nothing(run, growth):
 @pytest.mark.parametrize("growth", ["noise", "zero"])
 def test_arranging_at_once_equals_step_by_step(run, growth):
     once, gradual = make(run, growth=growth), make(run, growth=growth)
-    once.arrange_(700)
+    once.grow_(700)
     for step in range(0, 701, 50):
-        gradual.arrange_(step)
+        gradual.grow_(step)
     assert len(once.levels) == 4 and equal(once.levels, gradual.levels)
 
 
 def test_noise_of_each_level_is_drawn_apart_and_by_seed(run):
     surface, other = make(run, ipc=50), make(run.with_(seed=1), ipc=50)
-    surface.arrange_(201)
-    other.arrange_(201)
+    surface.grow_(201)
+    other.grow_(201)
     first, second = surface.levels[0].detach(), surface.levels[1].detach()
     assert not torch.equal(first, other.levels[0])
     assert not torch.equal(second, other.levels[1])
@@ -164,25 +164,25 @@ def test_noise_of_each_level_is_drawn_apart_and_by_seed(run):
 def test_pixels_are_one_level_of_full_size(run):
     surface = make(run, form="pixels")
     assert [tuple(level.shape) for level in surface.levels] == [(4, 3, 8, 8)]
-    assert not surface.arrange_(10_000) and list(surface.parameters()) == ["level-0"]
+    assert not surface.grow_(10_000) and list(surface.parameters()) == ["level-0"]
     assert surface.levels[0].std().item() == pytest.approx(1, abs=0.15)
 
 
 def test_gradients_reach_every_level(run):
     surface = make(run)
-    surface.arrange_(10_000)
+    surface.grow_(10_000)
     surface.decode()[0].square().sum().backward()
-    assert surface.picture_leaves() is surface.levels
+    assert surface.pixel_parameters() is surface.levels
     assert all(level.grad.abs().min() > 0 for level in surface.levels)
 
 
 def test_a_moved_canvas_has_leaves_of_its_own(run):
     surface = make(run)
-    surface.arrange_(201)
+    surface.grow_(201)
     moved = surface.to("cpu")
     assert equal(moved.levels, surface.levels) and torch.equal(moved.pictures(), surface.pictures())
     assert moved.images is moved.levels[0] and all(x.is_leaf for x in moved.levels)
-    assert moved.arrange_(401) and len(surface.levels) == 2
+    assert moved.grow_(401) and len(surface.levels) == 2
 
 
 @pytest.mark.parametrize(

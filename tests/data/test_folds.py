@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
+from potstill.app.opening import Data, open_data
 from potstill.data import ImageSet, load_pair
 from potstill.data.images import few_note, parse_fold
-from potstill.opening import Data, open_data
 from potstill.run import InputError
 
 

@@ -8,9 +8,9 @@ import os
 import pytest
 from PIL import Image
 
-from potstill.cli import main
+from potstill.app.cli import main
+from potstill.app.opening import open_data
 from potstill.data import load
-from potstill.opening import open_data
 from potstill.run import InputError, Run
 
 

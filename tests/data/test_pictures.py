@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from potstill.cli import main
+from potstill.app.cli import main
 from potstill.data import load
 from potstill.data.decode import Rows, blocks
 from potstill.data.reading import MOST_PIXELS, Reading

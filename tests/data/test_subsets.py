@@ -10,9 +10,9 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 import potstill
+from potstill.app.job import Data, open_data
 from potstill.data import load, load_pair
 from potstill.data.subsets import SUBSETS, class_positions
-from potstill.job import Data, open_data
 from potstill.run import InputError, Run
 from potstill.run.checkpoint import load_state, save_state
 

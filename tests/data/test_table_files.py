@@ -14,7 +14,7 @@ import pytest
 from PIL import Image
 
 import potstill
-from potstill.cli import main
+from potstill.app.cli import main
 from potstill.data import load, load_pair
 from potstill.data.files import Place
 from potstill.data.tablefiles import read_column

@@ -12,9 +12,9 @@ import torch
 from PIL import Image
 from torch.utils.data import Dataset
 
-from potstill.cli import main
+from potstill.app.cli import main
+from potstill.app.job import open_data
 from potstill.data import load, load_pair
-from potstill.job import open_data
 from potstill.run import InputError, Run
 from potstill.run.folder import read_record
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from potstill.cli import main
+from potstill.app.cli import main
 from potstill.data import load, load_pair
 from potstill.data.variety import Variety
 from potstill.run import InputError

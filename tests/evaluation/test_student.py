@@ -145,7 +145,7 @@ def test_random_examples_of_a_starved_artifact():
 
 
 def test_random_examples_are_those_of_the_method_random():
-    from potstill.methods.random import Random
+    from potstill.methods.selection.random import Random
 
     run = Run(seed=5, device="cpu")
     rows = Random().select(TRAIN, 4, run)

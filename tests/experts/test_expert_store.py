@@ -11,7 +11,7 @@ import torch
 from safetensors import safe_open
 
 from potstill.data import DSA, Normalize
-from potstill.experts import store
+from potstill.experts import rows as store
 from potstill.experts.trajectories import train_experts
 from potstill.nets import Sharpness, Training
 from potstill.run import ArtifactError, StorageError

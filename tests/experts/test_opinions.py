@@ -3,8 +3,8 @@ import torch
 from torch import tensor
 
 from potstill.data import Normalize
-from potstill.experts import opinions as room
-from potstill.experts.opinions import mean_right_logits, opinions, right_candidates
+from potstill.experts import teachers as room
+from potstill.experts.teachers import mean_right_logits, right_candidates, teacher_logits
 from potstill.nets import create, predict
 from potstill.run import InputError
 
@@ -27,7 +27,9 @@ def weights(count, run):
 def test_opinions_are_the_networks_logits(real, run, floats, memory):
     transform, images = Normalize.fit(real), real.images
     images = images.float() / 255 if floats else images
-    got = [*opinions(weights(3, run), NETWORK, images, transform, run.with_(memory_gb=memory))]
+    got = [
+        *teacher_logits(weights(3, run), NETWORK, images, transform, run.with_(memory_gb=memory))
+    ]
     for logits, net in zip(got, nets(3, run), strict=True):
         assert torch.allclose(logits, predict(net, images, transform), atol=1e-6)
         assert not logits.requires_grad
@@ -41,7 +43,7 @@ def test_experts_are_read_one_at_a_time(real, run):
             read.append(k)
             yield value
 
-    got = opinions(stream(), NETWORK, real.images[:2], Normalize.fit(real), run)
+    got = teacher_logits(stream(), NETWORK, real.images[:2], Normalize.fit(real), run)
     assert read == [] and next(got) is not None and read == [0]
     assert next(got) is not None and read == [0, 1]
 

@@ -1,4 +1,4 @@
-"""Out of memory outside of the loop: real side, features, opinions, pools, experts, students."""
+"""Out of memory outside of the loop: real side, features, teachers, pools, experts, students."""
 
 from dataclasses import replace
 
@@ -13,7 +13,7 @@ from potstill.data.views import Views
 from potstill.evaluation import student as students
 from potstill.evaluation.protocol import PROTOCOLS
 from potstill.experts.features import collect_features, image_features
-from potstill.experts.opinions import opinions, right_candidates
+from potstill.experts.teachers import right_candidates, teacher_logits
 from potstill.nets import Training
 from potstill.nets.backbone import own_backbone
 from potstill.nets.layers import Network
@@ -118,10 +118,10 @@ def test_features_of_synthetic_images(make_blobs, run):
 
 def test_opinions_of_experts(real, run, little, caplog):
     transform = Normalize.fit(real)
-    whole = [*opinions(weights(2, run), NETWORK, real.images, transform, run)]
+    whole = [*teacher_logits(weights(2, run), NETWORK, real.images, transform, run)]
     right = right_candidates(real, [4, 4, 4], weights(2, run), NETWORK, transform, run)
     little(5)
-    found = [*opinions(weights(2, run), NETWORK, real.images, transform, run)]
+    found = [*teacher_logits(weights(2, run), NETWORK, real.images, transform, run)]
     for a, b in zip(found, whole, strict=True):
         assert torch.allclose(a, b, atol=1e-6)
     assert caplog.text.count("out of memory") == 1  # for both experts

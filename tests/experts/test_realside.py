@@ -3,7 +3,7 @@ import torch
 
 from potstill.canvas import start_canvas
 from potstill.data import DSA, Normalize
-from potstill.experts.realside import Entry, Eye, RealSide
+from potstill.experts.real_statistics import Entry, Eye, RealSide
 from potstill.match.spectral import characteristic, segment_mean, spectral_distance
 from potstill.methods import CSDM, DM, NCFM, SDM
 from potstill.run import InputError
@@ -222,7 +222,7 @@ def test_tables_of_other_threads_or_policies_are_not_mistaken(make_blobs, run):
 
 
 def test_a_cache_that_cannot_be_written_only_warns(make_blobs, run, caplog, monkeypatch):
-    from potstill.experts import realside
+    from potstill.experts import real_statistics as realside
     from potstill.run import StorageError
 
     def full(*_args):

@@ -12,7 +12,7 @@ import torch
 
 from potstill.data import DSA, ZCA, Normalize
 from potstill.experts import trainer as room
-from potstill.experts.store import Rows
+from potstill.experts.rows import Rows
 from potstill.experts.trajectories import train_experts
 from potstill.losses import cross_entropy, logit_adjusted
 from potstill.nets import Examples, Sharpness, Training, create, train_many
@@ -170,7 +170,7 @@ def test_one_row_is_read_and_checked_once(real, run, monkeypatch):
         read.append((member, epoch))
         return original(block, member, epoch)
 
-    store = sys.modules["potstill.experts.store"]
+    store = sys.modules["potstill.experts.rows"]
     monkeypatch.setattr("potstill.experts.blocks.Block.read", spy)
     crc = store.zlib.crc32
     monkeypatch.setattr(

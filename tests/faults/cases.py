@@ -227,7 +227,7 @@ def _unhandled() -> None:
 
 def cli(words: list[str]) -> Ended:
     """Run a command in this process; exceptions pass through, as they would reach a user."""
-    from potstill.cli import main
+    from potstill.app.cli import main
 
     box = io.StringIO()
     _unhandled()

@@ -97,12 +97,12 @@ def warm() -> None:
     import timm  # noqa: F401
     import torchvision  # noqa: F401
 
-    import potstill.backbones
-    import potstill.cli
+    import potstill.app.backbone_command
+    import potstill.app.cli
+    import potstill.app.job
+    import potstill.app.recipe
     import potstill.experts.selfsupervised
-    import potstill.job
     import potstill.methods
-    import potstill.recipe
     import potstill.reports  # noqa: F401
 
 

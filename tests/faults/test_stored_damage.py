@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from potstill.cli import main
+from potstill.app.cli import main
 from potstill.run import ArtifactError
 from potstill.run.checkpoint import load_state, save_state
 from potstill.synthetic import SyntheticSet

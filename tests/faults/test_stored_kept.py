@@ -15,7 +15,7 @@ import pytest
 from safetensors import safe_open
 from safetensors.torch import save_file
 
-from potstill.cli import main
+from potstill.app.cli import main
 from potstill.run.checkpoint import load_state
 
 MACHINE = " --device cpu --threads 1 --quiet"

@@ -57,7 +57,7 @@ class Job:
 
 
 def main(words: list[str]) -> int:
-    from potstill.cli import main as command
+    from potstill.app.cli import main as command
 
     return command(words)
 

@@ -11,9 +11,10 @@ from potstill.data import ImageSet
 from potstill.data.views import Views, clean_view, part_of
 from potstill.experts.features import collect_features, sub_centres
 from potstill.match.linear import analytic_gradient, linear_gradient
-from potstill.methods import CATALOGUE, LGM, SFM, Centroids, Neighbours, Random, frozen
-from potstill.methods.frozen import without_place
-from potstill.methods.nearest import free_nearest
+from potstill.methods import CATALOGUE, LGM, SFM, Centroids, Neighbours, Random
+from potstill.methods.pretrained import backbone_matching as frozen
+from potstill.methods.pretrained.backbone_matching import without_place
+from potstill.methods.selection.nearest import free_nearest
 from potstill.nets.backbone import save_backbone
 from potstill.run import ArtifactError, InputError
 
@@ -43,7 +44,7 @@ def ready(method, real, run, ipc=2, step=STEP):
     method.check(real)
     canvas = method.make_canvas(real, ipc, run).to("cpu")
     method.setup(real, canvas, run)
-    canvas.arrange_(step)
+    canvas.grow_(step)
     return canvas
 
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from potstill.losses import cross_entropy
-from potstill.match.student import draw_steps
+from potstill.match.student_steps import draw_steps
 from potstill.methods import DATM, FTD, LAD, MTT, TESLA
-from potstill.methods.students import pick
+from potstill.methods.trajectory.students import pick
 from potstill.run import InputError
 from potstill.synthetic import SyntheticSet
 from potstill.synthetic.iterates import list_iterates

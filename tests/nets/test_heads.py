@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from potstill.losses import cross_entropy, logit_adjusted
-from potstill.nets.heads import (
+from potstill.nets.head_training import (
     HeadTraining,
     _mixed,
     _Sums,

@@ -6,7 +6,7 @@ import csv
 import io
 from typing import Any
 
-from potstill.reports import tables
+from potstill.reports import table_text as tables
 from potstill.reports.remarks import printed
 
 

@@ -10,13 +10,13 @@ from typing import Annotated, ClassVar, Literal, get_args, get_origin
 
 import pytest
 
-from potstill.cli import Distill, Evaluate, Recipe
+from potstill.app.cli import Distill, Evaluate, Recipe
+from potstill.app.flags import Machine
+from potstill.app.job import Data
 from potstill.evaluation import PROBES, PROTOCOLS, Probe, Protocol
 from potstill.experts.selfsupervised import SelfSupervision
-from potstill.flags import Machine
-from potstill.job import Data
 from potstill.methods import CATALOGUE
-from potstill.nets.heads import HeadTraining
+from potstill.nets.head_training import HeadTraining
 from potstill.nets.training import Training
 from potstill.run import InputError, Run
 from potstill.run.descent import Descent, Rate

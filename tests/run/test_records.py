@@ -77,7 +77,7 @@ def test_types_of_values():
 
 
 def test_a_record_is_compared_with_its_dataclass():
-    from potstill.opening import Data
+    from potstill.app.opening import Data
 
     assert type_fault({"data": "digits", "image_size": 8}, Data) is None
     assert type_fault([], Data) == "a list stands where an object is expected"

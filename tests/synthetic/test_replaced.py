@@ -12,8 +12,7 @@ from tests.test_synthetic import make
 
 from potstill.run import replace
 from potstill.run.replace import hidden
-from potstill.synthetic import SyntheticSet
-from potstill.synthetic import folder as artifact_folder
+from potstill.synthetic import SyntheticSet, artifact_folder
 
 
 class Killed(BaseException):
@@ -113,8 +112,10 @@ def test_killed_at_any_moment_of_a_save(folder, tmp_path, monkeypatch, moment):
             patch.setattr("pathlib.Path.rename", dies(type(folder).rename))
         else:
             patch.setattr(replace, where, dies(getattr(replace, where)))
-            patch.setattr("potstill.synthetic.folder.replace_folder", replace.replace_folder)
-        patch.setattr("potstill.synthetic.folder.remove_owned", lambda *rest: True)
+            patch.setattr(
+                "potstill.synthetic.artifact_folder.replace_folder", replace.replace_folder
+            )
+        patch.setattr("potstill.synthetic.artifact_folder.remove_owned", lambda *rest: True)
         with pytest.raises(Killed):
             make(1).save(folder)
     assert SyntheticSet.load(folder).checksum in (make().checksum, make(1).checksum)

@@ -131,11 +131,11 @@ class Canvas:
         """Return the leaves that are optimised, by name."""
         return {"images": self.images}
 
-    def picture_leaves(self) -> list[Tensor]:
+    def pixel_parameters(self) -> list[Tensor]:
         """Return the leaves that hold pixels, (n, ...) each."""
         return [self.images]
 
-    def arrange_(self, step: int) -> bool:
+    def grow_(self, step: int) -> bool:
         """Bring the leaves into their form at ``step``; return whether they are others now."""
         return False
 

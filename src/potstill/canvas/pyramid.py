@@ -96,7 +96,7 @@ class PyramidCanvas(Canvas):
         """Return the levels there are, coarse to fine."""
         return {f"level-{k}": level for k, level in enumerate(self.levels)}
 
-    def picture_leaves(self) -> list[Tensor]:
+    def pixel_parameters(self) -> list[Tensor]:
         """Return the leaves that hold pixels, (n, ...) each."""
         return self.levels
 
@@ -105,7 +105,7 @@ class PyramidCanvas(Canvas):
         return min(len(self.sizes), 1 + max(0, step - 1) // self.grow_every)
 
     @torch.no_grad()
-    def arrange_(self, step: int) -> bool:
+    def grow_(self, step: int) -> bool:
         """Add the levels that are due at ``step``; return whether there were any."""
         wanted = self.levels_at(step)
         if wanted <= len(self.levels):

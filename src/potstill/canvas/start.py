@@ -19,10 +19,10 @@ from potstill.data import ImageSet
 from potstill.run import InputError, logger
 from potstill.run.fields import OneOf, check_value
 
-__all__ = ["Profile", "Start", "Starved", "check_start", "images_per_class", "start_canvas"]
+__all__ = ["Profile", "Start", "Shortage", "check_start", "images_per_class", "start_canvas"]
 
 Start = Annotated[str, OneOf("real", "tiled", "noise")]
-Starved = Annotated[str, OneOf("repeat", "noise", "keep")]
+Shortage = Annotated[str, OneOf("repeat", "noise", "keep")]
 Profile = Annotated[str, OneOf("balanced", "long_tailed")]
 
 
@@ -45,32 +45,32 @@ def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
 
 
 def _class_images(
-    real: ImageSet, positions: Tensor, needed: int, starved: str, generator: torch.Generator
+    real: ImageSet, positions: Tensor, needed: int, shortage: str, generator: torch.Generator
 ) -> Tensor:
-    """Take the first ``needed`` of these images of a class; fill up by the starved policy."""
+    """Take the first ``needed`` of these images of a class; fill up by the shortage policy."""
     if not len(positions):  # nothing of the class qualifies, see ``candidates``
         return _noise(needed, real.shape, generator)
     images = real.batch(positions[:needed])
     missing = needed - len(images)
-    if missing <= 0 or starved == "keep":
+    if missing <= 0 or shortage == "keep":
         return images
-    if starved == "noise":
+    if shortage == "noise":
         return torch.cat([images, _noise(missing, real.shape, generator)])
     again = torch.arange(missing) % len(images)
     return torch.cat([images, _shifted(images[again], generator)])
 
 
-def check_start(start: str, starved: str) -> None:
+def check_start(start: str, shortage: str) -> None:
     """Raise InputError unless both go together."""
-    if start == "tiled" and starved == "keep":
-        raise InputError("starved is 'keep' with start 'tiled'; use starved=repeat or noise")
+    if start == "tiled" and shortage == "keep":
+        raise InputError("shortage is 'keep' with start 'tiled'; use shortage=repeat or noise")
 
 
 def _warn_of_shortage(
     real: ImageSet,
     wanted: Sequence[int],
     per_image: int,
-    starved: str,
+    shortage: str,
     candidates: Sequence[Tensor] | None,
 ) -> None:
     """Say which classes cannot fill their images; "right" images are those of ``candidates``."""
@@ -79,15 +79,15 @@ def _warn_of_shortage(
     if short:
         logger.warning(
             "%d of %d classes have fewer than the %d %s that %d stored images start from "
-            "(smallest: %d); starved=%r %s",
+            "(smallest: %d); shortage=%r %s",
             len(short),
             real.num_classes,
             max(wanted[c] for c in short) * per_image,
             "images" if candidates is None else "rightly classified images",
             max(wanted[c] for c in short),
             min(have),
-            starved,
-            "stores fewer" if starved == "keep" else "fills up",
+            shortage,
+            "stores fewer" if shortage == "keep" else "fills up",
         )
 
 
@@ -129,7 +129,7 @@ def start_canvas(
     start: str = "real",
     factor: int = 1,
     formation: str = "single",
-    starved: str = "repeat",
+    shortage: str = "repeat",
     bounded: bool = True,
     candidates: Sequence[Tensor] | None = None,
     quiet: bool = False,
@@ -142,21 +142,21 @@ def start_canvas(
         generator: ``run.generator``; draws per class from ``generator("start", label)``.
         start: "real" (random images of the class), "tiled" (each stored image is a mosaic of
             factor**2 of them) or "noise".
-        starved: for classes with fewer images than needed: "repeat" (shifted copies), "noise", or
+        shortage: for classes with fewer images than needed: "repeat" (shifted copies), "noise", or
             "keep" (fewer stored images; not with mosaics).
         candidates: positions in ``real`` per class, in the order in which they are taken; default:
             all of the class, shuffled. A class without any starts from noise.
         quiet: do not warn of classes with too few images.
     """
     check_value("start", start, Start)
-    check_value("starved", starved, Starved)
-    check_start(start, starved)
+    check_value("shortage", shortage, Shortage)
+    check_start(start, shortage)
     wanted = [ipc] * real.num_classes if isinstance(ipc, int) else list(ipc)
     if len(wanted) != real.num_classes or min(wanted) < 1:
         raise InputError(f"ipc is {ipc}; use at least 1 image per class")
     per_image = factor**2 if start == "tiled" else 1
     if start != "noise" and not quiet:
-        _warn_of_shortage(real, wanted, per_image, starved, candidates)
+        _warn_of_shortage(real, wanted, per_image, shortage, candidates)
     stacks = []
     for label, count in enumerate(wanted):
         draw = generator("start", label)
@@ -168,7 +168,7 @@ def start_canvas(
             positions = own[torch.randperm(len(own), generator=draw)]
         else:
             positions = candidates[label]
-        images = _class_images(real, positions, count * per_image, starved, draw)
+        images = _class_images(real, positions, count * per_image, shortage, draw)
         stacks.append(
             mosaic(images.unflatten(0, (-1, per_image)), factor) if per_image > 1 else images
         )

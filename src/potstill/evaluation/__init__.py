@@ -1,8 +1,8 @@
 """Evaluation: protocols, students, label tiers and scores."""
 
-from potstill.evaluation.inheritance import Heir, Inheritance, inheritance
+from potstill.evaluation.inheritance import Inheritance, InheritedClassifier, inheritance
 from potstill.evaluation.labels import TIERS, receiver_bytes, soft_labels, with_soft_labels
-from potstill.evaluation.linear import LinearBench
+from potstill.evaluation.linear_bench import LinearBench
 from potstill.evaluation.metrics import class_accuracy, mean_std, summary
 from potstill.evaluation.probe import PROBES, Probe
 from potstill.evaluation.protocol import PROTOCOLS, Protocol, find_protocol
@@ -19,7 +19,7 @@ from potstill.evaluation.student import train_students
 __all__ = [
     "PROBES",
     "PROTOCOLS",
-    "Heir",
+    "InheritedClassifier",
     "Inheritance",
     "LinearBench",
     "Probe",

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 
 from potstill.evaluation.labels import receiver_bytes
-from potstill.evaluation.linear import LinearBench
+from potstill.evaluation.linear_bench import LinearBench
 from potstill.evaluation.record import Result, part
 from potstill.experts.heads import HEAD_PRIORS, Head, train_head
 from potstill.nets.backbone import Backbone
-from potstill.nets.heads import Projector, adam_projector, ridge_projector
+from potstill.nets.head_training import Projector, adam_projector, ridge_projector
 from potstill.run import InputError, logger
 from potstill.run.fields import OneOf, check_value
 
-__all__ = ["Heir", "Inheritance", "fits", "inheritance"]
+__all__ = ["InheritedClassifier", "Inheritance", "fits", "inheritance"]
 
 Projection = Annotated[str, OneOf("ridge", "adam")]
 HeadPrior = Annotated[str, OneOf(*HEAD_PRIORS)]
@@ -79,7 +79,7 @@ def fits(how: Inheritance | None, inherited: Any, kd: Any) -> bool:
 
 
 @dataclass(frozen=True, eq=False)
-class Heir:
+class InheritedClassifier:
     """A receiver that also gets the sender's head."""
 
     bench: LinearBench

@@ -15,7 +15,7 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
 from potstill.data.views import Views
-from potstill.nets.heads import HeadTraining
+from potstill.nets.head_training import HeadTraining
 from potstill.run import InputError, nearest
 from potstill.run.checkpoint import digest
 from potstill.run.fields import Copies, OneOf, Range, Steps, check_fields

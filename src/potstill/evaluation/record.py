@@ -109,7 +109,7 @@ class Score:
     train_checksum: str = ""  # of the real set that groups and references come from
     iterates: dict[str, Any] | None = None  # step of the best iterate, number of looks, accuracies
     backbone: dict[str, Any] | None = None  # under a probe: label, key, name, whether it distilled
-    inherited: Result | None = None  # the sender's classifier, see Heir.inherited
+    inherited: Result | None = None  # the sender's classifier, see InheritedClassifier.inherited
     kd: Result | None = None  # heads that learn from the sender's classifier
     chosen: bool = False  # real images that a method chose; nothing in the set was learned
 

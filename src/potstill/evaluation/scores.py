@@ -20,9 +20,9 @@ import torch
 
 from potstill.data import ImageSet
 from potstill.evaluation.bench import Bench
-from potstill.evaluation.inheritance import Heir, Inheritance
+from potstill.evaluation.inheritance import Inheritance, InheritedClassifier
 from potstill.evaluation.labels import receiver_bytes, tier_of
-from potstill.evaluation.linear import LinearBench
+from potstill.evaluation.linear_bench import LinearBench
 from potstill.evaluation.probe import Probe
 from potstill.evaluation.protocol import Protocol, find_protocol
 from potstill.evaluation.record import Result, Score, part, read_scores, write_scores
@@ -205,7 +205,7 @@ def _probed(
         eight_bit = bench.artifact(view, backbone, runs)
     place = Path(own).expanduser()
     made_with = part(bench.syn.provenance, "backbone").get("key")
-    heir = None if inherit is None else Heir(bench, inherit)
+    heir = None if inherit is None else InheritedClassifier(bench, inherit)
     return replace(
         score,
         backbone={

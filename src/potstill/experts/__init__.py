@@ -1,9 +1,9 @@
 """Everything learned or measured on the real data before matching begins."""
 
 from potstill.experts.classifiers import ClassifierTrajectories, train_classifiers
-from potstill.experts.opinions import mean_right_logits, right_candidates
 from potstill.experts.pool import Pool, train_pool
-from potstill.experts.realside import Entry, Eye, RealSide
+from potstill.experts.real_statistics import Entry, Eye, RealSide
+from potstill.experts.teachers import mean_right_logits, right_candidates
 from potstill.experts.trajectories import Params, Trajectories, train_experts
 
 __all__ = [

@@ -14,7 +14,7 @@ import torch
 
 from potstill.data import ImageSet
 from potstill.data.transform import Transform
-from potstill.experts.store import Rows
+from potstill.experts.rows import Rows
 from potstill.experts.trainer import Trainer, circumstances
 from potstill.experts.trajectories import Params, Trajectories
 from potstill.losses import cross_entropy

@@ -20,7 +20,7 @@ from potstill.data.views import Views
 from potstill.experts.features import collect_features
 from potstill.losses import adjust, cross_entropy, logit_adjusted
 from potstill.nets.backbone import Backbone
-from potstill.nets.heads import HeadTraining, train_heads
+from potstill.nets.head_training import HeadTraining, train_heads
 from potstill.run import ArtifactError, InputError, Run, nearest
 from potstill.run.checkpoint import digest, load_state, save_state
 from potstill.run.recall import recall

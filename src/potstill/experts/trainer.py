@@ -15,7 +15,7 @@ from torch import Tensor
 
 from potstill.data import ImageSet
 from potstill.data.transform import Transform
-from potstill.experts.store import Rows
+from potstill.experts.rows import Rows
 from potstill.losses import Loss
 from potstill.nets import Examples, Network, Training, train_many
 from potstill.nets.places import Place, Places

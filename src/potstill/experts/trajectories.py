@@ -18,7 +18,7 @@ from torch import Tensor
 from potstill.data import ImageSet
 from potstill.data.transform import Transform
 from potstill.experts.pool import fingerprint
-from potstill.experts.store import Rows, in_short
+from potstill.experts.rows import Rows, in_short
 from potstill.experts.trainer import Trainer, circumstances
 from potstill.losses import cross_entropy, logit_adjusted
 from potstill.nets import Network, Training, create_for, parse

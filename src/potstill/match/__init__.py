@@ -11,6 +11,7 @@ from potstill.match.classifier_path import classifier_distance
 from potstill.match.kernels import Kernel, kernel, mixture
 from potstill.match.mmd import by_class, class_mmd2, mmd2, multi_bandwidth
 from potstill.match.moments import mean_distance
+from potstill.match.parameter_distance import GRADIENTS, trajectory_distance
 from potstill.match.rollout import Forward, Params, StudentStep
 from potstill.match.spectral import (
     SegmentMean,
@@ -23,7 +24,6 @@ from potstill.match.spectral import (
     split,
     unbiased_amplitude,
 )
-from potstill.match.trajectories import GRADIENTS, trajectory_distance
 
 __all__ = [
     "GRADIENTS",

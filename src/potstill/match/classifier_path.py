@@ -20,6 +20,7 @@ from torch import Tensor
 from potstill.data.augment import DSA
 from potstill.losses import Loss, cross_entropy
 from potstill.match.curvature import Curvature
+from potstill.match.parameter_distance import check_gradient
 from potstill.match.rollout import (
     Params,
     StudentStep,
@@ -29,7 +30,6 @@ from potstill.match.rollout import (
     squared_distance,
     start_distance,
 )
-from potstill.match.trajectories import check_gradient
 from potstill.run import InputError
 from potstill.run.machine import CPU_CHUNK
 

@@ -4,25 +4,25 @@ A new method is one import and one entry here (see CONTRIBUTING.md).
 """
 
 from potstill.methods.base import BUDGETS, Matcher, Method, MethodInfo, Selector
-from potstill.methods.centroids import Centroids
-from potstill.methods.csdm import CSDM
-from potstill.methods.datm import DATM
-from potstill.methods.distribution import DistributionMatcher
-from potstill.methods.dm import DM
-from potstill.methods.frozen import BackboneMatcher
-from potstill.methods.ftd import FTD
-from potstill.methods.lad import LAD
-from potstill.methods.lgm import LGM
-from potstill.methods.m3d import M3D
-from potstill.methods.mosaic import Mosaic
-from potstill.methods.mtt import MTT
-from potstill.methods.ncfm import NCFM
-from potstill.methods.neighbours import Neighbours
-from potstill.methods.random import Random
-from potstill.methods.sdm import SDM
-from potstill.methods.sfm import SFM
-from potstill.methods.tesla import TESLA
-from potstill.methods.trajectory import TrajectoryMatcher
+from potstill.methods.distribution.class_matching import DistributionMatcher
+from potstill.methods.distribution.csdm import CSDM
+from potstill.methods.distribution.dm import DM
+from potstill.methods.distribution.m3d import M3D
+from potstill.methods.distribution.ncfm import NCFM
+from potstill.methods.distribution.sdm import SDM
+from potstill.methods.pretrained.backbone_matching import BackboneMatcher
+from potstill.methods.pretrained.lgm import LGM
+from potstill.methods.pretrained.sfm import SFM
+from potstill.methods.selection.centroids import Centroids
+from potstill.methods.selection.mosaic import Mosaic
+from potstill.methods.selection.neighbours import Neighbours
+from potstill.methods.selection.random import Random
+from potstill.methods.trajectory.datm import DATM
+from potstill.methods.trajectory.ftd import FTD
+from potstill.methods.trajectory.lad import LAD
+from potstill.methods.trajectory.mtt import MTT
+from potstill.methods.trajectory.tesla import TESLA
+from potstill.methods.trajectory.trajectory_matching import TrajectoryMatcher
 from potstill.run import InputError, nearest
 
 __all__ = [

@@ -7,7 +7,7 @@ from typing import Annotated
 
 from potstill.canvas import Canvas, check_start, start_canvas
 from potstill.canvas.pixels import Formation
-from potstill.canvas.start import Start, Starved
+from potstill.canvas.start import Shortage, Start
 from potstill.data import ZCA, ImageSet, Normalize
 from potstill.data.transform import Transform
 from potstill.methods.base import Matcher
@@ -25,7 +25,7 @@ class PixelMatcher(Matcher):
     """Descend on the pixels of stored images, whole or as tiles."""
 
     start: Start = "real"  # first images: "real", "tiled" (mosaics of real images) or "noise"
-    starved: Starved = "repeat"  # too few real images to start: "repeat", "noise" or "keep" fewer
+    shortage: Shortage = "repeat"  # too few real images to start: "repeat", "noise" or "keep" fewer
     factor: Factor = 1  # tiles per side of a stored image; 0 = 2 from 16 pixels up, else 1
     formation: Formation = "single"  # the finest tiles only, or "multi" = tiles of every size
     bounded: bool = True  # keep pixels in [0, 1]
@@ -34,7 +34,7 @@ class PixelMatcher(Matcher):
     def check(self, real: ImageSet | None = None) -> None:
         """Check the start and the descent."""
         super().check(real)
-        check_start(self.start, self.starved)
+        check_start(self.start, self.shortage)
 
     def make_canvas(self, real: ImageSet, ipc: int, run: Run) -> Canvas:
         """Return the canvas before step 0, on the CPU."""
@@ -45,7 +45,7 @@ class PixelMatcher(Matcher):
             start=self.start,
             factor=self.tile_factor(real),
             formation=self.formation,
-            starved=self.starved,
+            shortage=self.shortage,
             bounded=self.bounded,
         )
 

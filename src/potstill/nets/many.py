@@ -24,10 +24,10 @@ import torch
 from torch import Tensor, nn
 
 from potstill.losses import Loss, cross_entropy
-from potstill.nets.descent import Job, Lockstep, Turns, head_only
 from potstill.nets.layers import Network
 from potstill.nets.places import Kept, Place
 from potstill.nets.training import Examples, Feed, Generators, Training
+from potstill.nets.training_steps import Job, Lockstep, Turns, head_only
 from potstill.run import InputError, nearest, progress
 from potstill.run.keeper import in_threads
 from potstill.run.memory import MEMORY_ERRORS, out_of_memory, refusing

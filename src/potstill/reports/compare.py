@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from potstill.evaluation.record import below, few_test_images
-from potstill.reports import class_lines, tables
+from potstill.reports import class_lines
+from potstill.reports import table_text as tables
 from potstill.reports.html import render, svg
 from potstill.reports.remarks import REFERENCES, remarks
 from potstill.reports.source import RunFolder, part, read_run

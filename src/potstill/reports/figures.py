@@ -24,7 +24,7 @@ from potstill.reports.style import (
     name_ends,
     plot,
 )
-from potstill.synthetic.pictures import grid
+from potstill.synthetic.eight_bit import grid
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from potstill.data import ImageSet
-from potstill.synthetic.pictures import grid
+from potstill.synthetic.eight_bit import grid
 
 __all__ = ["Gallery", "picture_real"]
 

@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potstill.reports import tables
+from potstill.reports import table_text as tables
 from potstill.reports.style import COLOURS
 
 if TYPE_CHECKING:

@@ -11,7 +11,8 @@ from potstill.canvas import views_per_image
 from potstill.data.longtail import size_groups
 from potstill.evaluation.probe import in_use
 from potstill.evaluation.record import few_test_images
-from potstill.reports import class_lines, figures, tables
+from potstill.reports import class_lines, figures
+from potstill.reports import table_text as tables
 from potstill.reports.html import picture, render, svg
 from potstill.reports.remarks import remarks
 from potstill.reports.source import RunFolder, part, read_run, stored

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from potstill.evaluation.record import below, few_test_images, part
-from potstill.reports.tables import plain, score_table
+from potstill.reports.table_text import plain, score_table
 
 __all__ = ["REFERENCES", "printed", "remarks"]
 

@@ -13,7 +13,7 @@ from potstill.run import ArtifactError, InputError
 from potstill.run.log import read as read_lines
 from potstill.run.records import read_json
 from potstill.synthetic import SyntheticSet
-from potstill.synthetic.folder import TENSORS
+from potstill.synthetic.artifact_folder import TENSORS
 
 __all__ = ["RunFolder", "part", "read_run", "stored"]
 

@@ -52,10 +52,10 @@ class Surface(Protocol):
     def parameters(self) -> dict[str, Tensor]:
         """Return the leaves by name."""
 
-    def picture_leaves(self) -> list[Tensor]:
+    def pixel_parameters(self) -> list[Tensor]:
         """Return those leaves that hold pixels, (n, ...) each, one row per label."""
 
-    def arrange_(self, step: int) -> bool:
+    def grow_(self, step: int) -> bool:
         """Bring the leaves into their form at ``step``, before it is taken.
 
         Returns whether they are other leaves now; the optimiser then starts anew. Calling it with
@@ -118,7 +118,7 @@ class _Step:
 
     def _gradient(self) -> list[Tensor]:
         """Gradients of the leaves that hold pixels, (n, p) each."""
-        leaves = self.surface.picture_leaves()
+        leaves = self.surface.pixel_parameters()
         grads = [torch.zeros_like(leaf) if leaf.grad is None else leaf.grad for leaf in leaves]
         return [grad.flatten(1) for grad in grads]
 
@@ -229,7 +229,7 @@ def descend(
             range(start, total), label=label, quiet=run.quiet, total=total, done=start
         ):
             logs = step % every == 0 or step == total - 1
-            grown = surface.arrange_(step)
+            grown = surface.grow_(step)
             if grown:
                 optimizer = descent.build(surface.parameters())
             kept.chunk = _with_memory(one, step, kept.chunk, detailed=logs)

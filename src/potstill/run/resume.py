@@ -24,7 +24,7 @@ CHECKPOINTS = ("checkpoint.safetensors", "checkpoint-other.safetensors")
 class _Leaves(Protocol):
     def parameters(self) -> dict[str, Tensor]: ...
 
-    def arrange_(self, step: int) -> bool: ...
+    def grow_(self, step: int) -> bool: ...
 
 
 class _Stateful(Protocol):
@@ -107,7 +107,7 @@ class Checkpoint:
         descent: Descent,
         schedule: Schedule,
     ) -> torch.optim.Optimizer:
-        surface.arrange_(step - 1)
+        surface.grow_(step - 1)
         leaves = surface.parameters()
         optimizer = descent.build(leaves)
         with torch.no_grad():

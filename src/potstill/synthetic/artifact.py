@@ -13,9 +13,9 @@ from potstill.canvas import decode_images
 from potstill.data.transform import Transform
 from potstill.run import ArtifactError, InputError
 from potstill.run.errors import system_refusals
-from potstill.synthetic import folder as artifact_folder
+from potstill.synthetic import artifact_folder
 from potstill.synthetic import tensors as exact
-from potstill.synthetic.pictures import to_uint8
+from potstill.synthetic.eight_bit import to_uint8
 
 __all__ = ["SyntheticSet"]
 

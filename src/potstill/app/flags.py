@@ -1,0 +1,261 @@
+"""Flags: the words of a command become objects, with defaults that suit the machine."""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import re
+from collections.abc import Container, Iterator
+from dataclasses import dataclass, field, is_dataclass, make_dataclass
+from pathlib import Path
+from typing import Annotated, Any, get_args, get_origin
+
+import tyro
+
+from potstill.run.context import Precision
+from potstill.run.errors import InputError, PotstillError, nearest
+from potstill.run.fields import NotNegative, Positive, Range, check_fields, fields_of
+
+__all__ = [
+    "FLAT",
+    "Machine",
+    "data_flags",
+    "default_budget",
+    "default_student",
+    "method_flags",
+    "parse",
+    "suiting",
+]
+
+Threads = Annotated[int, Range(0, 1024)]
+FLAT = tyro.conf.arg(name="")  # fields of a nested dataclass are flags like any other
+
+
+@dataclass(kw_only=True)
+class Machine:
+    """Where to run."""
+
+    device: str = "auto"  # "auto" (first CUDA device, else CPU), "cpu", "cuda", "cuda:1"
+    precision: Precision = "auto"  # frozen networks: "fp32" or "bf16"; auto = bf16 on CUDA only
+    compile: bool = False  # torch.compile the feature networks
+    memory_gb: Positive = 4.0  # budget of one step's activations and of images kept in memory
+    checkpoint_seconds: NotNegative = 20.0  # a kill loses at most this much work; 0 = every step
+    threads: Threads = 0  # CPU threads; 0 = torch's choice
+    quiet: bool = False  # no progress bars, warnings only
+
+    def run(self, seed: int) -> Any:
+        """Return the Run these flags describe."""
+        import torch
+
+        from potstill.run import Run
+        from potstill.run.machine import tune_allocator
+
+        tune_allocator()
+        if self.threads:
+            torch.set_num_threads(self.threads)
+        return Run(
+            seed=seed,
+            device=self.device,
+            precision=self.precision,
+            compile=self.compile,
+            memory_gb=self.memory_gb,
+            checkpoint_seconds=self.checkpoint_seconds,
+            quiet=self.quiet,
+        )
+
+
+@contextlib.contextmanager
+def parse(kind: Any, words: list[str], command: str) -> Iterator[Any]:
+    """Read and check flags; whatever is wrong, here or in the block, names them as they are typed.
+
+    Messages write a field of Python's as ``name is value`` or ``name=value``.
+    """
+    try:
+        chosen = _read(kind, words, command)
+        for part in (chosen, *filter(is_dataclass, vars(chosen).values())):
+            check_fields(part)
+        yield chosen
+    except PotstillError as error:
+        error.args = (_as_typed(str(error), _flags(kind, words)),)
+        raise
+
+
+def _read(kind: Any, words: list[str], command: str) -> Any:
+    """Read flags; what tyro finds wrong becomes one sentence."""
+    box = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(box):
+            return tyro.cli(kind, args=words, prog=f"potstill {command}", registry=_NUMBERS)
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        cause = stop.__context__
+        refused = cause if isinstance(cause, InputError) else None
+        raise refused or InputError(_sentence(box.getvalue(), command)) from None
+
+
+_INSIDE = r"[\w./\\\x22\x27-]"  # beside a name that is part of a path, a text or a flag
+_POSITIONAL = get_args(tyro.conf.Positional[str])[1]
+_NUMBERS = tyro.constructors.ConstructorRegistry()
+
+
+@_NUMBERS.primitive_rule
+def _number(info: tyro.constructors.PrimitiveTypeInfo) -> Any:
+    """A word where a number belongs stays a word: one validator has one sentence for it."""
+    kind: Any = info.type
+    if kind not in (int, float):
+        return None
+
+    def read(words: list[str]) -> Any:
+        try:
+            return kind(words[0])
+        except ValueError:
+            return words[0]
+
+    return tyro.constructors.PrimitiveConstructorSpec(
+        nargs=1,
+        metavar=kind.__name__.upper(),
+        instance_from_str=read,
+        is_instance=lambda value: isinstance(value, kind),
+        str_from_instance=lambda value: [str(value)],
+    )
+
+
+def _flags(kind: Any, words: list[str]) -> dict[str, str]:
+    """Return the flag of each field of an options class: of several names the one typed."""
+    typed = {word.partition("=")[0] for word in words}
+    found: dict[str, str] = {}
+    for name, hint in fields_of(kind).items():
+        inner, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        if is_dataclass(inner):
+            found |= _flags(inner, words)
+        elif _POSITIONAL not in marks:
+            said: Any = next((mark for mark in marks if hasattr(mark, "aliases")), None)
+            names = [said.name, *(said.aliases or ())] if said and said.name else [name]
+            flags = ["--" + one.lstrip("-").replace("_", "-") for one in names]
+            found[name] = next((flag for flag in flags if flag in typed), flags[0])
+    return found
+
+
+def _as_typed(message: str, flags: dict[str, str]) -> str:
+    """Put flags in the place of fields.
+
+    A name with an underscore is a field wherever it stands alone; other names are words, too, and
+    are fields only in ``name=value`` and where a clause begins with ``name is``.
+    """
+    for name, flag in flags.items():
+        message = re.sub(rf"(?<!{_INSIDE}){name}=(?=\S)", f"{flag} ", message)
+        alone = rf"(?<!{_INSIDE}){name}(?!{_INSIDE}|=)"
+        clause = rf"(?:^|(?<=, )|(?<= and )){name}(?= is )"
+        message = re.sub(alone if "_" in name else clause, flag, message)
+    return message
+
+
+def _sentence(box: str, command: str) -> str:
+    """The message inside tyro's frame and the option it suggests, without the frame."""
+    parts: list[list[str]] = [[]]
+    for line in box.splitlines():
+        text = line.strip("│ ")
+        if text and set(text) <= {"─", "-"}:
+            parts.append([])
+        elif text and text[0] not in "╭╰":
+            parts[-1].append(text)
+    titled = not box.startswith("╭")  # without Unicode the title stands above a rule of its own
+    message = " ".join(parts[min(titled, len(parts) - 1)]).rstrip(".").replace(". ", "; ")
+    similar = re.search(r"--\w[\w-]*", box.partition("Perhaps you meant")[2])
+    if similar:
+        return f"{message}; did you mean {similar[0]!r}?"
+    return f"{message}; potstill {command} --help explains the flags"
+
+
+def default_budget(words: list[str]) -> str:
+    """Budget named on the command line; otherwise what suits the device."""
+    from potstill.methods import BUDGETS
+
+    for index, word in enumerate(words):
+        name = word.partition("=")[2] if word.startswith("--budget=") else None
+        if word == "--budget" and index + 1 < len(words):
+            name = words[index + 1]
+        if name is not None:
+            if name not in BUDGETS:
+                raise InputError(f"--budget is {name!r}{nearest(name, BUDGETS)}")
+            return name
+    import torch
+
+    return "standard" if torch.cuda.is_available() else "quick"
+
+
+def default_student(learned_lr: bool = False, backbone: bool = False) -> tuple[str, str]:
+    """Network and protocol that suit the machine and the set.
+
+    Sets with a learned student step size and those that a backbone distilled have their own.
+    """
+    import torch
+
+    if backbone:
+        return "same", "probe"
+    gpu = torch.cuda.is_available()
+    fitting = {True: ("lad-quick", "lad"), False: ("quick", "default")}
+    return ("convnet-w128-in" if gpu else "convnet-w32-in"), fitting[learned_lr][gpu]
+
+
+def suiting(
+    folder: Path, networks: list[str] | None, protocol: str | None
+) -> tuple[list[str], str]:
+    """Complete what was not said about an evaluation by what suits the set in ``folder``."""
+    if networks is not None and protocol is not None:
+        return networks, protocol
+    from potstill.evaluation import Probe, find_protocol
+    from potstill.synthetic import SyntheticSet
+
+    learned = backbone = False
+    with contextlib.suppress(InputError):  # evaluation says what is wrong with the folder
+        syn = SyntheticSet.load(folder)
+        learned, backbone = syn.syn_lr is not None, "backbone" in syn.provenance
+    if protocol is not None:
+        backbone = isinstance(find_protocol(protocol), Probe)
+    network, suits = default_student(learned, backbone)
+    return [network] if networks is None else networks, protocol or suits
+
+
+def data_flags(taken: Container[str]) -> Any:
+    """Return Data with ``--label-column`` for its labels, ``--labels`` too unless that is taken."""
+    from potstill.app.job import Data
+
+    column = tyro.conf.arg(
+        name="label-column",
+        aliases=None if "labels" in taken else ("--labels",),
+        help="label column, for tables with several",
+    )
+    fields = [("labels", Annotated[str | None, column], field(default=None))]
+    flags = make_dataclass("Data", fields, bases=(Data,), frozen=True, kw_only=True)
+    flags.__module__ = Data.__module__  # where the comments stand that explain the other fields
+    return flags
+
+
+def method_flags(kind: Any, budget: str, job: Any, about: str) -> Any:
+    """Return the dataclass of a command's flags: its own, the data's, machine's and method's.
+
+    Args:
+        kind: class of the method; its defaults are those of ``budget``.
+        job: dataclass of what the command needs besides. about: a sentence for --help.
+    """
+    data = data_flags(kind.__dataclass_fields__)
+    sizes = tyro.conf.arg(help="size of the defaults: quick, standard or paper")
+    options = make_dataclass(
+        "Options",
+        [
+            ("job", Annotated[job, FLAT]),
+            ("budget", Annotated[str, sizes], field(default=budget)),
+            ("data", Annotated[data, FLAT], field(default_factory=data)),
+            ("machine", Annotated[Machine, FLAT], field(default_factory=Machine)),
+            (
+                "method",
+                Annotated[kind, FLAT],
+                field(default_factory=lambda: kind.budget(budget)),
+            ),
+        ],
+        kw_only=True,
+    )
+    options.__doc__ = f"{about} Defaults shown are those of the {budget} budget."
+    return options

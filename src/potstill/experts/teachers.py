@@ -1,0 +1,171 @@
+"""What trained networks say of images: their logits, who is right, and which images they get right.
+
+DATM (Guo et al., ICLR 2024) and LAD begin from real images that experts classify rightly, and from
+soft labels that are the mean logits of the experts that are right.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from potstill.data import ImageSet
+from potstill.data.transform import Transform
+from potstill.nets import Network, create, predict
+from potstill.nets.training import rgb
+from potstill.run import InputError, Run
+from potstill.run.machine import CPU_CHUNK
+from potstill.run.memory import Portion
+
+__all__ = ["mean_right_logits", "teacher_logits", "right_candidates"]
+
+Weights = Mapping[str, Tensor]
+_MOST = 1024  # images of a class looked at in one go
+
+
+class _Seen:
+    """The transform of images that have been through theirs."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return ``x``."""
+        return x
+
+
+class _Reader:
+    """One network that takes the weights of one expert after another."""
+
+    def __init__(self, network: str, shape: tuple[int, int, int], run: Run) -> None:
+        self.network, self.shape, self.run = network, shape, run
+        self.net: Network | None = None
+        self.fits = Portion("images", "a pass of the experts")
+
+    @torch.no_grad()
+    def load(self, weights: Weights) -> Network:
+        """Return the network with these weights."""
+        if self.net is None:
+            channels, *size = self.shape
+            net = create(
+                self.network,
+                channels=channels,
+                size=(size[0], size[1]),
+                classes=len(weights["classifier.bias"]),
+                generator=torch.Generator().manual_seed(0),  # overwritten at once
+            )
+            self.net = net.to(self.run.device)
+        self.net.load_state_dict(weights)
+        return self.net
+
+
+def teacher_logits(
+    experts: Iterable[Weights], network: str, images: Tensor, transform: Transform, run: Run
+) -> Iterator[Tensor]:
+    """Yield the logits (n, K) on the CPU of each expert for ``images``, one expert at a time.
+
+    Args:
+        experts: parameters by name; read one after another.
+        images: (n, c, h, w) uint8 or float RGB 0-1.
+    """
+    channels, height, width = images.shape[1:]
+    reader, fits = _Reader(network, (channels, height, width), run), False
+    if 8 * images.numel() <= 0.5e9 * run.memory_gb:  # transformed once for all experts
+        with torch.no_grad():
+            parts = (transform.forward(rgb(part)) for part in images.split(CPU_CHUNK))
+            images, fits = torch.cat([*parts]).to(run.device), True
+    for weights in experts:
+        seen = _Seen() if fits else transform
+        net = reader.load(weights)
+        logits = predict(net, images, seen, device=run.device, fits=reader.fits)  # type: ignore[arg-type]
+        yield logits.cpu()
+
+
+def mean_right_logits(
+    experts: Iterable[Weights],
+    network: str,
+    images: Tensor,
+    labels: Tensor,
+    transform: Transform,
+    run: Run,
+) -> tuple[Tensor, Tensor]:
+    """Average, image by image, over the experts that classify it rightly.
+
+    Args:
+        images: (n, c, h, w) uint8 or float RGB 0-1, with ``labels`` (n,).
+
+    Returns:
+        Mean logits (n, K), zeros where no expert is right, and how many are right (n,) int64.
+
+    Raises:
+        InputError: there is no expert.
+    """
+    own, total, right = labels.cpu(), None, torch.zeros(len(labels), dtype=torch.int64)
+    for logits in teacher_logits(experts, network, images, transform, run):
+        hits = logits.argmax(1) == own
+        part = logits * hits[:, None]
+        total = part if total is None else total + part
+        right += hits
+    if total is None:
+        raise InputError("experts is empty; give the parameters of at least one")
+    return total / right.clamp_min(1)[:, None], right
+
+
+def right_candidates(
+    real: ImageSet,
+    needed: Sequence[int],
+    experts: Iterable[Weights],
+    network: str,
+    transform: Transform,
+    run: Run,
+) -> list[Tensor]:
+    """Return for each class positions of images that some expert classifies rightly.
+
+    The images of a class are looked at in a drawn order, by the first expert until it has found
+    ``needed[label]``; the second goes through those that the first got wrong, and so on. A class
+    may end with fewer, or none; experts are read only while a class is short.
+    """
+    if len(needed) != real.num_classes:
+        raise InputError(
+            f"needed has {len(needed)} numbers; give {real.num_classes}, one per class"
+        )
+    reader = _Reader(network, real.shape, run)
+    found: list[list[Tensor]] = [[] for _ in needed]
+    short = {label: int(count) for label, count in enumerate(needed) if count > 0}
+    left = {}
+    for label in short:
+        own = real.of_class(label)
+        left[label] = own[torch.randperm(len(own), generator=run.generator("right", label))]
+    stream = iter(experts)
+    while short and (weights := next(stream, None)) is not None:
+        net = reader.load(weights)
+        for label in [*short]:
+            right, left[label] = _scan(
+                net, real, label, left[label], short[label], transform, run, reader.fits
+            )
+            found[label].append(right)
+            short[label] -= len(right)
+            if not short[label] or not len(left[label]):
+                del short[label]
+    return [torch.cat([torch.empty(0, dtype=torch.int64), *parts]) for parts in found]
+
+
+def _scan(
+    net: Network,
+    real: ImageSet,
+    label: int,
+    order: Tensor,
+    needed: int,
+    transform: Transform,
+    run: Run,
+    fits: Portion,
+) -> tuple[Tensor, Tensor]:
+    """Return the first ``needed`` of the positions ``order`` that are right, and those wrong."""
+    right, wrong, seen = [], [], 0
+    while seen < len(order) and needed > 0:
+        part = order[seen : seen + min(_MOST, max(CPU_CHUNK, 2 * needed))]
+        logits = predict(net, real.rows(part), transform, device=run.device, fits=fits)
+        hits = logits.argmax(1).cpu() == label
+        right.append(part[hits][:needed])
+        wrong.append(part[~hits])
+        needed, seen = needed - len(right[-1]), seen + len(part)
+    return torch.cat([order[:0], *right]), torch.cat([order[:0], *wrong, order[seen:]])

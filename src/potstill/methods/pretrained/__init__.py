@@ -1,0 +1,1 @@
+"""Methods that look through a frozen, pre-trained backbone."""

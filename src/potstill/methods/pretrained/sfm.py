@@ -1,0 +1,145 @@
+"""SFM: statistical flow matching for pre-trained backbones.
+
+"Efficient dataset distillation for pre-trained models via Statistical Flow Matching", arXiv
+2602.05391 (abstract and released code; the text was not available to us).
+
+    L = 1 - cos(F, F~),    f_k = ν_k - μ_k,    ν_k = mean of the other C - 1 class centres
+
+μ are class means of a frozen backbone's features: F of the real set, computed once, F~ of the
+synthetic images at each step. This is LGM's gradient for a head near zero on balanced classes
+(docs/methods/sfm.md), without its noise: no real image, no head and no label inside the loop.
+Class means do not depend on class sizes, so a long tail shifts nothing; what remains is noise of
+small classes' means, against which ``shrinkage`` pulls them towards neighbours of the head.
+
+Real centres come from clean centre crops, synthetic ones from random views, as released
+(``centre_views`` "augmented" takes both from views). The step averages the views of an image, then
+the images of a class.
+
+Deviations: ν~ divides by C - 1 at every IPC. The released code divides by the number of synthetic
+images less 1, which at IPC above 1 makes the images cancel the common offset of all features.
+``sub_centres`` (k-means centres inside a class, one per image; saved but not used by the released
+loss), ``reduction`` "per_class" and ``shrinkage`` are ours; ``decouple`` is the released ablation
+sfm_decouple. Recipe: recipes/sfm/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Annotated, Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from potstill.data import ImageSet
+from potstill.experts.features import collect_features, sub_centres
+from potstill.match.linear import (
+    REDUCTIONS,
+    cosine_distance,
+    flows,
+    row_cosines,
+    shrink_centres,
+    sub_flows,
+)
+from potstill.match.spectral import segment_mean
+from potstill.methods.base import MethodInfo
+from potstill.methods.pretrained.backbone_matching import BackboneMatcher
+from potstill.run import InputError, Run
+from potstill.run.fields import Copies, NotNegative, OneOf, Share
+
+__all__ = ["SFM"]
+
+CentreViews = Annotated[str, OneOf("clean", "augmented")]
+Reduction = Annotated[str, OneOf(*REDUCTIONS)]
+SubCentres = Annotated[str, OneOf("off", "only", "both")]
+
+
+@dataclass(kw_only=True)
+class SFM(BackboneMatcher):
+    """Match the flows between class centres, computed once on the real side."""
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="sfm",
+        title="Statistical Flow Matching",
+        paper="arXiv 2602.05391",
+        year=2026,
+        arxiv="2602.05391",
+        family="pre-trained backbone",
+        labels="hard",
+        long_tail="class means carry no class sizes; shrinkage steadies the tail's",
+        cost="one pass of the real set, then only synthetic views",
+    )
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {
+            "backbone": "self:convnet-w32-bn",
+            "steps": 500,
+            "grow_every": 40,
+            "lr_images": 3e-2,
+            "sub_centres": "both",
+        },
+        "standard": {"sub_centres": "both"},
+    }
+
+    augmentations: int = 1  # views of each image per step, features averaged; released code
+    centre_views: CentreViews = "clean"  # real centres: centre crops as released, or "augmented"
+    centre_count: Copies = 8  # augmented: views per real image
+    reduction: Reduction = "global"  # one cosine over everything, or "per_class"
+    sub_centres: SubCentres = "off"  # k-means flows for IPC > 1: "off" (released), "only" or "both"
+    shrinkage: NotNegative = 0.0  # images' worth of trust in the nearest head centres; 0 = off
+    decouple: bool = False  # released ablation: mean squares instead of the cosine
+    decouple_alpha: Share = 1.0  # share of the centres' square; the rest is that of their others
+
+    def check(self, real: ImageSet | None = None) -> None:
+        """Check the form of the loss."""
+        super().check(real)
+        if self.decouple and self.sub_centres != "off":
+            raise InputError(
+                f"decouple is set with sub_centres {self.sub_centres!r}; use sub_centres=off"
+            )
+
+    def prepare(self, real: ImageSet, run: Run) -> None:
+        """Take the real centres, and their parts for ``sub_centres``."""
+        clean = self.centre_views == "clean"
+        parts = self.sub_centres != "off"
+        stats = collect_features(
+            real,
+            self.backbone_,
+            run,
+            views=None if clean else self._views(),
+            count=1 if clean else self.centre_count,
+            bank=parts,
+        )
+        self.seconds_ = stats.seconds_saved
+        centres = shrink_centres(stats.centres, stats.counts, self.shrinkage)
+        self.centres_ = centres.to(run.device)
+        self.flows_ = flows(self.centres_)
+        if parts:
+            found = sub_centres(stats, self.ipc_, run)
+            # a shrunken class moves as a whole
+            found = found + (centres - stats.centres)[:, None]
+            self.sub_flows_ = sub_flows(self.centres_, found.to(run.device))
+
+    def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
+        """One cosine between the flows, or what replaces it."""
+        images = z[0] if len(z) == 1 else z.mean(0)  # over views
+        centres = segment_mean(images, self.labels_.to(z.device), self.classes_)
+        found = flows(centres)
+        facts = {"cosine": row_cosines(self.flows_, found)}
+        if self.decouple:
+            return self._decoupled(centres), facts
+        losses = []
+        if self.sub_centres != "only":
+            losses.append(cosine_distance(self.flows_, found, self.reduction))
+        if self.sub_centres != "off":
+            own = sub_flows(centres, images.unflatten(0, (self.classes_, self.ipc_)))
+            losses.append(cosine_distance(self.sub_flows_, own, self.reduction))
+        return torch.stack(losses).mean(), facts
+
+    def _decoupled(self, centres: Tensor) -> Tensor:
+        """alpha |μ - μ~|^2 + (1 - alpha) |ν - ν~|^2, means over all entries (sfm_decouple)."""
+        own = (self.centres_ - centres).square().mean()
+        others = (self.flows_ + self.centres_ - flows(centres) - centres).square().mean()
+        return self.decouple_alpha * own + (1 - self.decouple_alpha) * others
+
+    def seconds_saved(self) -> float:
+        """The pass of the real images that an earlier run had left behind."""
+        return self.seconds_

@@ -1,0 +1,1 @@
+"""Methods that choose real images."""
