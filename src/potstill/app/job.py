@@ -279,7 +279,7 @@ def _run(
         record = {"status": "running", "job": job, "key": key, "started": _now()}
         write_json(folder / "run.json", record)
         picture_real(folder, train, ipc)
-        steps = int(getattr(method, "steps", 0))
+        steps = int(method.fields().get("steps", 0))
         gallery = Gallery(folder, train.classes, steps, run.watch)
         syn = method(train, ipc, run.with_(folder=folder, watch=gallery))
         syn.provenance.update(
