@@ -261,7 +261,8 @@ def _refuse_other_kinds(words: list[str], method: Any) -> None:
     for word in words:
         name = word.partition("=")[0].removeprefix("--").replace("-", "_")
         for room, part in parts_of(method) if word.startswith("--") else ():
-            kinds = [kind for kind, other in part.kinds.items() if name in fields_of(other)]
+            others: dict[str, Any] = {**part.kinds}
+            kinds = [kind for kind, other in others.items() if name in fields_of(other)]
             if name not in known and kinds:
                 raise InputError(
                     f"{word.partition('=')[0]} is a flag of --{room} {kinds[0]}, not of --{room} "

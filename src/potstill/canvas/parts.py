@@ -58,13 +58,12 @@ class CanvasSpec(Part, room=True):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Pixels(CanvasSpec, kind="pixels"):
-    """Stored images are pixels and are trained on whole."""
+class Started(CanvasSpec):
+    """A canvas that starts from images, real ones or noise."""
 
     start: Start = "real"  # first images: "real", "tiled" (mosaics), "noise" or "correct" (judged)
     shortage: Shortage = "repeat"  # too few real images to start: "repeat", "noise" or "keep" fewer
     ipc_profile: Profile = "balanced"  # images per class: equal, or "long_tailed" as the real set
-    bounded: bool = True  # keep pixels in [0, 1]
 
     @property
     def judged(self) -> bool:
@@ -113,9 +112,16 @@ class Pixels(CanvasSpec, kind="pixels"):
             factor=factor,
             formation=self.formation,
             shortage=self.shortage,
-            bounded=self.bounded,
+            bounded=getattr(self, "bounded", False),
             candidates=candidates,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Pixels(Started, kind="pixels"):
+    """Stored images are pixels and are trained on whole."""
+
+    bounded: bool = True  # keep pixels in [0, 1]
 
 
 @dataclass(frozen=True, kw_only=True)

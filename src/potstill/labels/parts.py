@@ -62,9 +62,10 @@ class Labels:
 
     def outcome(self) -> dict[str, Any]:
         """Return what a receiver gets, as arguments of a synthetic set."""
-        if self.values is None:
-            return {}
-        return {"soft_labels" if self.soft else "regression": self.stored().detach().float().cpu()}
+        if self.values is None or not (self.soft or self.values.requires_grad):
+            return {}  # what follows from the class is not stored
+        own = self.stored().detach().float().cpu()
+        return {"soft_labels" if self.soft else "regression_targets": own}
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -9,6 +9,7 @@ from potstill.methods.distribution.dm import DM
 from potstill.methods.distribution.m3d import M3D
 from potstill.methods.distribution.ncfm import NCFM
 from potstill.methods.distribution.sdm import SDM
+from potstill.methods.kernel.kip import KIP
 from potstill.methods.pretrained.lgm import LGM
 from potstill.methods.pretrained.sfm import SFM
 from potstill.methods.selection.centroids import Centroids
@@ -29,6 +30,7 @@ __all__ = [
     "DATM",
     "DM",
     "FTD",
+    "KIP",
     "LAD",
     "LGM",
     "M3D",
@@ -67,6 +69,7 @@ CATALOGUE: dict[str, type[Method]] = {
         LAD,
         LGM,
         SFM,
+        KIP,
     )
 }
 

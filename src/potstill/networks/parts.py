@@ -67,10 +67,12 @@ class NetworkSpec(Part, room=True):
 class NoNets(NetworkSpec, kind="none"):
     """Nothing is seen through a network."""
 
+    preprocess: Preprocess = "normalize"  # mean and std, or "zca" whitening
+
     def open(self, real: ImageSet, run: Run) -> Networks:
         """Return no networks, with the transform of a receiver."""
         none = Networks()
-        none.transform = Normalize.fit(real)
+        none.transform = fit_transform(real, self.preprocess)
         return none
 
 
