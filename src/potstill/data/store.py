@@ -39,6 +39,7 @@ from potstill.data.checked import (
 )
 from potstill.run import ArtifactError, StorageError, logger
 from potstill.run.checkpoint import load_state, save_state
+from potstill.run.memory import Budget
 from potstill.run.recall import tell_damage
 
 __all__ = ["Bank", "Facts", "Mapped", "collect", "read_entry", "take", "tensor_digest"]
@@ -86,7 +87,7 @@ def collect(
     blocks = iter(blocks)
     first = next(blocks)
     shape = (count, *first[0].shape[1:])
-    large = math.prod(shape) > memory_gb * 1e9
+    large = math.prod(shape) > Budget(memory_gb).images
     labels = np.empty(count, np.int64)
     content = hashlib.sha256(repr(shape).encode())
 
@@ -145,7 +146,7 @@ def read_entry(root: Path, key: str, memory_gb: float) -> Bank | None:
         counts = {len(tensors["labels"]), shape[0], shape[0] if rows is None else len(rows)}
         if len(counts) > 1 or len(checks) != -(-shape[0] // rows_per_block(shape)):
             raise ValueError("its parts are not of the same images")
-        if math.prod(shape) > memory_gb * 1e9:
+        if math.prod(shape) > Budget(memory_gb).images:
             mapped = Mapped(root, folder, map_file(path, offset, shape), checks)
             images = mapped.images
         else:

@@ -123,7 +123,7 @@ def _with_bank(
 ) -> FeatureStats:
     """Open the bank: in memory up to a quarter of the budget, else mapped."""
     shape = (stats.views, len(real), stats.sums.shape[1])
-    mapped = 2 * int(np.prod(shape)) > 0.25e9 * run.memory_gb
+    mapped = 2 * int(np.prod(shape)) > run.budget.mapped
     bank = open_bank(folder / BANK, shape, checks, mapped=mapped)
     return replace(stats, bank=bank, labels=real.labels)
 

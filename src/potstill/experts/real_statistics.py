@@ -268,7 +268,7 @@ class RealSide:
     def _make_room(self, entry: Entry) -> None:
         """Let the oldest feature banks go beyond half the memory budget; they are built again."""
         size = sum(t.nbytes for t in (entry.bank, entry.stack) if t is not None)
-        most = max(1, int(0.5e9 * self.run.memory_gb / size)) if size else len(self._kept) + 1
+        most = max(1, self.run.budget.kept // size) if size else len(self._kept) + 1
         if len(self._kept) >= most and not self._warned:
             self._warned = True
             logger.warning(
@@ -330,7 +330,7 @@ class RealSide:
         if self._image_bytes is None:
             image = self.real.batch(torch.tensor([position]), self.run.device)
             self._image_bytes = self.eye.image_bytes(image)
-        return max(CPU_CHUNK, min(4096, int(0.125e9 * self.run.memory_gb / self._image_bytes)))
+        return max(CPU_CHUNK, min(4096, self.run.budget.real_pass // self._image_bytes))
 
     @torch.no_grad()
     def _embedded(self, entry: Entry, step: int) -> Entry:

@@ -164,7 +164,7 @@ class _Training:
         self, real: ImageSet, transform: Normalize, how: SelfSupervision, run: Run, folder: Path,
         key: str,
     ) -> None:  # fmt: skip
-        if run.on_gpu and real.images.nbytes < 1e9 * run.memory_gb:
+        if run.on_gpu and real.images.nbytes < run.budget.images:
             real = real.to(run.device)
         self.real, self.transform, self.how, self.run, self.key = real, transform, how, run, key
         spec, draw = parse(how.network).at(real.shape[1:]), run.generator("self/weights")

@@ -155,11 +155,11 @@ class Trainer:
     @cached_property
     def _together(self) -> int:
         """How many members are trained at a time: what fits the memory budget."""
-        budget, network = 1e9 * self.run.memory_gb, self.new(0)
+        budget, network = self.run.budget, self.new(0)
         if not self.run.on_gpu:
             size = sum(p.nbytes for p in network.parameters())
-            return max(1, torch.get_num_threads(), int(0.25 * budget / size))
-        return max(1, int(budget / (self.training.batch * self._image_bytes(network))))
+            return max(1, torch.get_num_threads(), budget.beside // size)
+        return max(1, budget.lockstep // (self.training.batch * self._image_bytes(network)))
 
     def _image_bytes(self, network: Network) -> int:
         """Bytes that a network keeps for the backward pass of one image."""

@@ -278,7 +278,7 @@ class Matcher(Method):
             max(b - a for a, b in zip(canvas.starts, canvas.starts[1:], strict=False))
             * canvas.views
         )
-        fit = int(0.5e9 * run.memory_gb / max(1, self.image_bytes(canvas) * most))
+        fit = run.budget.step // max(1, self.image_bytes(canvas) * most)
         return max(1, min(canvas.classes, fit))
 
 

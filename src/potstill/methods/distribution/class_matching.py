@@ -111,7 +111,7 @@ class DistributionMatcher(PixelMatcher):
     def setup(self, real: ImageSet, canvas: Canvas, run: Run) -> None:
         """Train or read the pool, open the real side."""
         transform = self.transform(real)
-        if run.on_gpu and real.images.nbytes < 1e9 * run.memory_gb:
+        if run.on_gpu and real.images.nbytes < run.budget.images:
             real = real.to(run.device)
         pool = None
         if self.networks:

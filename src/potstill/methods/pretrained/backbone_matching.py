@@ -175,7 +175,7 @@ class BackboneMatcher(Matcher):
         """Prepare the real side."""
         self.run_, self.labels_ = run, canvas.labels
         self.classes_, self.ipc_ = real.num_classes, len(canvas.labels) // real.num_classes
-        self.fit_ = max(1, int(0.5e9 * run.memory_gb / self.image_bytes(canvas)))
+        self.fit_ = max(1, run.budget.step // self.image_bytes(canvas))
         self.prepare(real, run)
 
     def image_bytes(self, canvas: Canvas) -> int:

@@ -63,7 +63,7 @@ class Students:
         if key not in self._kept:
             found = read(member, epoch, self.run.device)
             held = [*found.values(), *(t for kept in self._kept.values() for t in kept.values())]
-            if sum(tensor.nbytes for tensor in held) > 0.5e9 * self.run.memory_gb:
+            if sum(tensor.nbytes for tensor in held) > self.run.budget.kept:
                 self._kept.clear()
             self._kept[key] = found
         return self._kept[key]

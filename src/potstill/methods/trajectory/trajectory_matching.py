@@ -216,7 +216,7 @@ class TrajectoryMatcher(PixelMatcher):
         network = self._skeleton(real).to(run.device)
         self.run_, self.dsa_ = run, self._augmentation()
         self.students_ = Students(network, run, self.dsa_, self.student_batch)
-        self.keep_bytes_ = int(0.25e9 * run.memory_gb)
+        self.keep_bytes_ = run.budget.links
         self.most_ = int(torch.bincount(canvas.labels).max())
         self.ema_ = canvas.images.detach().clone() if self.ema else None
 
