@@ -34,7 +34,7 @@ from potstill.run import Run, StorageError, logger
 from potstill.run.checkpoint import digest, save_state
 from potstill.run.fields import Count, Every, OneOf, Part, check_value
 from potstill.run.machine import CPU_CHUNK
-from potstill.run.memory import Portion
+from potstill.run.memory import Portion, bytes_per_image
 from potstill.run.recall import recall
 
 __all__ = ["Entry", "Eye", "Policy", "RealSide"]
@@ -124,16 +124,11 @@ class Eye:
 
     def image_bytes(self, image: Tensor) -> int:
         """Measure the bytes that autograd keeps for one RGB 0-1 image (1, c, h, w)."""
-        total = 0
 
-        def count(tensor: Tensor) -> Tensor:
-            nonlocal total
-            total += tensor.nbytes
-            return tensor.detach()
+        def look(n: int) -> Tensor:
+            return self.see(image.detach().repeat(n, 1, 1, 1).requires_grad_(True), None, {})
 
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            self.see(image.detach().requires_grad_(True), None, {})
-        return max(1, total)
+        return bytes_per_image(look)
 
     def see(self, images: Tensor, dsa: DSA | None, augment: dict[str, Tensor]) -> Tensor:
         """RGB 0-1 images -> features, through the transform and an entry's augmentation."""

@@ -21,6 +21,7 @@ from potstill.nets import Examples, Network, Training, train_many
 from potstill.nets.places import Place, Places
 from potstill.run import ArtifactError, InputError, Run, logger
 from potstill.run.checkpoint import digest
+from potstill.run.memory import bytes_per_image
 
 __all__ = ["Trainer", "circumstances"]
 
@@ -163,16 +164,8 @@ class Trainer:
 
     def _image_bytes(self, network: Network) -> int:
         """Bytes that a network keeps for the backward pass of one image."""
-        total = 0
-
-        def count(tensor: Tensor) -> Tensor:
-            nonlocal total
-            total += tensor.nbytes if tensor.ndim > 1 and len(tensor) == 1 else 0
-            return tensor.detach()
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda kept: kept):
-            network.requires_grad_(True)(torch.zeros(1, *self.real.shape))
-        return max(1, total)
+        network.requires_grad_(True)
+        return bytes_per_image(lambda n: network(torch.zeros(n, *self.real.shape)))
 
     @cached_property
     def _examples(self) -> Examples:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,16 @@ from torch import Tensor
 from potstill.run.errors import InputError
 from potstill.run.log import logger
 
-__all__ = ["MEMORY_ERRORS", "Budget", "Portion", "cuts", "out_of_memory", "refusing"]
+__all__ = [
+    "MEMORY_ERRORS",
+    "Budget",
+    "Portion",
+    "bytes_per_image",
+    "cuts",
+    "out_of_memory",
+    "refusing",
+    "saved_bytes",
+]
 
 MEMORY_ERRORS = (RuntimeError, MemoryError)  # among which `out_of_memory` tells
 _WORDS = ("allocate memory", "out of memory", "ALLOC_FAILED")  # CPU, CUDA, its libraries
@@ -76,6 +86,31 @@ class Budget:
     def decoding(self) -> int:
         """Decoded pixels between two writes; a picture may take many times as much on its way."""
         return self._part(0.0625)
+
+
+def saved_bytes(build: Callable[[], Any]) -> tuple[Any, int]:
+    """Return what ``build`` returns and the bytes that the graphs built in it hold, weights too."""
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # a node that keeps its own output would never be freed
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        built = build()
+    return built, sum(sizes.values())
+
+
+def bytes_per_image(build: Callable[[int], Any]) -> int:
+    """Return the bytes that the graphs of ``build(n)`` for n images hold for each of them.
+
+    It is what a third image adds to two, at least 1: what is held once, as weights and their copies
+    in half precision are, falls out. (One image has kernels and memory formats of its own.)
+    """
+    with torch.enable_grad():
+        two, three = (saved_bytes(lambda: build(n))[1] for n in (2, 3))  # noqa: B023
+    return max(1, three - two)
 
 
 def out_of_memory(error: BaseException) -> bool:
