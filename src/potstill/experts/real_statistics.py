@@ -18,7 +18,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -31,11 +30,10 @@ from potstill.match.mmd import by_class
 from potstill.match.spectral import SegmentMean
 from potstill.nets import create
 from potstill.run import Run, StorageError, logger
-from potstill.run.checkpoint import digest, save_state
+from potstill.run.cache import Cached, key_facts
 from potstill.run.fields import Count, Every, OneOf, Part, check_value
 from potstill.run.machine import CPU_CHUNK
 from potstill.run.memory import Portion, bytes_per_image
-from potstill.run.recall import recall
 
 __all__ = ["Entry", "Eye", "Policy", "RealSide"]
 
@@ -171,25 +169,19 @@ class RealSide:
         self.entries, self.refresh, self.batch_real = entries, refresh, batch_real
         self.dsa = dsa if policy != "features" else None
         self.embed, self.frequencies = embed, frequencies
-        key = {
-            "data": real.checksum,
-            "pool": eye.pool.key if eye.pool else eye.network,
-            "seed": run.seed,
-            "transform": fingerprint(eye.transform),
-            "format": 2,  # raise it when networks, augmentation or embeddings change
-            "torch": torch.__version__,
-            # sums over a chunk depend on how many threads share them
-            "threads": 0 if run.on_gpu else torch.get_num_threads(),
-            "normalize": eye.normalize,
-            "dsa": str(self.dsa),
-            "batch_real": batch_real,
-            "precision": run.precision,
-            "device": run.device.split(":")[0],
-            "members": len(eye.pool) if eye.pool else 0,
+        known = key_facts(
+            "realside-3",  # raise it when networks, augmentation or embeddings change
+            run,
+            real.checksum,
+            pool=eye.pool.key if eye.pool else eye.network,
+            transform=fingerprint(eye.transform),
+            normalize=eye.normalize,
+            dsa=str(self.dsa),
+            batch_real=batch_real,
+            members=len(eye.pool) if eye.pool else 0,
             **facts,
-        }
-        assert run.cache is not None
-        self.folder = run.cache / "realside" / digest(key)
+        )
+        self.cached = Cached(run.cache, "realside", known, f"{eye.network} on {real.source}")
         self.built = 0
         self.seconds_saved = 0.0  # what the tables read from the cache once took
         self._fits = Portion("images", "a network's pass over the real set")
@@ -220,7 +212,7 @@ class RealSide:
         if self.policy == "rolling":  # entries that have left the window
             for old in [n for n in self._kept if n < step // self.refresh]:
                 del self._kept[old]
-                self._path(old).unlink(missing_ok=True)  # never looked at again
+                (self.cached.folder / _name(old)).unlink(missing_ok=True)  # never looked at again
         entry = self._kept.get(number) or self._build(number)
         self.eye.focus(entry)
         if self.policy == "features" and self.embed is not None:
@@ -341,15 +333,13 @@ class RealSide:
         return fresh
 
     def _read(self, entry: Entry) -> bool:
-        path = self._path(entry.number)
         keeps_features = self.embed is None or self.policy == "features"
-        if self.policy == "fresh" or keeps_features or not path.exists():
+        if self.policy == "fresh" or keeps_features:
             return False
-        found = recall(
-            path,
+        found = self.cached.recall(
+            _name(entry.number),
             "making it again",
             lambda tensors, facts: (tensors["table"], float(facts["seconds"])),
-            key=f"{self.folder.name} {entry.number}",
         )
         if found is None:
             return False
@@ -362,12 +352,12 @@ class RealSide:
         if self.policy == "fresh" or table is None or table.nbytes > _DISK_LIMIT:
             return
         try:
-            facts = {"key": f"{self.folder.name} {entry.number}", "seconds": seconds}
-            save_state(self._path(entry.number), {"table": table}, facts)
+            self.cached.save(_name(entry.number), {"table": table}, {}, seconds)
         except StorageError as error:  # a cache may fail without harm
             if not self._warned:
                 logger.warning("%s; going on without this cache", error)
             self._warned = True
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.safetensors"
+
+def _name(number: int) -> str:
+    return f"{number:06d}.safetensors"

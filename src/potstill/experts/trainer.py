@@ -23,25 +23,19 @@ from potstill.run import ArtifactError, InputError, Run, logger
 from potstill.run.checkpoint import digest
 from potstill.run.memory import bytes_per_image
 
-__all__ = ["Trainer", "circumstances"]
+__all__ = ["Trainer", "training_facts"]
 
 # Pixels up to which all images are kept as floats, 2 GB with their transforms. Not a share of the
 # memory budget: a transform may round for a batch in another way than for all images.
 _AS_FLOATS = 250_000_000
 
 
-def circumstances(training: Training, run: Run) -> dict[str, Any]:
-    """What determines experts beside network, data and stage, JSON-like."""
+def training_facts(training: Training) -> dict[str, Any]:
+    """What a training is in the key of experts, JSON-like."""
     how = json.loads(json.dumps(training.facts), parse_int=float)  # 0 and 0.0 are one momentum
     if training.schedule == "constant":
         del how["epochs"]
-    return {
-        "training": how,
-        "seed": run.seed,
-        "device": run.device.split(":")[0],
-        "precision": run.precision if run.on_gpu else "fp32",
-        "torch": torch.__version__,
-    }
+    return how
 
 
 @dataclass(frozen=True)
