@@ -165,9 +165,10 @@ def outcome(case: Case, value: str, root: Path, capsys: pytest.CaptureFixture[st
 @pytest.mark.parametrize("case", once(), ids=lambda case: f"{case.command.split()[1]}{case.flag}")
 def test_what_no_such_number_can_be_is_one_sentence(case, place, capsys, monkeypatch):
     monkeypatch.setenv("POTSTILL_CACHE", str(place / "cache"))
-    values = ["1000000000000", "word"] if admits(case.hint, -1.0) else ["-1", "nan"]
+    values = [v for v in ("1000000000000", "-1", "word") if not case.legal(v)]
+    assert len(values) > 1
     for value in values:
-        assert not case.legal(value) and outcome(case, value, place, capsys) == 2
+        assert outcome(case, value, place, capsys) == 2
 
 
 @pytest.mark.parametrize("value", VALUES if LONG else [])

@@ -80,7 +80,7 @@ def test_fresh_draws_other_images_every_step_and_keeps_nothing(make_blobs, run):
     first, second = room._positions(0), room._positions(1)
     assert len(first) == 10 and not torch.equal(first, second)  # the small class gives all it has
     room.at(0), room.at(1)
-    assert list(room._kept) == [1] and not room.folder.exists()
+    assert list(room._kept) == [1] and not room.cached.folder.exists()
 
 
 def test_features_policy_has_fresh_frequencies_each_step(make_blobs, run):
@@ -96,7 +96,7 @@ def test_damaged_entry_is_computed_again(make_blobs, run):
     real = make_blobs((8, 4))
     first = side(real, run)
     first.at(0)
-    path = next(first.folder.iterdir())
+    path = next(first.cached.folder.glob("*.safetensors"))
     path.write_bytes(b"broken")
     second = side(real, run)
     assert torch.equal(second.at(0).table, first.at(0).table) and second.built == 1
@@ -214,7 +214,7 @@ def test_tables_of_other_threads_or_policies_are_not_mistaken(make_blobs, run):
     one.at(0)
     torch.set_num_threads(2)
     try:
-        assert side(real, run).folder != one.folder
+        assert side(real, run).cached.key != one.cached.key
     finally:
         torch.set_num_threads(1)
     banks = side(real, run, policy="features")
@@ -222,13 +222,12 @@ def test_tables_of_other_threads_or_policies_are_not_mistaken(make_blobs, run):
 
 
 def test_a_cache_that_cannot_be_written_only_warns(make_blobs, run, caplog, monkeypatch):
-    from potstill.experts import real_statistics as realside
-    from potstill.run import StorageError
+    from potstill.run import StorageError, cache
 
     def full(*_args):
         raise StorageError("cannot write: disk full")
 
-    monkeypatch.setattr(realside, "save_state", full)
+    monkeypatch.setattr(cache, "save_state", full)
     assert side(make_blobs((8, 4)), run).at(0).table is not None
     assert "going on without this cache" in caplog.text
 

@@ -164,8 +164,9 @@ def test_a_damaged_head_and_score_are_made_again(made, tmp_path, monkeypatch, ca
             caplog.clear()
             (run / "head.safetensors").unlink()
             (run / "scores.json").unlink()
-            stored = [*(tmp_path / "cache").glob("heads/*"), *(tmp_path / "cache").glob("scores/*")]
-            assert {path.parent.name for path in stored} == {"heads", "scores"}
+            cache = tmp_path / "cache"
+            stored = [p for kind in ("heads", "scores") for p in cache.glob(f"{kind}/*/*.safe*")]
+            assert {path.name for path in stored} == {"head.safetensors", "result.safetensors"}
             for path in stored:
                 DAMAGES[damage](path)
     assert scores[0] == scores[1]
@@ -183,7 +184,7 @@ def test_nothing_is_said_of_sound_caches_and_nothing_is_made_again(
         with caplog.at_level(logging.WARNING, "potstill"):
             assert main([*words(job, made, tmp_path / f"run-{job}"), "--quiet"]) == 0
         after = {p: p.stat().st_mtime_ns for p in (tmp_path / job).rglob("*") if p.is_file()}
-        kept = {p for p in before if p.name != ".lock"}
+        kept = {p for p in before if p.name not in (".lock", "entry.json")}
         assert {p: after.get(p) for p in kept} == {p: before[p] for p in kept}
         assert "damaged" not in caplog.text and "does not fit" not in caplog.text
 

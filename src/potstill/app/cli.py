@@ -55,6 +55,7 @@ USAGE = """potstill {version}: distil a long-tailed image set into a small balan
   potstill backbone train --data SOURCE --out DIR            train a small backbone without labels
   potstill crossval METHOD --data SOURCE --folds N --out DIR the same for each of N folds, pooled
   potstill recipe FILE.toml                                  distil, evaluate and report as written
+  potstill cache                                             what is kept for the next run; prune it
 
 Each command explains its flags with --help, e.g. potstill distill csdm --help.
 """
@@ -235,6 +236,13 @@ def _backbone(words: list[str]) -> None:
     print(command(words))
 
 
+def _cache(words: list[str]) -> None:
+    from potstill.app.cache_command import command
+
+    for line in command(words):
+        print(line)
+
+
 def _crossval(words: list[str]) -> None:
     from potstill.app.crossval import command
 
@@ -248,6 +256,7 @@ COMMANDS = {
     "compare": _compare,
     "methods": _methods,
     "backbone": _backbone,
+    "cache": _cache,
     "crossval": _crossval,
     "recipe": _recipe,
 }

@@ -27,6 +27,7 @@ from potstill.experts.features import collect_features, image_features
 from potstill.nets.backbone import FILE, Backbone
 from potstill.nets.head_training import HeadTraining, train_heads
 from potstill.run import ArtifactError, InputError, Run
+from potstill.run.cache import key_facts
 from potstill.run.checkpoint import load_state
 from potstill.run.records import read_json
 from potstill.synthetic import SyntheticSet
@@ -216,17 +217,10 @@ class LinearBench:
     def _remembered(
         self, facts: dict[str, Any], backbone: Backbone, runs: int, compute: Callable[[], Result]
     ) -> Result:
-        facts |= {
-            "kind": "probe-1",
-            "version": __version__,
-            "torch": torch.__version__,
-            "train": self.train.checksum,
-            "test": self.test.checksum,
-            "protocol": self.probe.hash,
-            "backbone": backbone.key,
-            "runs": runs,
-            "seed": self.run.seed,
-            "device": torch.device(self.run.device).type,
-            "precision": backbone.precision,
-        }
-        return remembered(self.run, facts, compute)
+        known = key_facts(
+            "probe-2", self.run, self.train.checksum, threads=False,
+            version=__version__, test=self.test.checksum, protocol=self.probe.hash,
+            backbone=backbone.key, runs=runs, precision=backbone.precision, **facts,
+        )  # fmt: skip
+        what = f"{facts['what']}, {backbone.label} on {self.train.source}"
+        return remembered(self.run, known, what, compute)

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from potstill.data import ImageSet
@@ -22,10 +21,12 @@ from potstill.losses import adjust, cross_entropy, logit_adjusted
 from potstill.nets.backbone import Backbone
 from potstill.nets.head_training import HeadTraining, train_heads
 from potstill.run import ArtifactError, InputError, Run, nearest
-from potstill.run.checkpoint import digest, load_state, save_state
-from potstill.run.recall import recall
+from potstill.run.cache import Cached, key_facts
+from potstill.run.checkpoint import load_state, save_state
 
 __all__ = ["HEAD_PRIORS", "Head", "train_head"]
+
+_FILE = "head.safetensors"
 
 HEAD_PRIORS = {
     "plain": "cross-entropy, as published; a long tail's bias is inherited",
@@ -64,12 +65,14 @@ class Head:
         if self.classes != classes:
             raise InputError("head has other classes than the images; train one for these data")
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and facts from which :meth:`of` makes it again."""
+        facts = {"classes": list(self.classes), "backbone": self.backbone, "facts": self.facts}
+        return {"weight": self.weight, "bias": self.bias}, {"kind": "potstill-head", **facts}
+
     def save(self, path: Path) -> None:
         """Write the file that is shipped, in one step."""
-        facts = {"classes": list(self.classes), "backbone": self.backbone, "facts": self.facts}
-        save_state(
-            path, {"weight": self.weight, "bias": self.bias}, {"kind": "potstill-head", **facts}
-        )
+        save_state(path, *self.state())
 
     @staticmethod
     def load(path: Path) -> Head:
@@ -89,7 +92,7 @@ class Head:
 
     @staticmethod
     def of(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Head:
-        """A head from the state that :meth:`save` writes; raises KeyError or ValueError."""
+        """A head from what :meth:`state` returns; raises KeyError or ValueError."""
         if facts.get("kind") != "potstill-head":
             raise ValueError("another kind")
         weight, bias = tensors["weight"].float(), tensors["bias"].float()
@@ -131,29 +134,24 @@ def train_head(
     sampling = "balanced" if prior == "balanced" else "shuffled"
     epochs = max(epochs, -(-least_steps // -(-len(real) // batch)))
     training = HeadTraining(epochs=epochs, batch=batch, sampling=sampling)
-    facts = {
-        "kind": "head-1",  # raise it when training changes
-        "data": real.checksum,
-        "backbone": backbone.key,
-        "prior": prior,
-        "views": views.facts,
-        "stored_views": stored_views,
-        "training": training.facts,
-        "seed": run.seed,
-        "device": run.device.split(":")[0],
-        "precision": run.precision,
-        "threads": 0 if run.on_gpu else torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    assert run.cache is not None
-    path = run.cache / "heads" / f"{digest(facts)}.safetensors"
+    facts = key_facts(
+        "head-1",  # raise it when training changes
+        run,
+        real.checksum,
+        backbone=backbone.key,
+        prior=prior,
+        views=views.facts,
+        stored_views=stored_views,
+        training=training.facts,
+    )
+    entry = Cached(run.cache, "heads", facts, f"{prior} on {backbone.label} on {real.source}")
 
     def read(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Head:
         known = Head.of(tensors, facts)
         known.check(backbone, real.classes)
         return known
 
-    if (known := recall(path, "training the head again", read)) is not None:
+    if (known := entry.recall(_FILE, "training the head again", read)) is not None:
         return known
     stats = collect_features(real, backbone, run, views=views, count=stored_views, bank=True)
     assert stats.bank is not None
@@ -169,14 +167,15 @@ def train_head(
     own = bias[0].cpu()
     if prior == "post_hoc":
         own = adjust(own[None], real.counts)[0]
+    seconds = round(time.monotonic() - began + stats.seconds_saved, 2)
     about = {
         "label": backbone.label,
         "prior": prior,
         "data": real.checksum,
         "images": len(real),
         "epochs": epochs,
-        "seconds": round(time.monotonic() - began + stats.seconds_saved, 2),
+        "seconds": seconds,
     }
     head = Head(weight[0].cpu(), own, real.classes, backbone.key, about)
-    head.save(path)
+    entry.save(_FILE, *head.state(), seconds)
     return head

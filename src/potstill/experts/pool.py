@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -23,9 +22,8 @@ from potstill.nets import Network, create_for, parse
 from potstill.nets.many import Examples, Training, train_many
 from potstill.nets.places import Places
 from potstill.run import Run
-from potstill.run.checkpoint import digest, save_state
+from potstill.run.cache import Cached, key_facts
 from potstill.run.fields import Count, OneOf, check_value
-from potstill.run.recall import recall
 
 __all__ = ["Pool", "Prior", "train_pool"]
 
@@ -68,22 +66,21 @@ class Pool:
         }
 
 
-def _recipe(
+def _entry(
     real: ImageSet, network: str, training: Training, prior: str, transform: Transform, run: Run
-) -> str:
-    facts = {
-        "data": real.checksum,
-        "network": str(parse(network).at((real.shape[1], real.shape[2]))),
-        "training": training.facts,
-        "prior": prior,
-        "transform": fingerprint(transform),
-        "seed": run.seed,
-        "kind": "pool-2",  # raise it when networks, training or augmentation change
-        "device": run.device.split(":")[0],
-        "precision": run.precision,
-        "torch": torch.__version__,
-    }
-    return digest(facts)
+) -> Cached:
+    spec = str(parse(network).at((real.shape[1], real.shape[2])))
+    facts = key_facts(
+        "pool-3",  # raise it when networks, training or augmentation change
+        run,
+        real.checksum,
+        threads=False,
+        network=spec,
+        training=training.facts,
+        prior=prior,
+        transform=fingerprint(transform),
+    )
+    return Cached(run.cache, "pools", facts, f"{spec} on {real.source}")
 
 
 def fingerprint(transform: Transform) -> str:
@@ -94,7 +91,7 @@ def fingerprint(transform: Transform) -> str:
     return total.hexdigest()[:16]
 
 
-def _stored(path: Path, key: str) -> tuple[State, State, float] | None:
+def _stored(entry: Cached, member: int) -> tuple[State, State, float] | None:
     def read(tensors: State, facts: dict[str, Any]) -> tuple[State, State, float]:
         initial, trained = (
             {n[len(p) :]: t for n, t in tensors.items() if n.startswith(p)}
@@ -102,7 +99,7 @@ def _stored(path: Path, key: str) -> tuple[State, State, float] | None:
         )
         return initial, trained, float(facts["seconds"])
 
-    return recall(path, "training that network again", read, key=key)
+    return entry.recall(_name(member), "training that network again", read)
 
 
 def train_pool(
@@ -123,28 +120,25 @@ def train_pool(
     """
     check_value("pool_prior", prior, Prior)
     check_value("networks", members, Count)
-    key = _recipe(real, network, training, prior, transform, run)
-    assert run.cache is not None
-    folder = run.cache / "pools" / key
-    paths = [_path(folder, member) for member in range(members)]
-    stored = {m: pair for m, path in enumerate(paths) if (pair := _stored(path, key)) is not None}
+    entry = _entry(real, network, training, prior, transform, run)
+    stored = {m: pair for m in range(members) if (pair := _stored(entry, m)) is not None}
     found = {m: (first, last) for m, (first, last, _) in stored.items()}
     if missing := [m for m in range(members) if m not in found]:
         loss = logit_adjusted(real.counts) if prior == "logit_adjusted" else cross_entropy
-        trainer = _Trainer(real, transform, network, training, loss, run, folder, key)
+        trainer = _Trainer(real, transform, network, training, loss, run, entry)
         found |= trainer.train(missing)
     pairs = [found[m] for m in range(members)]
     saved = sum(seconds for _, _, seconds in stored.values())
-    return Pool(network, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), key, saved)
+    return Pool(network, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), entry.key, saved)
 
 
-def _path(folder: Path, member: int) -> Path:
-    return folder / f"network-{member:03d}.safetensors"
+def _name(member: int) -> str:
+    return f"network-{member:03d}.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
 class _Trainer:
-    """Trains members of a pool and puts each into ``folder`` when it is done."""
+    """Trains members of a pool and puts each into the ``entry`` when it is done."""
 
     real: ImageSet
     transform: Transform
@@ -152,12 +146,12 @@ class _Trainer:
     training: Training
     loss: Loss
     run: Run
-    folder: Path
-    key: str
+    entry: Cached
 
     def train(self, missing: list[int]) -> dict[int, tuple[State, State]]:
         """Return the initial and the trained weights of the ``missing``."""
-        places = Places(self.folder, self.key, self.run.checkpoint_seconds)
+        self.entry.hold()
+        places = Places(self.entry.folder, self.entry.key, self.run.checkpoint_seconds)
         places.find(self.new(missing[0]))
         together = len(missing) if self.run.on_gpu else max(1, torch.get_num_threads())
         found: dict[int, tuple[State, State]] = {}
@@ -206,8 +200,7 @@ class _Trainer:
     def _save(self, member: int, initial: State, trained: State, seconds: float) -> None:
         tensors = {f"initial.{n}": t for n, t in initial.items()}
         tensors |= {f"trained.{n}": t for n, t in trained.items()}
-        facts = {"key": self.key, "seconds": seconds}
-        save_state(_path(self.folder, member), tensors, facts)
+        self.entry.save(_name(member), tensors, {}, seconds)
 
     def new(self, member: int) -> Network:
         """Return a member as it is before training."""

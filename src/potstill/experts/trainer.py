@@ -21,26 +21,21 @@ from potstill.nets import Examples, Network, Training, train_many
 from potstill.nets.places import Place, Places
 from potstill.run import ArtifactError, InputError, Run, logger
 from potstill.run.checkpoint import digest
+from potstill.run.memory import bytes_per_image
 
-__all__ = ["Trainer", "circumstances"]
+__all__ = ["Trainer", "training_facts"]
 
 # Pixels up to which all images are kept as floats, 2 GB with their transforms. Not a share of the
 # memory budget: a transform may round for a batch in another way than for all images.
 _AS_FLOATS = 250_000_000
 
 
-def circumstances(training: Training, run: Run) -> dict[str, Any]:
-    """What determines experts beside network, data and stage, JSON-like."""
+def training_facts(training: Training) -> dict[str, Any]:
+    """What a training is in the key of experts, JSON-like."""
     how = json.loads(json.dumps(training.facts), parse_int=float)  # 0 and 0.0 are one momentum
     if training.schedule == "constant":
         del how["epochs"]
-    return {
-        "training": how,
-        "seed": run.seed,
-        "device": run.device.split(":")[0],
-        "precision": run.precision if run.on_gpu else "fp32",
-        "torch": torch.__version__,
-    }
+    return how
 
 
 @dataclass(frozen=True)
@@ -155,24 +150,16 @@ class Trainer:
     @cached_property
     def _together(self) -> int:
         """How many members are trained at a time: what fits the memory budget."""
-        budget, network = 1e9 * self.run.memory_gb, self.new(0)
+        budget, network = self.run.budget, self.new(0)
         if not self.run.on_gpu:
             size = sum(p.nbytes for p in network.parameters())
-            return max(1, torch.get_num_threads(), int(0.25 * budget / size))
-        return max(1, int(budget / (self.training.batch * self._image_bytes(network))))
+            return max(1, torch.get_num_threads(), budget.beside // size)
+        return max(1, budget.lockstep // (self.training.batch * self._image_bytes(network)))
 
     def _image_bytes(self, network: Network) -> int:
         """Bytes that a network keeps for the backward pass of one image."""
-        total = 0
-
-        def count(tensor: Tensor) -> Tensor:
-            nonlocal total
-            total += tensor.nbytes if tensor.ndim > 1 and len(tensor) == 1 else 0
-            return tensor.detach()
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda kept: kept):
-            network.requires_grad_(True)(torch.zeros(1, *self.real.shape))
-        return max(1, total)
+        network.requires_grad_(True)
+        return bytes_per_image(lambda n: network(torch.zeros(n, *self.real.shape)))
 
     @cached_property
     def _examples(self) -> Examples:

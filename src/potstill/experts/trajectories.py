@@ -19,11 +19,11 @@ from potstill.data import ImageSet
 from potstill.data.transform import Transform
 from potstill.experts.pool import fingerprint
 from potstill.experts.rows import Rows, in_short
-from potstill.experts.trainer import Trainer, circumstances
+from potstill.experts.trainer import Trainer, training_facts
 from potstill.losses import cross_entropy, logit_adjusted
 from potstill.nets import Network, Training, create_for, parse
 from potstill.run import InputError, Run
-from potstill.run.checkpoint import digest
+from potstill.run.cache import Cached, key_facts
 
 __all__ = ["LOSSES", "Params", "Trajectories", "train_experts"]
 
@@ -111,18 +111,21 @@ def train_experts(
             f"network is {network!r}, whose batch norm keeps statistics outside its parameters; "
             f"use {str(replace(spec, norm='in'))!r}"
         )
-    facts = {
-        "kind": "trajectories-1",  # raise it when networks, training or augmentation change
-        "network": str(spec),
-        "data": real.checksum,
-        "classes": list(real.classes),
-        "transform": fingerprint(transform),
-        "loss": loss,
-        **circumstances(training, run),
-    }
-    key, layout = digest(facts), {name: p.shape for name, p in skeleton.named_parameters()}
-    assert run.cache is not None
-    rows = Rows(run.cache / "experts" / key, facts, layout)
+    facts = key_facts(
+        "trajectories-1",  # raise it when networks, training or augmentation change
+        run,
+        real.checksum,
+        threads=False,
+        network=str(spec),
+        classes=list(real.classes),
+        transform=fingerprint(transform),
+        loss=loss,
+        training=training_facts(training),
+        precision=run.precision if run.on_gpu else "fp32",
+    )
+    entry = Cached(run.cache, "experts", facts, f"{spec} on {real.source}")
+    layout = {name: p.shape for name, p in skeleton.named_parameters()}
+    rows = Rows(entry, layout)
     value = logit_adjusted(real.counts) if loss == "logit_adjusted" else cross_entropy
 
     def ensure(members: int, epochs: Collection[int]) -> float:
@@ -131,4 +134,4 @@ def train_experts(
 
     saved = ensure(members, epochs)
     rows.repair = lambda member, epoch: ensure(member + 1, [epoch])
-    return Trajectories(key, network, members, rows, saved)
+    return Trajectories(entry.key, network, members, rows, saved)

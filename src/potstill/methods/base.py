@@ -194,7 +194,7 @@ class Objective(Steps):
 
         The unit is the class here, and half of the budget is for activations.
         """
-        fit = int(0.5e9 * run.memory_gb / max(1, self.image_bytes() * self.canvas.most))
+        fit = run.budget.step // max(1, self.image_bytes() * self.canvas.most)
         return max(1, min(self.canvas.classes, fit))
 
     def image_bytes(self) -> int:

@@ -11,6 +11,7 @@ from potstill.data import DSA
 from potstill.data.transform import Transform
 from potstill.nets import Network
 from potstill.run import Run
+from potstill.run.memory import bytes_per_image
 
 __all__ = ["FeatureExtractor"]
 
@@ -73,13 +74,8 @@ class FeatureExtractor:
 
     def image_bytes(self, image: Tensor) -> int:
         """Measure the bytes that autograd keeps for one RGB 0-1 image (1, c, h, w)."""
-        total = 0
 
-        def count(tensor: Tensor) -> Tensor:
-            nonlocal total
-            total += tensor.nbytes
-            return tensor.detach()
+        def look(n: int) -> Tensor:
+            return self.features(image.detach().repeat(n, 1, 1, 1).requires_grad_(), normalize=True)
 
-        with torch.enable_grad(), torch.autograd.graph.saved_tensors_hooks(count, lambda t: t):
-            self.features(image.detach().requires_grad_(True), normalize=True)
-        return max(1, total)
+        return bytes_per_image(look)

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any, Protocol
 
 import torch
@@ -30,13 +29,12 @@ from potstill.match.mmd import by_class
 from potstill.match.spectral import SegmentMean
 from potstill.networks.parts import Networks
 from potstill.run import Run, StorageError, logger
-from potstill.run.checkpoint import digest, save_state
+from potstill.run.cache import Cached, key_facts
 from potstill.run.fields import Count, Every, OneOf
 from potstill.run.fields import Part as Batch0
 from potstill.run.machine import CPU_CHUNK
 from potstill.run.memory import Portion
 from potstill.run.parts import Part
-from potstill.run.recall import recall
 
 __all__ = ["Embedding", "Policy", "RealSide", "RealStatistics", "RealView", "SiameseViews"]
 
@@ -124,25 +122,19 @@ class RealSide:
         self.refresh, self.batch_real = statistics.refresh, statistics.batch_real
         self.dsa = dsa if self.policy != "features" else None
         self.embedding, self.normalize = embedding, normalize
-        key = {
-            "data": real.checksum,
-            "pool": networks.key,
-            "seed": run.seed,
-            "transform": fingerprint(networks.transform),
-            "format": 3,  # raise it when networks, augmentation or embeddings change
-            "torch": torch.__version__,
-            # sums over a chunk depend on how many threads share them
-            "threads": 0 if run.on_gpu else torch.get_num_threads(),
-            "normalize": normalize,
-            "dsa": str(self.dsa),
-            "batch_real": self.batch_real,
-            "precision": run.precision,
-            "device": run.device.split(":")[0],
-            "members": networks.members,
+        known = key_facts(
+            "realside-4",  # raise it when networks, augmentation or embeddings change
+            run,
+            real.checksum,
+            pool=networks.key,
+            transform=fingerprint(networks.transform),
+            normalize=normalize,
+            dsa=str(self.dsa),
+            batch_real=self.batch_real,
+            members=networks.members,
             **embedding.facts,
-        }
-        assert run.cache is not None
-        self.folder = run.cache / "realside" / digest(key)
+        )
+        self.cached = Cached(run.cache, "realside", known, f"{networks.key} on {real.source}")
         self.built = 0
         self.seconds_saved = 0.0  # what the tables read from the cache once took
         self._fits = Portion("images", "a network's pass over the real set")
@@ -176,7 +168,7 @@ class RealSide:
         if self.policy == "rolling":  # views that have left the window
             for old in [n for n in self._kept if n < step // self.refresh]:
                 del self._kept[old]
-                self._path(old).unlink(missing_ok=True)  # never looked at again
+                (self.cached.folder / _name(old)).unlink(missing_ok=True)  # never looked at again
         view = self._kept.get(number) or self._build(number)
         if self.policy == "features" and not self.embedding.keeps_features:
             return self._embedded(view, step)
@@ -207,7 +199,7 @@ class RealSide:
     def _make_room(self, view: RealView) -> None:
         """Let the oldest feature banks go beyond half the memory budget; they are built again."""
         size = sum(t.nbytes for t in (view.bank, view.stack) if t is not None)
-        most = max(1, int(0.5e9 * self.run.memory_gb / size)) if size else len(self._kept) + 1
+        most = max(1, self.run.budget.kept // size) if size else len(self._kept) + 1
         if len(self._kept) >= most and not self._warned:
             self._warned = True
             logger.warning(
@@ -272,7 +264,7 @@ class RealSide:
         if self._image_bytes is None:
             image = self.real.batch(torch.tensor([position]), self.run.device)
             self._image_bytes = self.networks.at(0).image_bytes(image)
-        return max(CPU_CHUNK, min(4096, int(0.125e9 * self.run.memory_gb / self._image_bytes)))
+        return max(CPU_CHUNK, min(4096, self.run.budget.real_pass // self._image_bytes))
 
     @torch.no_grad()
     def _embedded(self, view: RealView, step: int) -> RealView:
@@ -288,14 +280,12 @@ class RealSide:
         return fresh
 
     def _read(self, view: RealView) -> bool:
-        path = self._path(view.number)
-        if self.policy == "fresh" or self.keeps or not path.exists():
+        if self.policy == "fresh" or self.keeps:
             return False
-        found = recall(
-            path,
+        found = self.cached.recall(
+            _name(view.number),
             "making it again",
             lambda tensors, facts: (tensors["table"], float(facts["seconds"])),
-            key=f"{self.folder.name} {view.number}",
         )
         if found is None:
             return False
@@ -308,12 +298,12 @@ class RealSide:
         if self.policy == "fresh" or table is None or table.nbytes > _DISK_LIMIT:
             return
         try:
-            facts = {"key": f"{self.folder.name} {view.number}", "seconds": seconds}
-            save_state(self._path(view.number), {"table": table}, facts)
+            self.cached.save(_name(view.number), {"table": table}, {}, seconds)
         except StorageError as error:  # a cache may fail without harm
             if not self._warned:
                 logger.warning("%s; going on without this cache", error)
             self._warned = True
 
-    def _path(self, number: int) -> Path:
-        return self.folder / f"{number:06d}.safetensors"
+
+def _name(number: int) -> str:
+    return f"{number:06d}.safetensors"

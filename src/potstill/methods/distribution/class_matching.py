@@ -77,7 +77,7 @@ class ClassMatching(Objective):
         weight: float = 1.0,
         calibration: CalibrationTerm | None = None,
     ) -> None:
-        if run.on_gpu and real.images.nbytes < 1e9 * run.memory_gb:
+        if run.on_gpu and real.images.nbytes < run.budget.images:
             real = real.to(run.device)
         self.canvas, self.networks, self.comparison = canvas, networks, comparison
         self.weight, self.calibration = weight, calibration

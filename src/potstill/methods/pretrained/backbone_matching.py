@@ -90,7 +90,7 @@ class BackboneObjective(Objective):
 
     def pieces(self, run: Run) -> int:
         """The units are views of stored images here, not classes: as many as fit."""
-        fit = int(0.5e9 * run.memory_gb / (self.image_bytes() * self.canvas.views))
+        fit = run.budget.step // (self.image_bytes() * self.canvas.views)
         return max(1, min(fit, len(self.canvas.labels) * self.count))
 
     def terms(self, step: int, canvas: Canvas, piece: int) -> Iterator[Term]:

@@ -178,7 +178,7 @@ class TrajectoryObjective(Objective):
         self.dsa = method.networks.dsa()
         skeleton = method.networks.new(real, torch.Generator().manual_seed(0))
         self.students = Students(skeleton.to(run.device), run, self.dsa, self.how.student_batch)
-        self.keep_bytes = int(0.25e9 * run.memory_gb)
+        self.keep_bytes = run.budget.links
         self.average = {}
         if self.how.ema:
             leaves = self.canvas.parameters()
