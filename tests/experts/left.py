@@ -82,7 +82,7 @@ def before_each_step(act):
 def main(kind, cache, at):
     """Train, and die before a step as a process does that is killed."""
     sys.path.insert(0, str(Path(__file__).parents[1]))
-    from conftest import blobs
+    from blobs import blobs
 
     torch.set_num_threads(1)
 

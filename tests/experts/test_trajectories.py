@@ -321,7 +321,7 @@ def test_a_process_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path):
     code = f"""
 import sys, torch
 sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from conftest import blobs
+from blobs import blobs
 from pathlib import Path
 from potstill.data import Normalize
 from potstill.experts import train_experts
