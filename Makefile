@@ -4,7 +4,7 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEVICE ?= cpu
 
-.PHONY: demo test torture check lint types bench clean
+.PHONY: demo test torture check lint types types-oldest bench clean
 
 demo: $(STAMP)  ## distil long-tailed digits, score them, write the page (about a minute)
 	$(BIN)/potstill recipe recipes/csdm/digits-lt50-ipc10.toml --out runs/demo --force
@@ -17,6 +17,7 @@ torture: $(STAMP)  ## damage of every kind, at length; see CONTRIBUTING.md
 
 check: $(STAMP) lint types test  ## everything a change must pass
 	$(BIN)/python benchmarks/results_table.py --check
+	$(BIN)/python benchmarks/method_tables.py --check
 	$(BIN)/codespell src docs examples benchmarks README.md CONTRIBUTING.md CHANGELOG.md
 	for file in examples/*.py; do echo $$file; $(BIN)/python $$file --quick || exit 1; done
 
@@ -26,6 +27,11 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+types-oldest:  ## mypy beside the oldest torch that pyproject.toml allows, in an environment of its own
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet -e '.[dev]' 'torch==2.9.*' 'torchvision==0.24.*'
+	.venv-oldest/bin/mypy
 
 bench: $(STAMP)  ## speed ratios, one line of JSON each; DEVICE=cuda on a GPU
 	cd benchmarks && for name in machine data memory; do ../$(BIN)/python $$name.py || exit 1; done

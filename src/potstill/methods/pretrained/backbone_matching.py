@@ -115,7 +115,7 @@ class BackboneMatcher(Matcher):
     flip: Share = 0.5  # probability of a mirrored view; 0 for digits and letters
     noise: Share = 0.5  # probability of noise in a view
     noise_mean: Level = 0.5  # as released: it brightens those views
-    noise_std: Spread = 0.2
+    noise_std: Spread = 0.2  # standard deviation of that noise
 
     def check(self, real: ImageSet | None = None) -> None:
         """Check the backbone's name."""
