@@ -3,14 +3,15 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEVICE ?= cpu
+WORKERS ?= 2
 
 .PHONY: demo test torture check lint types types-oldest bench clean
 
 demo: $(STAMP)  ## distil long-tailed digits, score them, write the page (about a minute)
 	$(BIN)/potstill recipe recipes/csdm/digits-lt50-ipc10.toml --out runs/demo --force
 
-test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## all tests, on WORKERS processes of one thread each
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 torture: $(STAMP)  ## damage of every kind, at length; see CONTRIBUTING.md
 	$(BIN)/python tests/faults/torture.py $(ROOMS) $(if $(SEED),--seed $(SEED)) $(if $(CASES),--cases $(CASES)) $(if $(CASE),--case $(CASE)) $(if $(MINUTES),--minutes $(MINUTES))
