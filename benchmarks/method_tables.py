@@ -106,13 +106,13 @@ def table(name: str, text: str) -> str:
 
 def renewed(name: str, text: str) -> str:
     """The page with its table as the code has it now."""
-    if not BLOCK.search(text):
-        marked = "<!-- fields -->\n{}<!-- /fields -->\n"
-        head, mark, rest = text.partition("## Hyper-parameters\n\n")
-        before = BEFORE.search(rest.partition("\n## ")[0] + "\n")
-        old = before[0] if before else "None.\n"
-        text = head + mark + rest.replace(old, marked.format(old), 1)
-    return BLOCK.sub(lambda _: table(name, text), text)
+    new = table(name, text)
+    if BLOCK.search(text):
+        return BLOCK.sub(lambda _: new, text)
+    head, mark, rest = text.partition("## Hyper-parameters\n\n")
+    before = BEFORE.search(rest.partition("\n## ")[0] + "\n")
+    old = before[0] if before else "None.\n"
+    return head + mark + rest.replace(old, f"<!-- fields -->\n{new}<!-- /fields -->\n", 1)
 
 
 def more(name: str, text: str) -> list[str]:

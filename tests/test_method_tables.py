@@ -88,6 +88,12 @@ def test_a_description_goes_when_the_comment_says_as_much(composed, monkeypatch)
     assert composed.more("composed", again) == []
 
 
+def test_a_row_of_before_that_names_no_source_keeps_what_is_more_than_the_comment(composed):
+    less, more = OLD.replace(" · a paper", ""), OLD.replace("how many · a paper", "unlike MTT")
+    assert "`all` \\| none |  |" in composed.renewed("composed", less)
+    assert "`all` \\| none | unlike MTT |" in composed.renewed("composed", more)
+
+
 def test_a_stale_table_is_found_and_a_page_without_marks_left_alone(
     composed, monkeypatch, tmp_path, capsys
 ):
