@@ -13,7 +13,6 @@ import torch
 from potstill.methods import (
     CATALOGUE,
     Matcher,
-    Method,
     Selector,
 )
 from potstill.run import DivergedError, InputError, Run

@@ -202,7 +202,7 @@ def distill(
         The synthetic set. A finished run of the same job is read, not repeated.
 
     Example:
-        >>> syn = potstill.distill("csdm", "digits", ipc=10, imbalance_factor=50, out="runs/demo")
+        >>> syn = potstill.distill("csdm", "digits", ipc=10, imbalance_factor=50, out="runs/csdm")
     """
     run = run or Run()
     check_value("ipc", ipc, Batch)

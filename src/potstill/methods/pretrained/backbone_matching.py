@@ -38,7 +38,7 @@ class RandomViews(Part):
     crop_min: PositiveShare = 0.08  # smallest area of a view's crop
     noise: Share = 0.5  # probability of noise in a view
     noise_mean: Level = 0.5  # as released: it brightens those views
-    noise_std: Spread = 0.2
+    noise_std: Spread = 0.2  # standard deviation of that noise
 
     def with_flip(self, flip: float) -> Views:
         """Return how views are drawn; ``flip`` is the backbone's probability of mirrored ones."""
