@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from potstill.canvas import Canvas
 from potstill.data import DSA, ImageSet
@@ -97,6 +98,21 @@ class ClassMatching(Objective):
             yield Term("match", values * self.weight, first, facts)
         if self.calibration is not None:
             yield from self.calibration.terms(step, view.number, canvas, piece)
+
+    def after(self, step: int, canvas: Canvas) -> None:
+        """Networks that move learn from the canvas."""
+        if self.networks.moves:
+            targets = one_hot(canvas.labels, canvas.classes).float()
+            targets = targets.repeat_interleave(canvas.views, dim=0)
+            self.networks.after(step, canvas, targets, self.side.dsa)
+
+    def state(self) -> dict[str, Tensor]:
+        """Networks that move."""
+        return self.networks.state()
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Put the networks back."""
+        self.networks.load_state(tensors)
 
     def image_bytes(self) -> int:
         """Measured with one image."""
