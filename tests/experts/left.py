@@ -13,7 +13,7 @@ from potstill.experts.classifiers import train_classifiers
 from potstill.experts.pool import train_pool
 from potstill.experts.selfsupervised import SelfSupervision, train_backbone
 from potstill.nets import Sharpness, Training
-from potstill.nets.training import Feed
+from potstill.nets.feed import Feed
 from potstill.run import Run
 
 NETWORK = "convnet-d2-w8-in"

@@ -126,5 +126,7 @@ def priors(*, mixing: bool = True, post_hoc: bool = True) -> tuple[str, ...]:
 
 
 def told(names: Sequence[str]) -> str:
-    """Return what rows do, in one text."""
-    return "; ".join(f"{name}: {REMEDIES[name].says}" for name in names)
+    """Return what rows do, in one text for a flag."""
+    return "what is done about uneven classes: " + "; ".join(
+        f"{name}: {REMEDIES[name].says}" for name in names
+    )

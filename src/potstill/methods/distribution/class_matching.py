@@ -20,7 +20,7 @@ from potstill.data import DSA, ImageSet
 from potstill.data.augment import Rule
 from potstill.experts.pool import Prior, train_pool
 from potstill.experts.real_statistics import Entry, Eye, Policy, RealSide
-from potstill.losses import adjust, cross_entropy
+from potstill.losses import REMEDIES, adjust, cross_entropy
 from potstill.match.spectral import segment_mean
 from potstill.methods.base import chunks
 from potstill.methods.pixels import PixelMatcher
@@ -55,7 +55,7 @@ class DistributionMatcher(PixelMatcher):
     pool_epochs: Epoch = 60  # training epochs of each pool network
     pool_lr: Positive = 0.01  # their step size (SGD, momentum 0.9, x0.2 at 2/3 and 5/6)
     pool_cutmix: Share = 0.5  # probability of CutMix in their training
-    pool_prior: Prior = "plain"  # "plain", "balanced" (sampling) or "logit_adjusted" training
+    pool_prior: Prior = "plain"  # "plain", "balanced", "logit_adjusted", ...: the long-tail table
     normalize: bool = True  # features to unit length before they are compared
     augment: str = "color_crop_cutout"  # Siamese augmentation while matching; "none" = off
     augment_rule: Rule = "idc"  # "idc": colour and cutout always; "dc": one operation per draw
@@ -160,7 +160,6 @@ class DistributionMatcher(PixelMatcher):
             gamma=0.2,
             augment=DSA.parse("color_crop", rule="idc"),
             cutmix=self.pool_cutmix,
-            sampling="balanced" if self.pool_prior == "balanced" else "shuffled",
         )
 
     def image_bytes(self, canvas: Canvas) -> int:
@@ -197,8 +196,8 @@ class DistributionMatcher(PixelMatcher):
         for first, last in chunks(canvas.classes, chunk):
             images, labels = canvas.decode(first, last)
             logits = judge.net.classifier(judge.see(images, self.dsa_, augment))
-            if self.calibration_prior == "adjusted" and self.pool_prior == "plain":
-                logits = adjust(logits, self.counts_)
+            if self.calibration_prior == "adjusted" and (left := REMEDIES[self.pool_prior].left):
+                logits = adjust(logits, self.counts_, left)
             losses = segment_mean(
                 cross_entropy(logits, labels)[:, None], labels - first, last - first
             )[:, 0]

@@ -35,7 +35,7 @@ from potstill.experts.features import collect_features, image_features
 from potstill.match.linear import analytic_gradient, cosine_distance, linear_gradient, row_cosines
 from potstill.methods.base import MethodInfo
 from potstill.methods.pretrained.backbone_matching import BackboneMatcher
-from potstill.nets.training import balanced_order
+from potstill.nets.sampling import balanced_order
 from potstill.run import Run
 from potstill.run.fields import Copies, OneOf, Part, Positive
 

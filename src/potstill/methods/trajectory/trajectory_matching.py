@@ -21,7 +21,7 @@ from potstill.canvas import Canvas, LearnedCanvas, images_per_class
 from potstill.canvas.learned import Space
 from potstill.canvas.start import Profile
 from potstill.data import DSA, ImageSet
-from potstill.experts.trajectories import train_experts
+from potstill.experts.trajectories import ExpertPrior, train_experts
 from potstill.losses import Loss, cross_entropy
 from potstill.match.parameter_distance import GRADIENTS, trajectory_distance
 from potstill.methods.pixels import PixelMatcher
@@ -49,7 +49,6 @@ __all__ = ["TrajectoryMatcher"]
 
 Start = Annotated[str, OneOf("real", "noise", "correct")]
 LabelKind = Annotated[str, OneOf("hard", "learned", "teacher")]
-Prior = Annotated[str, OneOf("plain", "balanced")]
 Gradient = Annotated[str, OneOf(*GRADIENTS)]
 Whole = Annotated[int, OneOf(0, 1)]
 
@@ -99,7 +98,7 @@ class TrajectoryMatcher(PixelMatcher):
     expert_decay: NotNegative = 0.0  # weight decay
     expert_rho: NotNegative = 0.0  # radius of adaptive GSAM; 0 = plain SGD
     expert_alpha: NotNegative = 0.3  # GSAM: share of the orthogonal gradient that is taken back
-    expert_prior: Prior = "plain"  # "plain" as the data come, or "balanced" (oversampled) training
+    expert_prior: ExpertPrior = "plain"  # "plain" as the data come, "balanced" (oversampled), ...
     augment: str = "color_crop_cutout_flip_scale_rotate"  # DSA of experts and students, or "none"
     span: Epochs = 2  # M: expert epochs that the student has to cover
     student_steps: Count = 30  # N: steps of the student
@@ -148,7 +147,6 @@ class TrajectoryMatcher(PixelMatcher):
             momentum=0.0,
             weight_decay=self.expert_decay,
             augment=self._augmentation(),
-            sampling="cyclic" if self.expert_prior == "balanced" else "shuffled",
             sharpness=Sharpness(self.expert_rho, self.expert_alpha) if self.expert_rho else None,
         )
 
@@ -181,6 +179,8 @@ class TrajectoryMatcher(PixelMatcher):
             self._expert_training(),
             run,
             epochs=sorted(self.snapshots()),
+            # the balanced stream of this family is OLTR's, as in LAD's code
+            prior={"balanced": "class_aware"}.get(self.expert_prior, self.expert_prior),
             reserve=self.reserve(real),
         )
 
