@@ -238,7 +238,8 @@ def test_a_resumed_run_goes_on_with_the_pieces_it_began_with(run, tmp_path):
             yield from super().terms(step, canvas, chunk)
 
     folder = run.with_(folder=tmp_path)
-    descend(Counting(), canvas(), folder, Descent(steps=3, lr_images=0.05), classes=("a", "b"), chunk=1,
+    few = Descent(steps=3, lr_images=0.05)
+    descend(Counting(), canvas(), folder, few, classes=("a", "b"), chunk=1,
             key="k")  # fmt: skip
     more = Descent(steps=5, lr_images=0.05)
     descend(Counting(), canvas(), folder, more, classes=("a", "b"), chunk=2, key="k")
