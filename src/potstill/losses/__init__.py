@@ -10,7 +10,7 @@ from potstill.losses.classification import (
     logit_adjusted,
 )
 from potstill.losses.contrastive import OBJECTIVES, barlow_twins, nt_xent, self_supervised
-from potstill.losses.longtail import WEIGHT_SCALES, dam
+from potstill.losses.distribution_agnostic import WEIGHT_SCALES, dam
 
 __all__ = [
     "OBJECTIVES",
