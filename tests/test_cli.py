@@ -25,7 +25,7 @@ from potstill.evaluation import scores as scores_module
 from potstill.methods import CATALOGUE
 
 TINY = shlex.split(
-    "--steps 4 --network convnet-d2-w8-in --networks 1 --pool-epochs 1 --entries 2"
+    "--steps 4 --network convnet-d2-w8-in --members 1 --pool-epochs 1 --entries 2"
     " --frequencies 16 --batch-real 8 --device cpu --threads 1 --ipc 1 --quiet"
 )
 STUDENT = shlex.split("--network convnet-d2-w8-in --protocol quick --runs 1 --device cpu --quiet")
@@ -151,8 +151,15 @@ VALUES = {
     "--real-side rollin": "use one of rolling, fixed, features, fresh",
     "--entries 0": "entries is 0",
     "--batch-real -1": "--batch-real is -1",
-    "--networks -1": "networks is -1",
-    "--networks 0": "use --calibration 0",
+    "--members -1": "members is -1",
+    "--members 0": "members is 0",
+    "--networks random": "use --calibration 0",
+    "--networks rndom": "--networks is 'rndom'; did you mean 'random'?",
+    "--networks experts": "--networks is 'experts', of which csdm can make nothing",
+    "--canvas pyramid": "--canvas is 'pyramid', of which csdm can make nothing; use pixels or",
+    "--canvas=tield": "--canvas is 'tield'; did you mean 'tiled'?",
+    "--labels soft": "--labels is 'soft', of which csdm can make nothing; use hard",
+    "--factor 2 --canvas pixels": "flag of --canvas tiled, not of --canvas pixels; use --canvas",
     "--calibration nan": "calibration is nan",
     "--calibration-prior ajusted": "use one of adjusted, none",
     "--pool-prior plane": "use one of plain",
@@ -184,8 +191,10 @@ def test_bad_values_are_refused_before_data_are_even_opened(flags, tmp_path, ref
         raise AssertionError("data were opened")
 
     monkeypatch.setattr("potstill.app.opening.load_pair", opened)
-    said = refused(["distill", "csdm", *TINY, "--out", f"{tmp_path}/run", *flags.split()])
-    assert VALUES[flags] in said and flags.split()[0] in said
+    own = {"--members", "1", "--pool-epochs"} if "--networks" in flags else set()  # of a pool
+    words = [word for word in TINY if word not in own] + (["--ipc", "1"] if own else [])
+    said = refused(["distill", "csdm", *words, "--out", f"{tmp_path}/run", *flags.split()])
+    assert VALUES[flags] in said and flags.split()[0].partition("=")[0] in said
     assert not (tmp_path / "run").exists()
 
 
@@ -212,7 +221,7 @@ def test_what_does_not_fit_the_data_is_refused_before_anything_is_trained(
     def trained(*_: object, **__: object) -> None:
         raise AssertionError("a network was trained")
 
-    monkeypatch.setattr("potstill.methods.distribution.class_matching.train_pool", trained)
+    monkeypatch.setattr("potstill.networks.parts.train_pool", trained)
     said = refused(["distill", "csdm", *TINY, "--out", f"{tmp_path}/run", *flags.split()])
     assert FITS[flags] in said
     assert flags.split()[0] in said or flags.startswith("--test")  # that is the source
@@ -452,8 +461,9 @@ def test_every_method_has_a_flag_for_each_field_and_for_the_data(name, capsys, m
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["distill", name, "--help"]) == 0
     text = capsys.readouterr().out
-    for field in dataclasses.fields(CATALOGUE[name]):
-        assert f"--{field.name.replace('_', '-')}" in text, field.name
+    table = CATALOGUE[name].budget("quick").fields()
+    for field in table:
+        assert f"--{field.replace('_', '-')} " in text, field
     assert "resize to this many pixels" in text
     words = [
         "--out",
@@ -466,11 +476,11 @@ def test_every_method_has_a_flag_for_each_field_and_for_the_data(name, capsys, m
         "cpu",
         "--quiet",
     ]
-    own = "labels" in CATALOGUE[name].__dataclass_fields__
+    own = "labels" in table
     assert main(["distill", name, *words, *(["--labels", "hard"] if own else [])]) == 0
     assert dataclasses.asdict(seen["d"]) == dataclasses.asdict(Data(labels="fine", image_size=9))
     assert isinstance(seen["d"], Data) and type(seen["m"]) is CATALOGUE[name]
-    assert getattr(seen["m"], "labels", "hard") == "hard"
+    assert not own or seen["m"].labels.kind == "hard"
 
 
 def test_what_comes_next_suits_sets_with_a_learned_step_size(monkeypatch):

@@ -26,11 +26,11 @@ from potstill.run.folder import claimed
 
 TINY = shlex.split(
     "distill csdm --data digits --imbalance-factor 20 --ipc 1 --steps 150"
-    " --network convnet-d2-w8-in --networks 2 --pool-epochs 8 --entries 4 --frequencies 16"
+    " --network convnet-d2-w8-in --members 2 --pool-epochs 8 --entries 4 --frequencies 16"
     " --batch-real 8 --device cpu --threads 1 --checkpoint-seconds 0"
 )
 
-SHORT = [*TINY, "--steps", "16", "--networks", "1", "--pool-epochs", "1"]  # the last word counts
+SHORT = [*TINY, "--steps", "16", "--members", "1", "--pool-epochs", "1"]  # the last word counts
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:

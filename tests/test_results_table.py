@@ -309,7 +309,7 @@ def test_benchmarks_that_know_a_device_are_given_it():
 
 def test_the_plain_side_can_be_frozen(run):
     step = step_script()
-    method = step.CSDM.budget("quick", networks=1, pool_epochs=0, network="convnet-d2-w8-in")
+    method = step.CSDM.budget("quick", members=1, pool_epochs=0, network="convnet-d2-w8-in")
     real = step.fake_cifar(4)
     canvas = step.start_canvas(real, 1, run.generator)
     method.setup(real, canvas, run)

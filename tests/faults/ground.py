@@ -19,7 +19,7 @@ CLASSES = ("nought", "one", "two")
 MACHINE = "--device cpu --threads 1 --checkpoint-seconds 0 --quiet"
 NETWORK = "--network convnet-d2-w8-in"
 JOBS = {  # each is done in a second
-    "csdm": f"distill csdm --ipc 1 --steps 4 {NETWORK} --networks 1 --pool-epochs 1 --entries 2"
+    "csdm": f"distill csdm --ipc 1 --steps 4 {NETWORK} --members 1 --pool-epochs 1 --entries 2"
     f" --frequencies 16 --batch-real 8 {MACHINE}",
     "lad": f"distill lad --ipc 1 --steps 3 {NETWORK} --experts 1 --expert-epochs 3"
     " --classifier-epochs 1 --student-steps 2 --classifier-steps 2 --span 1 --start-min 0"

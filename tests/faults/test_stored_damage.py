@@ -25,7 +25,7 @@ MACHINE = "--device cpu --threads 1 --checkpoint-seconds 0"
 NETWORK = "--network convnet-d2-w8-in"
 SELF = "--backbone self:convnet-d2-w8-bn --backbone-epochs 1"
 JOBS = {
-    "csdm": f"distill csdm --ipc 1 --steps 4 {NETWORK} --networks 1 --pool-epochs 1 --entries 2"
+    "csdm": f"distill csdm --ipc 1 --steps 4 {NETWORK} --members 1 --pool-epochs 1 --entries 2"
     " --frequencies 16 --batch-real 8",
     "lad": f"distill lad --ipc 1 --steps 2 {NETWORK} --experts 1 --expert-epochs 3"
     " --classifier-epochs 1 --student-steps 2 --classifier-steps 2 --span 1 --start-min 0"

@@ -30,7 +30,7 @@ DAMAGES = {
 
 
 CSDM = (
-    "distill csdm --data digits --ipc 1 --steps 3 --network mlp-w8 --networks 2 --pool-epochs 1"
+    "distill csdm --data digits --ipc 1 --steps 3 --network mlp-w8 --members 2 --pool-epochs 1"
     " --entries 3 --frequencies 8 --batch-real 8 --out "
 )
 LAD = (

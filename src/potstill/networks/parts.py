@@ -160,9 +160,7 @@ class Experts(OwnNets, kind="experts"):
     expert_decay: NotNegative = 0.0  # weight decay
     expert_rho: NotNegative = 0.0  # radius of adaptive GSAM; 0 = plain SGD
     expert_alpha: NotNegative = 0.3  # GSAM: share of the orthogonal gradient that is taken back
-    expert_prior: ExpertPrior = (
-        "plain"  # "plain", "balanced" (oversampled), ...: the long-tail table
-    )
+    expert_prior: ExpertPrior = "plain"  # "plain", "balanced" (oversampled), ...: the table
     augment: str = "color_crop_cutout_flip_scale_rotate"  # DSA of experts and students, or "none"
 
     def check(self, method: Any, real: ImageSet | None = None) -> None:

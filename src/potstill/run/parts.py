@@ -114,7 +114,9 @@ def changed(owner: Any, values: Mapping[str, Any], of: str = "") -> Any:
             new[field.name] = left.pop(field.name)
     result = dataclasses.replace(owner, **new)
     for name in left:
-        raise InputError(f"{of or type(owner).__name__} has no field {name!r}{_where(owner, name)}")
+        raise InputError(
+            f"{of or type(owner).__name__} has no field {name!r}{_where(result, name)}"
+        )
     return result
 
 

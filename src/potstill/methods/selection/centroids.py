@@ -16,16 +16,17 @@ from torch import Tensor
 
 from potstill.data import ImageSet
 from potstill.experts.features import FeatureStats, sub_centres
-from potstill.methods.base import MethodInfo
+from potstill.methods.base import MethodInfo, Selector
 from potstill.methods.selection.nearest import BackboneSelector, free_nearest
 from potstill.nets.backbone import Backbone
+from potstill.networks import FrozenBackbone
 from potstill.run import Run
 
 __all__ = ["Centroids"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Centroids(BackboneSelector):
+class Centroids(BackboneSelector, Selector):
     """Choose real images near the centres of their class."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -39,6 +40,8 @@ class Centroids(BackboneSelector):
         long_tail="balanced; small classes give all they have",
         cost="one pass of the real set",
     )
+
+    networks: FrozenBackbone = FrozenBackbone()
 
     def choose(
         self, real: ImageSet, stats: FeatureStats, backbone: Backbone, ipc: int, run: Run

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import torch
@@ -10,7 +9,6 @@ from torch import Tensor
 
 from potstill.data import ImageSet
 from potstill.experts.features import FeatureStats, collect_features
-from potstill.methods.base import Selector
 from potstill.nets.backbone import Backbone
 from potstill.networks import FrozenBackbone, Networks
 from potstill.run import Run
@@ -18,13 +16,12 @@ from potstill.run import Run
 __all__ = ["BackboneSelector", "free_nearest"]
 
 
-@dataclass(frozen=True, kw_only=True)
-class BackboneSelector(Selector):
-    """Selectors that look through a backbone."""
+class BackboneSelector:
+    """What selectors that look through a backbone share; to be mixed into a Selector."""
 
     sizes: ClassVar[dict[str, dict[str, Any]]] = {"quick": {"backbone": "self:convnet-w32-bn"}}
 
-    networks: FrozenBackbone = FrozenBackbone()
+    networks: FrozenBackbone
 
     def select(self, real: ImageSet, ipc: int, run: Run) -> tuple[Tensor, Networks]:
         """Return positions (n,), class-sorted, as seen by the backbone."""

@@ -19,9 +19,10 @@ from torch.nn.functional import normalize
 
 from potstill.data import ImageSet
 from potstill.experts.features import FeatureStats, image_features
-from potstill.methods.base import MethodInfo
+from potstill.methods.base import MethodInfo, Selector
 from potstill.methods.selection.nearest import BackboneSelector, free_nearest
 from potstill.nets.backbone import Backbone
+from potstill.networks import FrozenBackbone
 from potstill.run import InputError, Run
 from potstill.run.checkpoint import digest
 from potstill.synthetic import SyntheticSet
@@ -30,7 +31,7 @@ __all__ = ["Neighbours"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Neighbours(BackboneSelector):
+class Neighbours(BackboneSelector, Selector):
     """Choose the real neighbours of a distilled set."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -45,6 +46,7 @@ class Neighbours(BackboneSelector):
         cost="one pass of the real set",
     )
 
+    networks: FrozenBackbone = FrozenBackbone()
     of: str = ""  # run folder or artifact of the distilled set
 
     def check(self, real: ImageSet | None = None) -> None:
