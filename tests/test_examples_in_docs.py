@@ -44,7 +44,7 @@ def here(made, monkeypatch) -> dict[str, Any]:
     """Names that examples use; methods and students are the real ones, but train briefly."""
     monkeypatch.chdir(made)
     monkeypatch.setitem(PROTOCOLS, "quick", PROTOCOLS["quick"].with_(epochs=2))
-    brief = CSDM.budget("quick", steps=4, networks=1, pool_epochs=1, entries=2)
+    brief = CSDM.budget("quick", steps=4, pool_epochs=1, entries=2)
     monkeypatch.setattr(CSDM, "budget", lambda name: brief)
     return {"potstill": potstill, "torch": torch, "train": load("digits").long_tailed(50)}
 
