@@ -10,7 +10,7 @@ known of it, is written by hand and kept. Fields that the page names as without 
 
 A page without the marks has its table from before, ``description · source`` in one column. The
 source is kept; the description is kept in front of it as long as it has words that the comment has
-not, and goes when the comment has been completed. ``--check`` leaves pages without marks alone.
+not, and goes when the comment has been completed.
 """
 
 from __future__ import annotations
@@ -126,6 +126,24 @@ def more(name: str, text: str) -> list[str]:
     return found
 
 
+PARTS = re.compile(r"(?<=<!-- parts -->\n).*?(?=<!-- /parts -->)", re.DOTALL)
+
+
+def guide(text: str) -> str:
+    """The guide with its table of which kinds of parts go together, by method."""
+    rooms = ("canvas", "labels", "networks")
+    lines = [f"| method | {' | '.join(f'`--{room}`' for room in rooms)} |", "|---" * 4 + "|"]
+    for name, kind in CATALOGUE.items():
+        pairs, own = kind.pairs, kind.budget("paper").fields()
+        if "canvas" in pairs:
+            cells = [
+                ", ".join(f"**{k}**" if k == own[room] else k for k in pairs[room])
+                for room in rooms
+            ]
+            lines.append(f"| `{name}` | {' | '.join(cells)} |")
+    return PARTS.sub(lambda _: "\n".join(lines) + "\n", text)
+
+
 def main() -> int:
     """Rewrite, check or compare; return the exit status."""
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
@@ -133,13 +151,20 @@ def main() -> int:
     parser.add_argument("--check", action="store_true", help="fail if a table is stale")
     parser.add_argument("--more", action="store_true", help="show what the comments do not say")
     options, status = parser.parse_args(), 0
+    page = ROOT / "docs" / "guide.md"
+    text = page.read_text("utf-8")
+    if options.check and guide(text) != text:
+        print(f"{page} is stale; run python benchmarks/method_tables.py")
+        status = 1
+    elif not options.check and not options.more:
+        page.write_text(guide(text), "utf-8")
     for name in options.names:
         page = ROOT / "docs" / "methods" / f"{name}.md"
         text = page.read_text("utf-8")
         if options.more:
             print("".join(f"{row}\n" for row in more(name, text)), end="")
         elif options.check:
-            stale = BLOCK.search(text) is not None and renewed(name, text) != text
+            stale = renewed(name, text) != text
             status |= stale
             if stale:
                 print(f"{page} is stale; run python benchmarks/method_tables.py {name}")

@@ -105,6 +105,8 @@ def build(variant: str, **changes: Any) -> Any:
     wanted = TINY | fields | changes
     if name == "lgm" and wanted.get("real_side") == "fixed":  # another method's word
         del wanted["real_side"]
+    if wanted.get("networks") == "evolving" and "real_side" in wanted:
+        wanted["real_side"] = "fresh"
     kinds = {k: v for k, v in wanted.items() if k in ("canvas", "labels", "networks")}
     known = CATALOGUE[name].budget("quick", **kinds).fields()
     return CATALOGUE[name].budget("quick", **{k: v for k, v in wanted.items() if k in known})
@@ -240,11 +242,10 @@ def test_nan_stops_with_step_term_and_class_and_keeps_the_checkpoint(
 
     def poisoned(terms, step, canvas, chunk):
         for term in terms(step, canvas, chunk):
-            if step == 3 and term.name != "calibration" and term.first == 0:
-                bad = torch.tensor([0.0, float("nan"), 0.0])
-                term.values = term.values + (
-                    bad[: len(term.values)] if term.values.ndim else bad[1]
-                )
+            bad = torch.tensor([0.0, float("nan"), 0.0])
+            if step == 3 and term.name != "calibration":
+                own = bad[term.first :][: len(term.values)] if term.values.ndim else bad[1]
+                term.values = term.values + own
             yield term
 
     folder = tmp_path / "run"

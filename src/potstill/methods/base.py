@@ -58,6 +58,8 @@ class Method:
     sizes: ClassVar[
         dict[str, dict[str, Any]]
     ] = {}  # budget -> fields that differ from the defaults
+    # kinds of parts that make sense together, by the name of the part; see the guide's table
+    pairs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @classmethod
     def budget(cls, name: str, **fields: Any) -> Self:
@@ -90,6 +92,13 @@ class Method:
         Raises:
             InputError: naming the field, its value and what to use.
         """
+        for room, kinds in self.pairs.items():
+            kind = getattr(self, room).kind
+            if kind not in kinds:
+                raise InputError(
+                    f"{room} is {kind!r}, of which {self.info.name} can make nothing; use "
+                    f"{' or '.join(kinds)}"
+                )
         check_parts(self, real)
 
     def fields(self) -> dict[str, Any]:
@@ -214,24 +223,10 @@ class Objective(Steps):
 class Matcher(Method):
     """Methods that descend on a canvas."""
 
-    # kinds of parts that make sense together, by the name of the part; see the guide's table
-    pairs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
-
     canvas: CanvasSpec = Pixels()  # what is stored and optimised
     labels: LabelSpec = Hard()  # what a receiver learns from
     networks: NetworkSpec = NoNets()  # through what both sides are seen
     descent: Descent = Descent()  # how the canvas moves
-
-    def check(self, real: ImageSet | None = None) -> None:
-        """Refuse parts that make no sense together, then bad fields."""
-        for room, kinds in self.pairs.items():
-            kind = getattr(self, room).kind
-            if kind not in kinds:
-                raise InputError(
-                    f"{room} is {kind!r}, of which {self.info.name} can make nothing; use "
-                    f"{' or '.join(kinds)}"
-                )
-        super().check(real)
 
     def open(self, real: ImageSet, run: Run) -> Networks:
         """Make the networks or read them from the cache."""

@@ -115,7 +115,7 @@ class EvolvingNets(OwnNets, kind="evolving"):
     real_steps: Loop = 10  # steps on real images after each step, where they are trained on
     trained_on: TrainedOn = "canvas"  # "canvas" (DC, DSA), "real" (IDC) or "both"
     inner_lr: Positive = 0.01  # their step size (SGD)
-    inner_momentum: Decay = 0.0
+    inner_momentum: Decay = 0.0  # their momentum
     inner_decay: NotNegative = 0.0  # weight decay
     inner_batch: Batch = 256  # images per step
 

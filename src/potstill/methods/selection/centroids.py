@@ -41,7 +41,7 @@ class Centroids(BackboneSelector, Selector):
         cost="one pass of the real set",
     )
 
-    networks: FrozenBackbone = FrozenBackbone()
+    networks: FrozenBackbone = FrozenBackbone()  # what sees the images
 
     def choose(
         self, real: ImageSet, stats: FeatureStats, backbone: Backbone, ipc: int, run: Run

@@ -20,6 +20,7 @@ class BackboneSelector:
     """What selectors that look through a backbone share; to be mixed into a Selector."""
 
     sizes: ClassVar[dict[str, dict[str, Any]]] = {"quick": {"backbone": "self:convnet-w32-bn"}}
+    pairs = {"networks": ("backbone",)}
 
     networks: FrozenBackbone
 

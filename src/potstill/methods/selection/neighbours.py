@@ -46,7 +46,7 @@ class Neighbours(BackboneSelector, Selector):
         cost="one pass of the real set",
     )
 
-    networks: FrozenBackbone = FrozenBackbone()
+    networks: FrozenBackbone = FrozenBackbone()  # what sees the images
     of: str = ""  # run folder or artifact of the distilled set
 
     def check(self, real: ImageSet | None = None) -> None:
