@@ -19,7 +19,7 @@ from typing import Any
 import pytest
 import torch
 
-from conftest import blobs
+from blobs import blobs
 from potstill.run import Run
 from potstill.run.checkpoint import digest, write_json
 from potstill.synthetic import SyntheticSet

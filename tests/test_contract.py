@@ -12,11 +12,8 @@ import torch
 
 from potstill.methods import (
     CATALOGUE,
-    BackboneMatcher,
     Matcher,
-    Method,
     Selector,
-    TrajectoryMatcher,
 )
 from potstill.run import DivergedError, InputError, Run
 from potstill.run import loop as loop_module
@@ -25,7 +22,7 @@ from potstill.synthetic import SyntheticSet
 TINY: dict[str, Any] = {
     "steps": 6,
     "network": "convnet-d2-w8-in",
-    "networks": 2,
+    "members": 2,
     "pool_epochs": 1,
     "entries": 3,
     "refresh": 2,
@@ -53,12 +50,12 @@ STEADY: dict[str, Any] = {  # the same question at every step, so that the loss 
     "entries": 1,
     "refresh": 1000,
     "real_side": "fixed",
-    "networks": 1,
+    "members": 1,
     "augment": "none",
     "experts": 1,
     "start_max": 1,
     "start_grow": 0,
-    "canvas": "pixels",
+    "levels": "one",
     "crop_min": 1.0,
     "flip": 0.0,
     "noise": 0.0,
@@ -78,14 +75,14 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"space": "rgb", "bounded": True, "preprocess": "normalize", "lr_images": 1.0},
     ),
     "mtt-batches": ("mtt", {"student_batch": 4}),
-    "tesla-teacher": ("tesla", {"label_kind": "teacher"}),
+    "tesla-teacher": ("tesla", {"labels": "teacher"}),
     "lad-plain": ("lad", {"matching": "plain", "adjustment": "none"}),
     "lad-sequential": ("lad", {"matching": "sequential", "adjustment": "logit"}),
     "lad-direct": ("lad", {"matching": "direct", "start": "real", "label_start": "one"}),
     "lad-oversample": ("lad", {"matching": "oversample", "gradient": "tesla"}),
     "lgm-images": ("lgm", {"real_side": "images", "balance": "weights"}),
     "lgm-balanced": ("lgm", {"balance": "sampling", "growth": "zero"}),
-    "lgm-analytic": ("lgm", {"real_side": "analytic", "canvas": "pixels"}),
+    "lgm-analytic": ("lgm", {"real_side": "analytic", "levels": "one"}),
     "sfm-sub-centres": ("sfm", {"sub_centres": "both", "shrinkage": 5.0}),
     "sfm-augmented": ("sfm", {"centre_views": "augmented", "reduction": "per_class"}),
     "sfm-decouple": ("sfm", {"decouple": True, "decouple_alpha": 0.5, "sub_centres": "off"}),
@@ -94,16 +91,13 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 MATCHERS = [v for v, (name, _) in VARIANTS.items() if issubclass(CATALOGUE[name], Matcher)]
 
 
-def build(variant: str, **changes: Any) -> Method:
+def build(variant: str, **changes: Any) -> Any:
     name, fields = VARIANTS[variant]
     wanted = TINY | fields | changes
-    if name in ("dm", "m3d"):
-        wanted["networks"] = 0
-    if name == "dm" or issubclass(CATALOGUE[name], TrajectoryMatcher):
-        wanted["factor"] = 1
     if name == "lgm" and wanted.get("real_side") == "fixed":  # another method's word
         del wanted["real_side"]
-    known = CATALOGUE[name].__dataclass_fields__
+    kinds = {k: v for k, v in wanted.items() if k in ("canvas", "labels", "networks")}
+    known = CATALOGUE[name].budget("quick", **kinds).fields()
     return CATALOGUE[name].budget("quick", **{k: v for k, v in wanted.items() if k in known})
 
 

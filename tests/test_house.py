@@ -130,8 +130,8 @@ def test_import_is_light():
         "'transformers'); "
         "print([m for m in heavy if m in sys.modules])"
     )
-    times = []
-    for _ in range(3):
+    times: list[float] = []
+    while len(times) < 3 and (not times or min(times) >= 0.3):  # again: the machine may be busy
         answer = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         ).stdout.split("\n")

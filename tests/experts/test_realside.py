@@ -1,9 +1,9 @@
 import pytest
 import torch
+from potstill.experts.real_statistics import Entry, Eye, RealSide
 
 from potstill.canvas import start_canvas
 from potstill.data import DSA, Normalize
-from potstill.experts.real_statistics import Entry, Eye, RealSide
 from potstill.match.spectral import characteristic, segment_mean, spectral_distance
 from potstill.methods import CSDM, DM, NCFM, SDM
 from potstill.run import InputError

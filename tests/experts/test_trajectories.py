@@ -1,10 +1,8 @@
-import os
+import multiprocessing
 import signal
-import subprocess
 import sys
 import time
 from collections import namedtuple
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -17,7 +15,7 @@ from potstill.experts.trajectories import train_experts
 from potstill.losses import cross_entropy, logit_adjusted
 from potstill.nets import Examples, Sharpness, Training, create, train_many
 from potstill.nets.training import Feed
-from potstill.run import DivergedError, InputError
+from potstill.run import DivergedError, InputError, Run
 from potstill.run.keeper import Keeper
 
 NETWORK = "convnet-d2-w8-in"
@@ -315,46 +313,38 @@ def test_a_lost_row_before_the_place_of_a_killed_training(real, run, tmp_path, m
     assert calls == [(0, 2), (0, 2), (3.75, 4)] and not [*run.cache.rglob("resume*")]
 
 
-@pytest.mark.slow
-def test_a_process_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path):
-    """SIGKILL, several times, wherever it hits."""
-    code = f"""
-import sys, torch
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from conftest import blobs
-from pathlib import Path
-from potstill.data import Normalize
-from potstill.experts import train_experts
-from potstill.nets import Training
-from potstill.run import Run
-torch.set_num_threads(2)
-real = blobs((60, 30, 10))
-run = Run(device="cpu", cache=Path(sys.argv[1]), quiet=True, checkpoint_seconds=0.05)
-training = Training(epochs=40, batch=8, lr=0.02, momentum=0)
-print("begin", flush=True)
-experts = train_experts(real, Normalize.fit(real), "convnet-d2-w8-in", 3, training, run,
-                        epochs=[*range(30), 40])
-rows = [experts.rows.read(m, e) for m in range(3) for e in [*range(30), 40]]
-print(sum(int(row.view(torch.int32).long().sum()) * (i + 1) for i, row in enumerate(rows)))
-"""
+def test_a_process_killed_at_any_moment_goes_on_to_the_same_bytes(
+    make_blobs, tmp_path, monkeypatch
+):
+    """SIGKILL, several times, wherever it hits after some rows have been written."""
+    real = make_blobs((60, 30, 10))
+    training = Training(epochs=20, batch=8, lr=0.02, momentum=0)
+    fork = multiprocessing.get_context("fork")
+    original, written = Rows.write, fork.Value("i", 0)
 
-    def start(cache):
-        return subprocess.Popen(
-            [sys.executable, "-c", code, cache], stdout=subprocess.PIPE, text=True
-        )
+    def write(self, *args):
+        original(self, *args)
+        written.value += 1
 
-    whole = start(tmp_path / "whole").communicate()[0]
-    kills = 0
-    for wait in (0.6, 1.2):
-        process = start(tmp_path / "cut")
-        assert process.stdout.readline() == "begin\n"
-        time.sleep(wait)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.communicate()
-    assert kills == 2
-    assert start(tmp_path / "cut").communicate()[0] == whole and whole.count("\n") == 2
+    def rows(cache):
+        run = Run(device="cpu", cache=cache, quiet=True, checkpoint_seconds=0.05)
+        kept = [*range(15), 20]
+        experts = make(real, run, 3, training=training, epochs=kept)
+        return [experts.rows.read(m, e) for m in range(3) for e in kept]
+
+    whole = rows(tmp_path / "whole")  # first: what is imported late, children need not import
+    monkeypatch.setattr(Rows, "write", write)
+    for count, wait in ((1, 0.02), (12, 0.0), (20, 0.05)):
+        written.value = 0
+        child = fork.Process(target=rows, args=(tmp_path / "cut",))
+        child.start()
+        while written.value < count and child.is_alive():
+            time.sleep(0.001)
+        child.join(wait)
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+    assert all(map(torch.equal, rows(tmp_path / "cut"), whole))
 
 
 # -- what is refused ------------------------------------------------------------------------------

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from potstill.app.cli import main
+from potstill.evaluation import PROBES
 from potstill.run import ArtifactError
 from potstill.run.checkpoint import load_state, save_state
 from potstill.synthetic import SyntheticSet
@@ -148,8 +149,10 @@ def test_what_is_damaged_is_made_again(made, tmp_path, monkeypatch, caplog, stor
     assert named, f"nothing said of {paths[0]}: {caplog.text}"
 
 
-@pytest.mark.parametrize("damage", ["a bit in the middle"])  # training a head takes seconds
+@pytest.mark.parametrize("damage", ["a bit in the middle", "truncated"])
 def test_a_damaged_head_and_score_are_made_again(made, tmp_path, monkeypatch, caplog, damage):
+    brief = PROBES["probe-noflip"].with_(epochs=50, full_steps=100, stored_views=4)
+    monkeypatch.setattr("potstill.evaluation.protocol.PROBES", {"probe-noflip": brief})
     shutil.copytree(made / "cache-lgm", tmp_path / "cache")
     monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "run"

@@ -7,10 +7,10 @@ from functools import partial
 
 import pytest
 import torch
+from potstill.experts.real_statistics import Eye
 from torch import nn
 
 from potstill.data import Normalize
-from potstill.experts.real_statistics import Eye
 from potstill.experts.trainer import Trainer
 from potstill.losses import cross_entropy
 from potstill.methods.trajectory.students import Students

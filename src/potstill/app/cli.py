@@ -28,6 +28,7 @@ from potstill.app.flags import (
     default_budget,
     default_student,
     method_flags,
+    method_of,
     parse,
     suiting,
 )
@@ -85,11 +86,11 @@ def _distill(words: list[str]) -> None:
     method_class = find(words[0])
     budget = default_budget(words)
     about = f"{method_class.info.title} ({method_class.info.paper})."
-    options = method_flags(method_class, budget, Distill, about)
+    options = method_flags(method_class, budget, Distill, about, words[1:])
     with parse(options, words[1:], f"distill {words[0]}") as chosen:
         job = chosen.job
         syn = distill(
-            chosen.method,
+            method_of(chosen, method_class),
             chosen.data,
             ipc=job.ipc,
             out=job.out,

@@ -20,6 +20,7 @@ from potstill.app.job import Data, check_probed, distill, evaluated
 from potstill.methods import find
 from potstill.run import InputError, Run, nearest
 from potstill.run.fields import Batch, Runs, Seed, Students, check_value, fields_of
+from potstill.run.parts import flat_hints, parts_of
 from potstill.run.records import parse_toml, read_regular
 
 __all__ = ["read_recipe", "run_recipe"]
@@ -75,8 +76,11 @@ def read_recipe(path: Path) -> dict[str, Any]:
             _check_table(table, known, name, path)
     if "method" not in recipe.get("distill", {}):
         raise InputError(f'{path} names no method; add method = "csdm" to [distill]')
+    own = recipe.get("method", {})
     kind: Any = find(recipe["distill"]["method"])
-    _check_table(recipe.get("method", {}), fields_of(kind), "method", path)
+    parts = {name for name, part in parts_of(kind()) if len(part.kinds) > 1}
+    method = kind.budget("paper", **{k: v for k, v in own.items() if k in parts})
+    _check_table(own, flat_hints(method), "method", path)
     if recipe.get("evaluate", {}).get("network") == []:
         raise InputError(f"{path} has network = [] in [evaluate]; name at least one network")
     return recipe

@@ -139,7 +139,8 @@ def load(
 
     >>> load("digits").shape
     (1, 8, 8)
-    >>> load("data/birds", image_size=64)
+    >>> load("data/birds", image_size=64).shape
+    (3, 64, 64)
 
     ``split`` may also be the source's own name for one ("validation"). Images above ``memory_gb``
     (1e9 bytes) stay memory-mapped. ``cache`` replaces ``$POTSTILL_CACHE``. ``options`` are the

@@ -279,7 +279,7 @@ def _decode_fault(s: SyntheticSet) -> str | None:
         check_spec(s.decode)
     except InputError as error:
         return str(error)
-    factor = s.decode.get("factor", 1)
+    factor = s.decode["factor"] if s.decode["kind"] == "tiled" else 1
     if factor > min(s.images.shape[2:]):
         return f"decode factor is {factor} for images of {tuple(s.images.shape[2:])} pixels"
     return None

@@ -18,12 +18,13 @@ from potstill.data import ImageSet
 from potstill.experts.features import FeatureStats, sub_centres
 from potstill.methods.base import MethodInfo
 from potstill.methods.selection.nearest import BackboneSelector, free_nearest
+from potstill.nets.backbone import Backbone
 from potstill.run import Run
 
 __all__ = ["Centroids"]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Centroids(BackboneSelector):
     """Choose real images near the centres of their class."""
 
@@ -39,7 +40,9 @@ class Centroids(BackboneSelector):
         cost="one pass of the real set",
     )
 
-    def choose(self, real: ImageSet, stats: FeatureStats, ipc: int, run: Run) -> Tensor:
+    def choose(
+        self, real: ImageSet, stats: FeatureStats, backbone: Backbone, ipc: int, run: Run
+    ) -> Tensor:
         """Return positions (n,), class-sorted."""
         assert stats.bank is not None
         goals = stats.centres[:, None] if ipc == 1 else sub_centres(stats, ipc, run)
