@@ -43,6 +43,8 @@ TINY: dict[str, Any] = {
     "backbone": "convnet-d2-w8-in",
     "augmentations": 2,
     "grow_every": 2,
+    "inner_epochs": 1,
+    "renew_every": 3,
     "bank_views": 2,
     "centre_count": 2,
 }
@@ -70,6 +72,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "csdm-fresh": ("csdm", {"real_side": "fresh"}),
     "sdm-zca": ("sdm", {"preprocess": "zca"}),
     "dm-rolling": ("dm", {"real_side": "rolling", "batch_real": 0}),
+    "dc-random": ("dc", {"networks": "random", "labels": "soft"}),
+    "dsa-both": ("dsa", {"trained_on": "both", "real_steps": 2}),
+    "dm-evolving": ("dm", {"networks": "evolving", "real_side": "fresh"}),
+    "dm-frequency": ("dm", {"canvas": "frequency"}),
+    "mtt-tiled": ("mtt", {"canvas": "tiled"}),
     "mtt-rgb": (
         "mtt",
         {"space": "rgb", "bounded": True, "preprocess": "normalize", "lr_images": 1.0},

@@ -17,6 +17,7 @@ CHANGES = {
     "weight_decay": 1e-4, "schedule": "cosine", "milestones": (0.5,), "gamma": 0.3,
     "reset_momentum": True, "augment": "crop", "cutmix": 0.1, "sampling": "balanced",
     "epochs_by_ipc": ((1, 3),), "labels": "hard", "learned_lr": True, "held_out": 2,
+    "mixing": "remix", "max_norm": 0.1, "prior": "balanced_softmax",
 }  # fmt: skip
 
 

@@ -6,7 +6,7 @@ from potstill.experts.classifiers import train_classifiers
 from potstill.experts.pool import train_pool
 from potstill.experts.selfsupervised import SelfSupervision, train_backbone
 from potstill.nets import Sharpness, Training
-from potstill.nets.training import Feed
+from potstill.nets.feed import Feed
 
 NETWORK = "convnet-d2-w8-in"
 PLAIN = Training(epochs=3, batch=8, lr=0.05, momentum=0, sharpness=Sharpness())

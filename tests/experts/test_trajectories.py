@@ -14,7 +14,7 @@ from potstill.experts.rows import Rows
 from potstill.experts.trajectories import train_experts
 from potstill.losses import cross_entropy, logit_adjusted
 from potstill.nets import Examples, Sharpness, Training, create, train_many
-from potstill.nets.training import Feed
+from potstill.nets.feed import Feed
 from potstill.run import DivergedError, InputError, Run
 from potstill.run.keeper import Keeper
 
@@ -64,7 +64,7 @@ def killed_after(monkeypatch, real, run, rows, **options):
 
 @pytest.mark.parametrize("loss", ["plain", "logit_adjusted"])
 def test_snapshots_are_those_of_the_network_as_it_trains(real, run, loss):
-    experts = make(real, run, loss=loss)
+    experts = make(real, run, prior=loss)
     nets = [
         create(
             NETWORK, channels=1, size=8, classes=3, generator=run.generator("experts/weights", m)
@@ -111,7 +111,7 @@ def test_a_snapshot_is_the_callers_own(real, run):
 def test_loss_sampling_seed_and_transform_change_the_experts(real, run):
     plain = make(real, run, epochs=[2])
     others = [
-        make(real, run, epochs=[2], loss="logit_adjusted"),
+        make(real, run, epochs=[2], prior="logit_adjusted"),
         make(real, run, epochs=[2], training=Training(**{**vars(TRAINING), "sampling": "cyclic"})),
         make(real, run.with_(seed=1), epochs=[2]),
         make(real, run, epochs=[2], transform=ZCA.fit(real)),
@@ -364,8 +364,8 @@ def test_bad_calls(real, run):
         make(real, run, epochs=[7], training=Training(**{**vars(TRAINING), "schedule": "cosine"}))
     with pytest.raises(InputError, match="experts is 0"):
         make(real, run, members=0)
-    with pytest.raises(InputError, match="loss is 'fair'"):
-        make(real, run, loss="fair")
+    with pytest.raises(InputError, match="prior is 'fair'"):
+        make(real, run, prior="fair")
     with pytest.raises(InputError, match=r"network is 'convnet-bn'.*use 'convnet-d2-w128-in'"):
         make(real, run, network="convnet-bn")
     with pytest.raises(InputError, match="network is 'covnet'"):

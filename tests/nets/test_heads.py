@@ -221,8 +221,8 @@ def test_bad_fields_and_shapes_are_refused():
     for name in ("epochs", "batch", "lr"):
         with pytest.raises(InputError, match=f"{name} is 0; use a"):
             HeadTraining(**{"epochs": 1, name: 0})
-    with pytest.raises(InputError, match="sampling is 'cyclic'"):
-        HeadTraining(epochs=1, sampling="cyclic")
+    with pytest.raises(InputError, match="sampling is 'even'"):
+        HeadTraining(epochs=1, sampling="even")
     with pytest.raises(InputError, match="targets has 5 rows for 23 images"):
         train_heads(table(), LABELS[:5], CLASSES, TRAINING, heads=1, generators=generators)
 

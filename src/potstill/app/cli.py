@@ -32,6 +32,7 @@ from potstill.app.flags import (
     parse,
     suiting,
 )
+from potstill.losses import priors, told
 from potstill.run.errors import (
     DivergedError,
     InputError,
@@ -40,7 +41,7 @@ from potstill.run.errors import (
     nearest,
     system_refusals,
 )
-from potstill.run.fields import Batch, Runs, Seed
+from potstill.run.fields import Batch, OneOf, Runs, Seed
 from potstill.run.signals import ENDED, Terminated, ending_signals
 
 __all__ = ["main"]
@@ -125,8 +126,9 @@ class Evaluate:
     baseline: bool = True
     quantized: bool = True  # score the 8-bit view too
     full: bool = False  # score training on the full (long-tailed) set too
+    prior: Annotated[str | None, OneOf(*priors(), None), tyro.conf.arg(help=told(priors()))] = None
     inherit: Literal["none", "ridge", "adam"] = "none"  # probe: score the sender's classifier too
-    # what is done about uneven classes in it: plain, balanced, logit_adjusted (default), post_hoc
+    # what is done about uneven classes in it: a --prior that mixes nothing; default logit_adjusted
     head_prior: str | None = None
     kd: bool = False  # probe: score heads that learn from that classifier, too
     sender: str | None = None  # the backbone that distilled, if it has moved since
@@ -136,7 +138,7 @@ class Evaluate:
 
 def _evaluate(words: list[str]) -> None:
     from potstill.app.job import evaluate_run
-    from potstill.evaluation.inheritance import inheritance
+    from potstill.evaluation import find_protocol, inheritance
     from potstill.reports.remarks import printed
 
     with parse(Evaluate, words, "evaluate") as chosen:
@@ -145,7 +147,7 @@ def _evaluate(words: list[str]) -> None:
             chosen.folder,
             chosen.machine.run(chosen.seed),
             network=network,
-            protocol=protocol,
+            protocol=find_protocol(protocol, chosen.prior),
             inherit=inheritance(chosen.inherit, chosen.head_prior, chosen.kd),
             runs=chosen.runs,
             baseline=chosen.baseline,

@@ -49,7 +49,7 @@ def evaluate_run(
     run: Run,
     *,
     network: Sequence[str],
-    protocol: str = "default",
+    protocol: Any = "default",
     data: str | None = None,
     inherit: Any = None,
     **options: Any,

@@ -40,6 +40,7 @@ _TABLES: dict[str, dict[str, Any] | None] = {  # keys and their types
     "evaluate": {
         "network": str | list[str],
         "protocol": str,
+        "prior": str,  # what is done about uneven classes in what students learn from
         "runs": Runs,
         "full": bool | Students,
         "inherit": str,  # projector of an inherited classifier: "ridge" or "adam"
@@ -126,7 +127,7 @@ def run_recipe(
     options = {"runs": 5, "full": False} | recipe.get("evaluate", {})
     names = options.pop("network", ["convnet-w128-in"])
     networks = [names] if isinstance(names, str) else list(names)
-    protocol = find_protocol(options.pop("protocol", "default"))
+    protocol = find_protocol(options.pop("protocol", "default"), options.pop("prior", None))
     probed = isinstance(protocol, Probe)
     for name in networks:
         check_probed(name) if probed else parse(name)

@@ -186,9 +186,11 @@ class Canvas:
         images, labels = decode_images(stored, self.labels[rows], self.spec)
         return images, labels
 
-    def seen(self, transform: Transform) -> Tensor:
-        """Return all training images as networks see them."""
-        return self.images if self.behind is not None else transform.forward(self.decode()[0])
+    def seen(self, transform: Transform, first: int = 0, last: int | None = None) -> Tensor:
+        """Return the training images of the classes ``first <= c < last`` as networks see them."""
+        if self.behind is None:
+            return transform.forward(self.decode(first, last)[0])
+        return self.images if last is None else self.images[self.rows(first, last)]
 
     @torch.no_grad()
     def project_(self) -> None:

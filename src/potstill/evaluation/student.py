@@ -7,6 +7,7 @@ depend on how many students are trained beside it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,9 @@ from potstill.data import ImageSet
 from potstill.data.transform import Transform
 from potstill.evaluation.metrics import class_accuracy, overall
 from potstill.evaluation.protocol import Protocol
+from potstill.losses import REMEDIES
 from potstill.nets import Examples, Network, Training, create, predict, train_many
+from potstill.nets.post_hoc import correct_
 from potstill.run import InputError, Run
 from potstill.run.memory import Portion
 from potstill.synthetic import SyntheticSet
@@ -164,15 +167,18 @@ def train_students(
         )
         for k in range(runs)
     ]
+    row = REMEDIES[protocol.prior]
     fits = Portion("images", "a pass of the students")
     watched = {"val": watch, "test_max": test}.get(protocol.selection)
     looks = None
     if watched is not None:
-        looks = _Looks(watched, examples.transform, protocol.test_every, training.epochs, run, fits)
+        every, epochs = protocol.test_every, training.epochs
+        looks = _Looks(watched, examples, row.post_hoc, every, epochs, run, fits)
     train_many(
         students,
         examples,
-        training,
+        training.under(protocol.prior),
+        loss=row.loss_for(examples.labels.bincount(minlength=test.num_classes)),
         generators=lambda purpose, k, index: run.generator(f"student/{purpose}", k, index),
         device=run.device,
         on_epoch=looks,
@@ -182,6 +188,8 @@ def train_students(
     )
     if looks is not None and watched is test:
         return Outcome(looks.rows("best"), looks.rows("last"), looks.epochs)
+    for student in students:
+        correct_(student, row.post_hoc, examples)
     last = torch.stack(
         [_test(student, test, examples.transform, run, fits) for student in students]
     )
@@ -217,11 +225,11 @@ class _Looks:
     """Remembers each student's best and last look; the earlier of two equal epochs is best."""
 
     def __init__(
-        self, watched: ImageSet, transform: Transform, every: int, epochs: int, run: Run,
-        fits: Portion,
+        self, watched: ImageSet, examples: Examples, post_hoc: str, every: int, epochs: int,
+        run: Run, fits: Portion,
     ) -> None:  # fmt: skip
-        self.watched, self.transform, self.run, self.fits = watched, transform, run, fits
-        self.every, self.total = every, epochs
+        self.watched, self.examples, self.run, self.fits = watched, examples, run, fits
+        self.post_hoc, self.every, self.total = post_hoc, every, epochs
         self.best: dict[int, _Look] = {}
         self.last: dict[int, _Look] = {}
 
@@ -230,7 +238,10 @@ class _Looks:
         epoch += 1
         if epoch % self.every and epoch < self.total:
             return
-        row = _test(student, self.watched, self.transform, self.run, self.fits)
+        if self.post_hoc != "none":
+            student = deepcopy(student)  # the student itself trains on
+            correct_(student, self.post_hoc, self.examples)
+        row = _test(student, self.watched, self.examples.transform, self.run, self.fits)
         (score,) = overall(row[None], self.watched.counts)
         state = {name: value.detach().clone() for name, value in student.state_dict().items()}
         self.last[member] = look = _Look(epoch, score, row, state)

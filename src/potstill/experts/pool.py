@@ -17,17 +17,18 @@ from torch import Tensor
 
 from potstill.data import ImageSet
 from potstill.data.transform import Transform
-from potstill.losses import Loss, cross_entropy, logit_adjusted
+from potstill.losses import REMEDIES, priors
 from potstill.nets import Network, create_for, parse
 from potstill.nets.many import Examples, Training, train_many
 from potstill.nets.places import Places
+from potstill.nets.post_hoc import correct_
 from potstill.run import Run
 from potstill.run.cache import Cached, key_facts
 from potstill.run.fields import Count, OneOf, check_value
 
 __all__ = ["Pool", "Prior", "train_pool"]
 
-Prior = Annotated[str, OneOf("plain", "balanced", "logit_adjusted")]
+Prior = Annotated[str, OneOf(*priors())]
 State = dict[str, Tensor]
 
 
@@ -115,17 +116,17 @@ def train_pool(
     """Train ``members`` networks on ``real`` (or read them from the cache).
 
     Args:
-        prior: what is done about an uneven class prior: "plain" (nothing, as published),
-            "balanced" (class-balanced sampling) or "logit_adjusted" (Menon et al., ICLR 2021).
+        prior: what is done about uneven classes, of :data:`potstill.losses.REMEDIES`; "plain" is
+            as published.
     """
     check_value("pool_prior", prior, Prior)
     check_value("networks", members, Count)
+    training = training.under(prior)
     entry = _entry(real, network, training, prior, transform, run)
     stored = {m: pair for m in range(members) if (pair := _stored(entry, m)) is not None}
     found = {m: (first, last) for m, (first, last, _) in stored.items()}
     if missing := [m for m in range(members) if m not in found]:
-        loss = logit_adjusted(real.counts) if prior == "logit_adjusted" else cross_entropy
-        trainer = _Trainer(real, transform, network, training, loss, run, entry)
+        trainer = _Trainer(real, transform, network, training, prior, run, entry)
         found |= trainer.train(missing)
     pairs = [found[m] for m in range(members)]
     saved = sum(seconds for _, _, seconds in stored.values())
@@ -144,7 +145,7 @@ class _Trainer:
     transform: Transform
     network: str
     training: Training
-    loss: Loss
+    prior: str
     run: Run
     entry: Cached
 
@@ -165,7 +166,8 @@ class _Trainer:
         self, group: list[int], places: Places, label: str
     ) -> dict[int, tuple[State, State]]:
         nets = [self.new(member) for member in group]
-        initial = [_snapshot(net) for net in nets]
+        initial, row = [_snapshot(net) for net in nets], REMEDIES[self.prior]
+        examples = Examples(self.real.rows(), self.real.labels, self.transform)
         found: dict[int, tuple[State, State]] = {}
 
         def draws(purpose: str, k: int, index: int) -> torch.Generator:
@@ -173,15 +175,16 @@ class _Trainer:
 
         def keep(k: int, epoch: int, net: Network) -> None:
             if epoch == self.training.epochs - 1:
+                correct_(net, row.post_hoc, examples)
                 found[group[k]] = initial[k], _snapshot(net)
                 self._save(group[k], *found[group[k]], places.lap(group[k]))
                 places.forget(group[k])
 
         train_many(
             nets,
-            Examples(self.real.rows(), self.real.labels, self.transform),
+            examples,
             self.training,
-            loss=self.loss,
+            loss=row.loss_for(self.real.counts),
             device=self.run.device,
             precision=self.run.precision if self.run.on_gpu else "fp32",
             channels_last=self.run.on_gpu,

@@ -16,7 +16,7 @@ from torch import Tensor
 from potstill.data import ImageSet
 from potstill.data.transform import Transform
 from potstill.experts.rows import Rows
-from potstill.losses import Loss
+from potstill.losses import Loss, Scheduled, cross_entropy
 from potstill.nets import Examples, Network, Training, train_many
 from potstill.nets.places import Place, Places
 from potstill.run import ArtifactError, InputError, Run, logger
@@ -30,12 +30,18 @@ __all__ = ["Trainer", "training_facts"]
 _AS_FLOATS = 250_000_000
 
 
-def training_facts(training: Training) -> dict[str, Any]:
+def training_facts(training: Training, loss: Loss | Scheduled = cross_entropy) -> dict[str, Any]:
     """What a training is in the key of experts, JSON-like."""
     how = json.loads(json.dumps(training.facts), parse_int=float)  # 0 and 0.0 are one momentum
-    if training.schedule == "constant":
+    if _open_ended(training, loss):
         del how["epochs"]
     return how
+
+
+def _open_ended(training: Training, loss: Loss | Scheduled) -> bool:
+    """Whether an epoch is the same however many follow it."""
+    constant = training.schedule == "constant" and training.sampling != "progressive"
+    return constant and not isinstance(loss, Scheduled)
 
 
 @dataclass(frozen=True)
@@ -59,7 +65,7 @@ class Trainer:
     real: ImageSet
     transform: Transform
     training: Training
-    loss: Loss
+    loss: Loss | Scheduled
     run: Run
     rows: Rows
     new: Callable[[int], Network]
@@ -73,7 +79,7 @@ class Trainer:
             InputError: no members, no epochs, or epochs that the training does not have.
         """
         wanted = sorted(set(epochs))
-        last = None if self.training.schedule == "constant" else self.training.epochs
+        last = None if _open_ended(self.training, self.loss) else self.training.epochs
         if members < 1:
             raise InputError(f"{self.kind} is {members}; use at least 1")
         if not wanted or wanted[0] < 0 or (last is not None and wanted[-1] > last):
@@ -172,7 +178,7 @@ class Trainer:
         """Train some members with one ``stop`` together, keeping what they are told to."""
         nets, starts = zip(*map(self._begin, spans), strict=True)
         self.rows.flush()
-        stop, constant = spans[0].stop, self.training.schedule == "constant"
+        stop, endless = spans[0].stop, _open_ended(self.training, self.loss)
 
         def draws(purpose: str, k: int, index: int) -> torch.Generator:
             return self.run.generator(f"{self.kind}/{purpose}", spans[k].member, index)
@@ -181,7 +187,7 @@ class Trainer:
         train_many(
             nets,
             self._examples,
-            replace(self.training, epochs=stop) if constant else self.training,
+            replace(self.training, epochs=stop) if endless else self.training,
             loss=self.loss,
             device=self.run.device,
             precision=self.run.precision if self.run.on_gpu else "fp32",

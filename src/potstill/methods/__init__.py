@@ -9,6 +9,8 @@ from potstill.methods.distribution.dm import DM
 from potstill.methods.distribution.m3d import M3D
 from potstill.methods.distribution.ncfm import NCFM
 from potstill.methods.distribution.sdm import SDM
+from potstill.methods.gradient.dc import DC
+from potstill.methods.gradient.dsa import DSA
 from potstill.methods.kernel.kip import KIP
 from potstill.methods.pretrained.lgm import LGM
 from potstill.methods.pretrained.sfm import SFM
@@ -28,7 +30,9 @@ __all__ = [
     "CATALOGUE",
     "CSDM",
     "DATM",
+    "DC",
     "DM",
+    "DSA",
     "FTD",
     "KIP",
     "LAD",
@@ -69,6 +73,8 @@ CATALOGUE: dict[str, type[Method]] = {
         LAD,
         LGM,
         SFM,
+        DC,
+        DSA,
         KIP,
     )
 }

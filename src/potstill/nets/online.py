@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from potstill.losses import Loss, cross_entropy
+from potstill.nets.feed import Feed
 from potstill.nets.layers import initialise
 from potstill.nets.spec import NetSpec, create
-from potstill.nets.training import Examples, Feed, Generators, Training
+from potstill.nets.training import Examples, Generators, Training
 from potstill.nets.training_steps import Job, Lockstep
 from potstill.run import ArtifactError, DivergedError, InputError
 from potstill.run.descent import pack, unpack

@@ -1,5 +1,6 @@
 """Networks through which both sides are seen: one interface, whatever stands behind it."""
 
+from potstill.networks.evolving import EvolvingNets, EvolvingNetworks
 from potstill.networks.extractor import FeatureExtractor
 from potstill.networks.feature_networks import Networks, PoolNetworks, RandomNetworks
 from potstill.networks.frozen_backbone import BackboneNetworks, FrozenBackbone
@@ -7,6 +8,8 @@ from potstill.networks.parts import Experts, NetworkSpec, NoNets, PoolNets, Rand
 
 __all__ = [
     "BackboneNetworks",
+    "EvolvingNets",
+    "EvolvingNetworks",
     "Experts",
     "FeatureExtractor",
     "FrozenBackbone",

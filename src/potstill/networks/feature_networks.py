@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from potstill.canvas import Canvas
+from potstill.data import DSA
 from potstill.data.transform import Transform
 from potstill.experts.pool import Pool
 from potstill.nets import Network
@@ -63,7 +64,7 @@ class Networks:
         """JSON-like facts for the provenance."""
         return {}
 
-    def after(self, step: int, canvas: Canvas, targets: Tensor) -> None:
+    def after(self, step: int, canvas: Canvas, targets: Tensor, dsa: DSA | None = None) -> None:
         """Be told that ``step`` is done; networks that move train on the canvas now."""
 
     def state(self) -> dict[str, Tensor]:

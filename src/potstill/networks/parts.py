@@ -11,7 +11,7 @@ import torch
 from potstill.data import DSA, ZCA, ImageSet, Normalize
 from potstill.data.transform import Transform
 from potstill.experts.pool import Prior, train_pool
-from potstill.experts.trajectories import Trajectories, train_experts
+from potstill.experts.trajectories import ExpertPrior, Trajectories, train_experts
 from potstill.nets import Network, Sharpness, create_for, parse
 from potstill.nets.many import Training
 from potstill.networks.feature_networks import Networks, PoolNetworks, RandomNetworks
@@ -40,7 +40,6 @@ __all__ = [
 
 Preprocess = Annotated[str, OneOf("normalize", "zca")]
 Blend = Annotated[str, OneOf("random", "initial", "trained")]
-ExpertPrior = Annotated[str, OneOf("plain", "balanced")]
 
 
 def fit_transform(real: ImageSet, preprocess: str) -> Transform:
@@ -112,7 +111,7 @@ class PoolNets(OwnNets, kind="pool"):
     pool_epochs: Epoch = 60  # training epochs of each
     pool_lr: Positive = 0.01  # their step size (SGD, momentum 0.9, x0.2 at 2/3 and 5/6)
     pool_cutmix: Share = 0.5  # probability of CutMix in their training
-    pool_prior: Prior = "plain"  # "plain", "balanced" (sampling) or "logit_adjusted" training
+    pool_prior: Prior = "plain"  # "plain", "balanced", "logit_adjusted", ...: the long-tail table
     blend: Blend = "random"  # point between initial and trained weights: "random" or an end
 
     def training(self) -> Training:
@@ -129,7 +128,6 @@ class PoolNets(OwnNets, kind="pool"):
             gamma=0.2,
             augment=DSA.parse("color_crop", rule="idc"),
             cutmix=self.pool_cutmix,
-            sampling="balanced" if self.pool_prior == "balanced" else "shuffled",
         )
 
     def open(self, real: ImageSet, run: Run) -> PoolNetworks:
@@ -162,7 +160,9 @@ class Experts(OwnNets, kind="experts"):
     expert_decay: NotNegative = 0.0  # weight decay
     expert_rho: NotNegative = 0.0  # radius of adaptive GSAM; 0 = plain SGD
     expert_alpha: NotNegative = 0.3  # GSAM: share of the orthogonal gradient that is taken back
-    expert_prior: ExpertPrior = "plain"  # "plain", or "balanced" (oversampled) training
+    expert_prior: ExpertPrior = (
+        "plain"  # "plain", "balanced" (oversampled), ...: the long-tail table
+    )
     augment: str = "color_crop_cutout_flip_scale_rotate"  # DSA of experts and students, or "none"
 
     def check(self, method: Any, real: ImageSet | None = None) -> None:
@@ -183,7 +183,6 @@ class Experts(OwnNets, kind="experts"):
             momentum=0.0,
             weight_decay=self.expert_decay,
             augment=self.dsa(),
-            sampling="cyclic" if self.expert_prior == "balanced" else "shuffled",
             sharpness=Sharpness(self.expert_rho, self.expert_alpha) if self.expert_rho else None,
         )
 
@@ -206,5 +205,7 @@ class Experts(OwnNets, kind="experts"):
             training or self.training(),
             run,
             epochs=sorted(epochs),
+            # the balanced stream of this family is OLTR's, as in LAD's code
+            prior={"balanced": "class_aware"}.get(self.expert_prior, self.expert_prior),
             reserve=reserve,
         )

@@ -28,7 +28,7 @@ from potstill.experts.pool import fingerprint
 from potstill.match.mmd import by_class
 from potstill.match.spectral import SegmentMean
 from potstill.networks.parts import Networks
-from potstill.run import Run, StorageError, logger
+from potstill.run import InputError, Run, StorageError, logger
 from potstill.run.cache import Cached, key_facts
 from potstill.run.fields import Count, Every, OneOf
 from potstill.run.fields import Part as Batch0
@@ -50,6 +50,14 @@ class RealStatistics(Part):
     entries: Count = 200  # cached views of the real data
     refresh: Every = 10  # rolling: steps until a new view replaces the oldest
     batch_real: Batch0 = 0  # real images per class in a view; 0 = all of them
+
+    def check(self, method: Any, real: ImageSet | None = None) -> None:
+        """Refuse to keep what networks that move have seen."""
+        if method.networks.kind == "evolving" and self.real_side != "fresh":
+            raise InputError(
+                f"real_side is {self.real_side!r} and networks is 'evolving', of which nothing can "
+                "be kept; use real_side=fresh"
+            )
 
 
 @dataclass(frozen=True, kw_only=True)

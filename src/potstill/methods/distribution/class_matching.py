@@ -13,10 +13,11 @@ from dataclasses import dataclass
 from typing import Annotated, Any
 
 from torch import Tensor
+from torch.nn.functional import one_hot
 
 from potstill.canvas import Canvas
 from potstill.data import DSA, ImageSet
-from potstill.losses import adjust, cross_entropy
+from potstill.losses import REMEDIES, adjust, cross_entropy
 from potstill.match.spectral import segment_mean
 from potstill.methods.base import Objective, chunks
 from potstill.networks import Networks, PoolNets
@@ -98,6 +99,21 @@ class ClassMatching(Objective):
         if self.calibration is not None:
             yield from self.calibration.terms(step, view.number, canvas, piece)
 
+    def after(self, step: int, canvas: Canvas) -> None:
+        """Networks that move learn from the canvas."""
+        if self.networks.moves:
+            targets = one_hot(canvas.labels, canvas.classes).float()
+            targets = targets.repeat_interleave(canvas.views, dim=0)
+            self.networks.after(step, canvas, targets, self.side.dsa)
+
+    def state(self) -> dict[str, Tensor]:
+        """Networks that move."""
+        return self.networks.state()
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Put the networks back."""
+        self.networks.load_state(tensors)
+
     def image_bytes(self) -> int:
         """Measured with one image."""
         return self.networks.at(0).image_bytes(self.canvas.pictures()[:1])
@@ -127,19 +143,16 @@ class Calibration(Part):
         self, real: ImageSet, networks: Networks, dsa: DSA | None, run: Run, trained: str
     ) -> CalibrationTerm | None:
         """Return the term, or None; ``trained`` is the class prior of the networks' training."""
-        removed = self.calibration_prior == "adjusted" and trained == "plain"
-        counts = real.counts if removed else None
-        return (
-            CalibrationTerm(self.calibration, networks, dsa, run, counts)
-            if self.calibration
-            else None
-        )
+        if not self.calibration:
+            return None
+        left = REMEDIES[trained].left if self.calibration_prior == "adjusted" else 0.0
+        return CalibrationTerm(self.calibration, networks, dsa, run, real.counts, left)
 
 
 class CalibrationTerm:
     """Cross-entropy of a trained network on augmented images, averaged per class.
 
-    ``counts``: logits are taken minus the log of these class sizes.
+    Logits are taken minus ``left`` times the log prior of classes of these ``counts``.
     """
 
     def __init__(
@@ -148,10 +161,11 @@ class CalibrationTerm:
         networks: Networks,
         dsa: DSA | None,
         run: Run,
-        counts: Sequence[int] | None,
+        counts: Sequence[int],
+        left: float,
     ) -> None:
         self.weight, self.networks, self.dsa, self.run = weight, networks, dsa, run
-        self.counts = counts
+        self.counts, self.left = counts, left
 
     def terms(self, step: int, number: int, canvas: Canvas, piece: int) -> Iterator[Term]:
         """Yield the terms of a step under the trained network behind view ``number``."""
@@ -165,8 +179,8 @@ class CalibrationTerm:
                     1, (size[0], size[1]), draw, siamese=True, device=self.run.device
                 )
             logits = network.logits(images, self.dsa, augment)
-            if self.counts is not None:
-                logits = adjust(logits, self.counts)
+            if self.left:
+                logits = adjust(logits, self.counts, self.left)
             losses = segment_mean(
                 cross_entropy(logits, labels)[:, None], labels - first, last - first
             )[:, 0]

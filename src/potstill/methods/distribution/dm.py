@@ -17,12 +17,10 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-import torch
 from torch import Tensor
 
 from potstill.canvas import Canvas, CanvasSpec, Pixels
 from potstill.data import ImageSet
-from potstill.data.transform import Normalize
 from potstill.match.moments import mean_distance
 from potstill.match.spectral import segment_mean
 from potstill.methods.base import Matcher, MethodInfo
@@ -73,7 +71,7 @@ class DM(Matcher):
         },
         "standard": {"steps": 5000, "real_side": "rolling", "entries": 200, "refresh": 10},
     }
-    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": ("random", "pool")}
+    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": ("random", "pool", "evolving")}
 
     canvas: CanvasSpec = Pixels(bounded=False)
     networks: NetworkSpec = RandomNets()
@@ -96,7 +94,5 @@ class DM(Matcher):
             views=self.views,
             statistics=self.statistics,
         )
-        transform = networks.transform
-        spread = transform.std if isinstance(transform, Normalize) else torch.ones(1)
-        objective.lr = self.descent.lr_images * float(spread.double().square().mean())
+        objective.lr = self.descent.lr_images * networks.transform.step_share
         return objective

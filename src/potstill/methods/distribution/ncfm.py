@@ -185,10 +185,11 @@ class _MinMax(ClassMatching):
     def state(self) -> dict[str, Tensor]:
         """Weights of psi and of its optimiser."""
         packed = {f"psi/{name}": value for name, value in self.adversary.psi.state_dict().items()}
-        return packed | pack(self.adversary.climb)
+        return super().state() | packed | pack(self.adversary.climb)
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Put psi and its optimiser back."""
+        super().load_state(tensors)
         own = {name[4:]: value for name, value in tensors.items() if name.startswith("psi/")}
         self.adversary.psi.load_state_dict(own)
         unpack(self.adversary.climb, tensors)

@@ -31,7 +31,7 @@ from potstill.labels import LabelSpec, Regression
 from potstill.labels.parts import centred
 from potstill.match.ntk import WideNetwork, regression_loss
 from potstill.methods.base import Matcher, MethodInfo, Objective
-from potstill.nets.training import balanced_order
+from potstill.nets.sampling import balanced_order
 from potstill.networks import Networks, NetworkSpec, NoNets
 from potstill.run import Run
 from potstill.run.descent import Descent

@@ -40,7 +40,7 @@ from potstill.methods.pretrained.backbone_matching import (
     BackboneObjective,
     RandomViews,
 )
-from potstill.nets.training import balanced_order
+from potstill.nets.sampling import balanced_order
 from potstill.networks import BackboneNetworks, FrozenBackbone
 from potstill.run import Run
 from potstill.run.descent import Descent

@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from potstill.canvas import Canvas, CanvasSpec
-from potstill.data import ImageSet, Normalize
-from potstill.data.transform import Transform
+from potstill.data import ImageSet
 from potstill.labels import LabelSpec, TeacherLabels
 from potstill.losses import Loss, cross_entropy
 from potstill.match.parameter_distance import GRADIENTS, trajectory_distance
@@ -170,7 +169,7 @@ class TrajectoryObjective(Objective):
         behind = self.how.space == "network" and canvas.plain
         self.canvas = canvas.moved_behind(networks.transform) if behind else canvas
         if self.how.space == "network" and not behind:  # the published step size acts back there
-            self.lr = method.descent.lr_images * pixel_scale(networks.transform, real)
+            self.lr = method.descent.lr_images * networks.transform.step_share
         self.step_size = StepSize(self.how.syn_lr, run.device)
         momentum = method.descent.momentum
         own = {"raw_lr": Rate("lr_syn_lr", self.how.lr_syn_lr, momentum)}
@@ -263,13 +262,3 @@ class TrajectoryObjective(Objective):
         """Bytes that the second-order graph of one student step keeps per image, measured."""
         x = self.canvas.seen(self.networks.transform)[:1]
         return self.students.image_bytes(x, self.labels.targets()[:1], self.loss)
-
-
-def pixel_scale(transform: Transform, real: ImageSet) -> float:
-    """Return what a step size of what networks see is in RGB: the mean square of a pixel's gain."""
-    if isinstance(transform, Normalize):
-        return float(transform.std.double().square().mean())
-    sample = real.batch(torch.arange(min(64, len(real))))
-    seen = transform.forward(sample)
-    spread = sample.double().var() / seen.double().var()
-    return float(spread)
