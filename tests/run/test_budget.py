@@ -7,15 +7,15 @@ from functools import partial
 
 import pytest
 import torch
-from potstill.experts.real_statistics import Eye
 from torch import nn
 
 from potstill.data import Normalize
 from potstill.experts.trainer import Trainer
 from potstill.losses import cross_entropy
 from potstill.methods.trajectory.students import Students
-from potstill.nets import Training, create
+from potstill.nets import Training, create, create_for
 from potstill.nets.frozen import frozen
+from potstill.networks.extractor import FeatureExtractor
 from potstill.run import Run
 from potstill.run.memory import Budget, bytes_per_image, saved_bytes
 
@@ -67,15 +67,18 @@ def hand_counted(width: int, size: int, trained: bool) -> int:
 def test_all_measures_of_one_network_are_the_hand_count(make_blobs, run):
     real = make_blobs((6, 4), size=32, channels=3)
     transform = Normalize.fit(real)
-    eye = Eye(real, transform, "convnet-d3-w128-in", None, run, normalize=False)
-    counted = hand_counted(128, 32, trained=False)
-    assert counted == 1_555_456 and eye.image_bytes(real.batch(torch.tensor([0]))) == counted
-    backbone = frozen("own", eye.net.body, (32, 32), 3, transform, "test")
+    net = create_for(real, "convnet-d3-w128-in", torch.Generator().manual_seed(0))
+    extractor = FeatureExtractor(net, transform, run)
+    counted, image = hand_counted(128, 32, trained=False), real.batch(torch.tensor([0]))
+    assert counted == 1_555_456
+    at_unit_length = 4 * (128 * 4 * 4 + 1)  # features and their length
+    assert extractor.image_bytes(image) - counted == pytest.approx(at_unit_length, abs=8)
+    backbone = frozen("own", net.body, (32, 32), 3, transform, "test")
     assert backbone.image_bytes() == counted
     trainer = Trainer(
         real, transform, Training(epochs=1, batch=2), cross_entropy, run, None, None, "test"  # type: ignore[arg-type]
     )  # fmt: skip
-    assert trainer._image_bytes(eye.net) == hand_counted(128, 32, trained=True)
+    assert trainer._image_bytes(net) == hand_counted(128, 32, trained=True)
 
 
 def test_the_second_order_graph_of_a_student_step_has_the_same_measure(run):

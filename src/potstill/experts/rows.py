@@ -64,9 +64,9 @@ class Rows:
 
     def reload(self) -> None:
         """Read the index anew, leaving out rows whose file is missing or damaged."""
-        self._known = self._read_index()
-        if self._known:
+        if (self.folder / "index.json").exists():
             self.entry.hold()
+        self._known = self._read_index()
         for block in {self._block(*place) for place in self._known}:
             if (fault := block.fault()) is not None:
                 lost = [place for place in self._known if self._block(*place) is block]
