@@ -55,6 +55,6 @@ steps, pool, epochs, runs = (40, 2, 20, 2) if parser.parse_args().quick else (50
 train, test, _ = potstill.load_pair("digits")
 train, protocol = train.long_tailed(50), potstill.PROTOCOLS["quick-noflip"].with_(epochs=epochs)
 method = Covariance().with_(steps=steps, pool_epochs=pool, lr_images=2e-2)
-how = {"network": method.networks.network, "protocol": protocol, "runs": runs}
-(score,) = potstill.evaluate(potstill.distill(method, train, ipc=10), train, test, **how)
+syn, network = potstill.distill(method, train, ipc=10), method.networks.network
+(score,) = potstill.evaluate(syn, train, test, network=network, protocol=protocol, runs=runs)
 print(f"covariance {score.accuracy['mean']:.1f} %, random {score.random['accuracy']['mean']:.1f} %")

@@ -254,6 +254,12 @@ def chosen_kinds(words: list[str], method: Any) -> dict[str, str]:
                 kind = value or "".join(words[index + 1 : index + 2])
                 if kind not in part.kinds:
                     raise InputError(f"{name} is {kind!r}{nearest(kind, part.kinds)}")
+                fitting = getattr(method, "pairs", {}).get(room, (kind,))
+                if kind not in fitting:  # its flags may have the names of others
+                    raise InputError(
+                        f"{name} is {kind!r}, of which {method.info.name} can make nothing; use "
+                        f"{' or '.join(fitting)}"
+                    )
                 found[room] = kind
     return found
 
