@@ -1,8 +1,7 @@
 """A new method: match the mean and the covariance of every class's features.
 
 Run it with ``python examples/new_method.py [--quick]``. Canvas, networks and descent are parts; a
-comparison says what is averaged over a class and how two averages differ.
-"""
+comparison says what is averaged over a class and how two averages differ."""
 
 import argparse
 from dataclasses import dataclass
@@ -34,8 +33,8 @@ class Covariances(Comparison):
         return distance, {"distance": distance}
 
     def moments(self, table):
-        mean = table[:, :24]
-        return mean, table[:, 24:].unflatten(1, (24, 24)) - mean[:, :, None] * mean[:, None, :]
+        m, second = table[:, :24], table[:, 24:].unflatten(1, (24, 24))
+        return m, second - m[:, :, None] * m[:, None, :]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,8 +44,8 @@ class Covariance(Matcher):
     statistics: RealStatistics = RealStatistics(real_side="fixed", entries=10)
 
     def prepare(self, real, canvas, networks, run):
-        side = {"views": SiameseViews(), "statistics": self.statistics, "normalize": True}
-        return ClassMatching(real, canvas, networks, run, Covariances(), **side)
+        how = {"views": SiameseViews(), "statistics": self.statistics, "normalize": True}
+        return ClassMatching(real, canvas, networks, run, Covariances(), **how)
 
 
 parser = argparse.ArgumentParser(description=__doc__)
