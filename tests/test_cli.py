@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import struct
@@ -191,9 +192,11 @@ def test_bad_values_are_refused_before_data_are_even_opened(flags, tmp_path, ref
         raise AssertionError("data were opened")
 
     monkeypatch.setattr("potstill.app.opening.load_pair", opened)
-    own = {"--members", "1", "--pool-epochs"} if "--networks" in flags else set()  # of a pool
-    words = [word for word in TINY if word not in own] + (["--ipc", "1"] if own else [])
-    said = refused(["distill", "csdm", *words, "--out", f"{tmp_path}/run", *flags.split()])
+    words = list(TINY)
+    if flags.startswith("--networks"):  # without the flags of a pool
+        del words[words.index("--members") : words.index("--entries")]
+    method = "sdm" if "--estimator" in flags else "csdm"
+    said = refused(["distill", method, *words, "--out", f"{tmp_path}/run", *flags.split()])
     assert VALUES[flags] in said and flags.split()[0].partition("=")[0] in said
     assert not (tmp_path / "run").exists()
 
@@ -209,7 +212,6 @@ FITS = {
     "--channels 2": "channels is 2",
     "--image-size 0": "--image-size is 0",
     "--test digit": "did you mean 'digits'?",
-    "--labels digit": "has no columns",
     "--label-column digit": "has no columns",
 }
 
@@ -226,6 +228,16 @@ def test_what_does_not_fit_the_data_is_refused_before_anything_is_trained(
     assert FITS[flags] in said
     assert flags.split()[0] in said or flags.startswith("--test")  # that is the source
     assert not (tmp_path / "run").exists()
+
+
+def test_a_label_column_is_named_by_the_flag_that_was_typed(tmp_path, refused):
+    for flag in ("--labels", "--label-column"):
+        said = refused(
+            ["distill", "random", "--ipc", "1", "--out", f"{tmp_path}/run", flag, "digit"]
+        )
+        assert f"{flag} is 'digit'" in said and "has no columns" in said
+    words = ["distill", "csdm", *TINY, "--out", f"{tmp_path}/run", "--labels", "digit"]
+    assert "--labels is 'digit'; choose one of hard" in refused(words)
 
 
 def test_min_max_form_names_what_it_needs(tmp_path, refused):
@@ -463,7 +475,7 @@ def test_every_method_has_a_flag_for_each_field_and_for_the_data(name, capsys, m
     text = capsys.readouterr().out
     table = CATALOGUE[name].budget("quick").fields()
     for field in table:
-        assert f"--{field.replace('_', '-')} " in text, field
+        assert re.search(rf"--{field.replace('_', '-')}[ ,]", text), field
     assert "resize to this many pixels" in text
     words = [
         "--out",

@@ -20,7 +20,7 @@ import torch
 
 import potstill
 from potstill.app.cli import main
-from potstill.methods import CSDM
+from potstill.methods.distribution.class_matching import ClassMatching
 from potstill.run import Run, loop
 from potstill.run.folder import claimed
 
@@ -317,7 +317,7 @@ def test_divergence_has_its_own_exit_code_and_keeps_the_checkpoint(
     finished, short, monkeypatch, capsys
 ):
     shutil.rmtree(finished)
-    words, terms = [*SHORT, "--out", str(finished)], CSDM.terms
+    words, terms = [*SHORT, "--out", str(finished)], ClassMatching.terms
 
     def poisoned(self, step, canvas, chunk):
         for term in terms(self, step, canvas, chunk):
@@ -326,7 +326,7 @@ def test_divergence_has_its_own_exit_code_and_keeps_the_checkpoint(
             yield term
 
     with monkeypatch.context() as patch:
-        patch.setattr(CSDM, "terms", poisoned)
+        patch.setattr(ClassMatching, "terms", poisoned)
         assert main(words) == 3
     said = capsys.readouterr().err
     assert said.count("\n") == 1

@@ -131,13 +131,16 @@ def _flags(kind: Any, words: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, hint in fields_of(kind).items():
         inner, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        own: dict[str, str] = {}
         if is_dataclass(inner):
-            found |= _flags(inner, words)
+            own = _flags(inner, words)
         elif _POSITIONAL not in marks:
             said: Any = next((mark for mark in marks if hasattr(mark, "aliases")), None)
             names = [said.name, *(said.aliases or ())] if said and said.name else [name]
             flags = ["--" + one.lstrip("-").replace("_", "-") for one in names]
-            found[name] = next((flag for flag in flags if flag in typed), flags[0])
+            own[name] = next((flag for flag in flags if flag in typed), flags[0])
+        # the data and a method may have fields of one name: what was typed is meant
+        found |= {key: flag for key, flag in own.items() if found.get(key) not in typed}
     return found
 
 
@@ -251,6 +254,12 @@ def chosen_kinds(words: list[str], method: Any) -> dict[str, str]:
                 kind = value or "".join(words[index + 1 : index + 2])
                 if kind not in part.kinds:
                     raise InputError(f"{name} is {kind!r}{nearest(kind, part.kinds)}")
+                fitting = getattr(method, "pairs", {}).get(room, (kind,))
+                if kind not in fitting:  # its flags may have the names of others
+                    raise InputError(
+                        f"{name} is {kind!r}, of which {method.info.name} can make nothing; use "
+                        f"{' or '.join(fitting)}"
+                    )
                 found[room] = kind
     return found
 
