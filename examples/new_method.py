@@ -3,10 +3,12 @@
 Run it with ``python examples/new_method.py [--quick]``. Canvas, networks and descent are parts; a
 comparison says what is averaged over a class and how two averages differ."""
 
+import argparse
 from dataclasses import dataclass
 
 import torch
 
+import potstill
 from potstill.match.spectral import segment_mean
 from potstill.methods import Matcher, MethodInfo
 from potstill.methods.distribution.class_matching import ClassMatching, Comparison

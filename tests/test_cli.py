@@ -444,7 +444,7 @@ def test_students_suit_the_machine(gpu, expected, monkeypatch, tmp_path, capsys)
     monkeypatch.setattr("potstill.app.job.evaluate_run", scored)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert main(["evaluate", str(tmp_path), "--device", "cpu"]) == 0
-    assert (seen["network"], seen["protocol"]) == ([expected[0]], expected[1])
+    assert (seen["network"], seen["protocol"].name) == ([expected[0]], expected[1])
     capsys.readouterr()
     words = ["--ipc", "1", "--device", "cpu", "--out", f"{tmp_path}/r"]
     assert main(["distill", "random", *words]) == 0

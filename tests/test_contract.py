@@ -15,6 +15,7 @@ import torch
 from potstill.methods import (
     CATALOGUE,
     Matcher,
+    Method,
     Selector,
 )
 from potstill.run import DivergedError, InputError, Run

@@ -48,7 +48,7 @@ seed = 0
 [method]
 steps = 2
 network = "convnet-d2-w8-in"
-networks = 1
+members = 1
 pool_epochs = 1
 entries = 2
 frequencies = 16

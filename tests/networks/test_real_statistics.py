@@ -1,6 +1,5 @@
 import pytest
 import torch
-from potstill.experts.real_statistics import RealSide
 
 from potstill.canvas import start_canvas
 from potstill.data import DSA, Normalize

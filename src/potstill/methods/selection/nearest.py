@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, ClassVar
 
 import torch
@@ -20,7 +21,7 @@ class BackboneSelector:
     """What selectors that look through a backbone share; to be mixed into a Selector."""
 
     sizes: ClassVar[dict[str, dict[str, Any]]] = {"quick": {"backbone": "self:convnet-w32-bn"}}
-    pairs = {"networks": ("backbone",)}
+    pairs: ClassVar[Mapping[str, tuple[str, ...]]] = {"networks": ("backbone",)}
 
     networks: FrozenBackbone
 

@@ -95,7 +95,7 @@ def test_regression_targets_are_centred_one_hot_rows():
     assert not fixed.leaves()["targets"].requires_grad
     learned.targets().square().sum().backward()
     assert torch.equal(learned.leaves()["targets"].grad, 2 * (RIGHT - 1 / 2))
-    assert set(learned.outcome()) == {"regression"}
+    assert set(learned.outcome()) == {"regression_targets"}
     assert Regression(lr_targets=0.5).rates == {"targets": Rate("lr_targets", 0.5)}
 
 
