@@ -339,6 +339,7 @@ def test_unfinished_run_is_not_evaluated(run_folder, refused):
         ("--network resnet19-in", "did you mean 'resnet18-in'?"),
         ("--network convnet-d2-w8-in convnet-d6-w8-in", "whose maps vanish"),
         ("--protocol defualt", "did you mean 'default'?"),
+        ("--prior even", "--prior is 'even'; use one of plain, balanced"),
         ("--network", "give at least one"),
         ("--runs 0", "runs is 0"),
         ("--data nowhere", "nothing of that name"),
@@ -423,7 +424,7 @@ def test_students_suit_the_machine(gpu, expected, monkeypatch, tmp_path, capsys)
     monkeypatch.setattr("potstill.app.job.evaluate_run", scored)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert main(["evaluate", str(tmp_path), "--device", "cpu"]) == 0
-    assert (seen["network"], seen["protocol"]) == ([expected[0]], expected[1])
+    assert (seen["network"], seen["protocol"].name) == ([expected[0]], expected[1])
     capsys.readouterr()
     words = ["--ipc", "1", "--device", "cpu", "--out", f"{tmp_path}/r"]
     assert main(["distill", "random", *words]) == 0
