@@ -152,11 +152,11 @@ def main() -> int:
     parser.add_argument("--more", action="store_true", help="show what the comments do not say")
     options, status = parser.parse_args(), 0
     page = ROOT / "docs" / "guide.md"
-    text = page.read_text("utf-8")
+    text = page.read_text("utf-8") if page.exists() else ""
     if options.check and guide(text) != text:
         print(f"{page} is stale; run python benchmarks/method_tables.py")
         status = 1
-    elif not options.check and not options.more:
+    elif text and not options.check and not options.more:
         page.write_text(guide(text), "utf-8")
     for name in options.names:
         page = ROOT / "docs" / "methods" / f"{name}.md"

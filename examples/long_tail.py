@@ -29,7 +29,7 @@ def main(quick: bool) -> None:
             fields: dict[str, Any] = {}
             if quick:  # a smoke test: far too few steps to say anything about the methods
                 known = method_class.__dataclass_fields__
-                small = {"steps": 40, "networks": 2, "pool_epochs": 2, "entries": 8}
+                small = {"steps": 40, "members": 2, "pool_epochs": 2, "entries": 8}
                 fields = {key: value for key, value in small.items() if key in known}
                 if name == "dm":
                     fields["networks"] = 0  # DM looks through random networks only

@@ -360,6 +360,7 @@ def test_unfinished_run_is_not_evaluated(run_folder, refused):
         ("--network resnet19-in", "did you mean 'resnet18-in'?"),
         ("--network convnet-d2-w8-in convnet-d6-w8-in", "whose maps vanish"),
         ("--protocol defualt", "did you mean 'default'?"),
+        ("--prior even", "--prior is 'even'; use one of plain, balanced"),
         ("--network", "give at least one"),
         ("--runs 0", "runs is 0"),
         ("--data nowhere", "nothing of that name"),
@@ -489,7 +490,7 @@ def test_every_method_has_a_flag_for_each_field_and_for_the_data(name, capsys, m
         "--quiet",
     ]
     own = "labels" in table
-    assert main(["distill", name, *words, *(["--labels", "hard"] if own else [])]) == 0
+    assert main(["distill", name, *words, *(["--labels", table["labels"]] if own else [])]) == 0
     assert dataclasses.asdict(seen["d"]) == dataclasses.asdict(Data(labels="fine", image_size=9))
     assert isinstance(seen["d"], Data) and type(seen["m"]) is CATALOGUE[name]
     assert not own or seen["m"].labels.kind == "hard"

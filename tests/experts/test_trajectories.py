@@ -375,3 +375,25 @@ def test_bad_calls(real, run):
 def test_divergence_is_told(real, run):
     with pytest.raises(DivergedError, match="NaN or infinite in epoch"):
         make(real, run, training=Training(epochs=3, batch=8, lr=1e9, momentum=0))
+
+
+def test_experts_whose_epochs_depend_on_their_number_are_cached_by_it(real, run):
+    keys = {}
+    for prior in ("plain", "sqrt", "progressive", "ldam_drw"):
+        for epochs in (4, 5):
+            training = Training(**{**vars(TRAINING), "epochs": epochs})
+            keys[prior, epochs] = make(real, run, epochs=[0], training=training, prior=prior).key
+    assert keys["plain", 4] == keys["plain", 5] and keys["sqrt", 4] == keys["sqrt", 5]
+    assert len(set(keys.values())) == 6
+    with pytest.raises(InputError, match="prior is 'crt'; use one of plain"):
+        make(real, run, prior="crt")
+
+
+def test_an_end_asked_for_later_is_reached_in_the_same_way(real, run, tmp_path):
+    """Progressive sampling knows its last epoch, wherever a training stopped in between."""
+    training = Training(**{**vars(TRAINING), "epochs": 4, "momentum": 0.0})
+    once = make(real, run, epochs=[4], training=training, prior="progressive")
+    late = run.with_(cache=tmp_path / "late")
+    make(real, late, epochs=[2], training=training, prior="progressive")
+    twice = make(real, late, epochs=[4], training=training, prior="progressive")
+    assert equal(once.at(0, 4), twice.at(0, 4))

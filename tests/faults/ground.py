@@ -23,7 +23,7 @@ JOBS = {  # each is done in a second
     f" --frequencies 16 --batch-real 8 {MACHINE}",
     "lad": f"distill lad --ipc 1 --steps 3 {NETWORK} --experts 1 --expert-epochs 3"
     " --classifier-epochs 1 --student-steps 2 --classifier-steps 2 --span 1 --start-min 0"
-    f" --start-max 1 --start-now 1 --expert-batch 16 --factor 1 {MACHINE}",
+    f" --start-max 1 --start-now 1 --expert-batch 16 {MACHINE}",
     "lgm": "distill lgm --ipc 1 --steps 4 --backbone convnet-d2-w8-in --augmentations 2"
     f" --grow-every 2 {MACHINE}",
     "random": "distill random --ipc 1 --device cpu --threads 1 --quiet",

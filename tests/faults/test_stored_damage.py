@@ -29,7 +29,7 @@ JOBS = {
     " --frequencies 16 --batch-real 8",
     "lad": f"distill lad --ipc 1 --steps 2 {NETWORK} --experts 1 --expert-epochs 3"
     " --classifier-epochs 1 --student-steps 2 --classifier-steps 2 --span 1 --start-min 0"
-    " --start-max 1 --start-now 1 --expert-batch 16 --factor 1",
+    " --start-max 1 --start-now 1 --expert-batch 16",
     "lgm": f"distill lgm --ipc 1 --steps 2 {SELF} --augmentations 2 --real-side bank",
 }
 PROBE = (

@@ -36,7 +36,7 @@ CSDM = (
 LAD = (
     "distill lad --data digits --ipc 1 --steps 2 --iterate-every 1 --network mlp-w8 --experts 1"
     " --expert-epochs 2 --classifier-epochs 1 --student-steps 1 --classifier-steps 1 --span 1"
-    " --start-min 0 --start-max 1 --start-now 1 --expert-batch 128 --factor 1 --out "
+    " --start-min 0 --start-max 1 --start-now 1 --expert-batch 128 --out "
 )
 TRAIN = "backbone train --data digits --network convnet-d2-w8-bn --epochs 1 --batch 512 --out "
 

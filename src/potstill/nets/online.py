@@ -135,6 +135,7 @@ class OnlineNetwork:
         """Take the steps, yielding after each."""
         feed = Feed(examples, training, generators, self.network)
         job = Job(feed, loss, self.device, self.precision, False, ())
+        self._group.loss = loss
         left = training.epochs * feed.steps if steps is None else steps
         for options in self._optimizer.param_groups:
             options.update(lr=training.lr, weight_decay=training.weight_decay)
