@@ -30,7 +30,7 @@ _SELECTIONS = {
     "student each (test_max, only to compare with papers)",
 }
 _LABELS = {
-    "auto": "soft labels where the training images have some, else hard labels",
+    "auto": "soft labels or regression targets where there are some, else hard labels",
     "hard": "hard labels, stored soft labels are ignored",
     "soft": "soft labels, which the artifact must have",
 }

@@ -19,7 +19,7 @@ from potstill.data import ImageSet
 from potstill.data.transform import Transform
 from potstill.evaluation.metrics import class_accuracy, overall
 from potstill.evaluation.protocol import Protocol
-from potstill.losses import REMEDIES
+from potstill.losses import REMEDIES, squared_error
 from potstill.nets import Examples, Network, Training, create, predict, train_many
 from potstill.nets.post_hoc import correct_
 from potstill.run import InputError, Run
@@ -53,7 +53,8 @@ def synthetic_examples(syn: SyntheticSet, labels: str = "auto") -> Examples:
     """Return what a receiver trains on: decoded images with hard or stored soft labels.
 
     Args:
-        syn: the artifact. labels: "auto" (soft where there are any), "hard" or "soft".
+        syn: the artifact. labels: "auto" (soft labels or regression targets where there are
+            any), "hard" or "soft".
 
     Raises:
         InputError: soft labels are asked for and there are none.
@@ -61,6 +62,9 @@ def synthetic_examples(syn: SyntheticSet, labels: str = "auto") -> Examples:
     images, hard, soft, weights = syn.decoded()
     if labels == "soft" and soft is None:
         raise InputError("labels is 'soft' but the artifact has none; use 'auto' or 'hard'")
+    goals = syn.decoded_targets()
+    if goals is not None and labels == "auto":
+        return Examples(images, goals, syn.transform, weights, regression=True)
     targets = hard if soft is None or labels == "hard" else soft
     return Examples(images, targets, syn.transform, weights)
 
@@ -168,6 +172,9 @@ def train_students(
         for k in range(runs)
     ]
     row = REMEDIES[protocol.prior]
+    loss = row.loss_for(examples.labels.bincount(minlength=test.num_classes))
+    if examples.regression:  # what is done about a prior has no meaning for it
+        loss = squared_error
     fits = Portion("images", "a pass of the students")
     watched = {"val": watch, "test_max": test}.get(protocol.selection)
     looks = None
@@ -178,7 +185,7 @@ def train_students(
         students,
         examples,
         training.under(protocol.prior),
-        loss=row.loss_for(examples.labels.bincount(minlength=test.num_classes)),
+        loss=loss,
         generators=lambda purpose, k, index: run.generator(f"student/{purpose}", k, index),
         device=run.device,
         on_epoch=looks,

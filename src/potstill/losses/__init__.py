@@ -14,6 +14,7 @@ from potstill.losses.classification import (
     ldam,
     logit_adjusted,
     loss_at,
+    squared_error,
     weighted,
 )
 from potstill.losses.contrastive import OBJECTIVES, barlow_twins, nt_xent, self_supervised
@@ -43,6 +44,7 @@ __all__ = [
     "loss_at",
     "nt_xent",
     "priors",
+    "squared_error",
     "self_supervised",
     "told",
     "weighted",

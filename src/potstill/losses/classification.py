@@ -35,6 +35,7 @@ __all__ = [
     "label_aware",
     "ldam",
     "logit_adjusted",
+    "squared_error",
     "loss_at",
     "weighted",
 ]
@@ -72,6 +73,14 @@ def loss_at(loss: Loss | Scheduled, share: float) -> Loss:
 def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
     """Return -log softmax(z)_y per image (b,)."""
     return -_at(log_softmax(logits, 1), targets)
+
+
+def squared_error(logits: Tensor, targets: Tensor) -> Tensor:
+    """Half the squared distance of outputs (b, C) and real-valued targets (b, C), (b,).
+
+    KIP and FRePo train networks so on their targets; not linear in them, so images have no weights.
+    """
+    return 0.5 * (logits - targets).square().sum(1)
 
 
 def logit_adjusted(counts: Sequence[int] | Tensor, tau: float = 1.0) -> Loss:

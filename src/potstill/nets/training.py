@@ -127,6 +127,7 @@ class Examples:
     targets: Tensor
     transform: Transform
     weights: Tensor | None = None
+    regression: bool = False  # targets are real numbers, for squared error
 
     def __post_init__(self) -> None:
         if not 0 < len(self.images) == len(self.targets):
