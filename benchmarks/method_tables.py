@@ -134,7 +134,7 @@ def guide(text: str) -> str:
     rooms = ("canvas", "labels", "networks")
     lines = [f"| method | {' | '.join(f'`--{room}`' for room in rooms)} |", "|---" * 4 + "|"]
     for name, kind in CATALOGUE.items():
-        pairs, own = kind.pairs, kind.budget("paper").fields()
+        pairs, own = getattr(kind, "pairs", {}), kind.budget("paper").fields()
         if "canvas" in pairs:
             cells = [
                 ", ".join(f"**{k}**" if k == own[room] else k for k in pairs[room])

@@ -493,7 +493,7 @@ def test_every_method_has_a_flag_for_each_field_and_for_the_data(name, capsys, m
     assert main(["distill", name, *words, *(["--labels", table["labels"]] if own else [])]) == 0
     assert dataclasses.asdict(seen["d"]) == dataclasses.asdict(Data(labels="fine", image_size=9))
     assert isinstance(seen["d"], Data) and type(seen["m"]) is CATALOGUE[name]
-    assert not own or seen["m"].labels.kind == "hard"
+    assert not own or seen["m"].labels.kind == table["labels"]
 
 
 def test_what_comes_next_suits_sets_with_a_learned_step_size(monkeypatch):

@@ -176,7 +176,7 @@ def test_debiased_heads_are_better_on_the_tail(digits, here):
     right = {}
     lifted = ("balanced", "logit_adjusted", "post_hoc", "progressive", "crt")
     for prior in ("plain", *lifted):
-        head = train_head(train, backbone, here, prior=prior, least_steps=600)
+        head = train_head(train, backbone, here, prior=prior, least_steps=1500)
         assert head.facts["prior"] == prior
         right[prior] = float((head(bank).argmax(1) == test.labels)[rows].float().mean())
     assert min(right[prior] for prior in lifted) > right["plain"]

@@ -76,8 +76,8 @@ class GradientMatching:
     Example:
         >>> body = torch.nn.Flatten()
         >>> matching = GradientMatching(features=lambda parameters, x: body(x), layers="head")
-        >>> network = {"classifier.weight": torch.randn(2, 4), "classifier.bias": torch.zeros(2)}
-        >>> x, y = torch.rand(3, 1, 2, 2), torch.zeros(3, dtype=torch.long)
+        >>> network = {"classifier.weight": torch.eye(2, 4), "classifier.bias": torch.zeros(2)}
+        >>> x, y = torch.ones(3, 1, 2, 2), torch.zeros(3, dtype=torch.long)
         >>> [d.item() < 1e-4 for d in matching.distances(network, [(x, y)], [(x, y)])]
         [True]
 
