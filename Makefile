@@ -3,20 +3,22 @@ VENV   ?= .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEVICE ?= cpu
+WORKERS ?= 2
 
-.PHONY: demo test torture check lint types bench clean
+.PHONY: demo test torture check lint types types-oldest bench clean
 
 demo: $(STAMP)  ## distil long-tailed digits, score them, write the page (about a minute)
 	$(BIN)/potstill recipe recipes/csdm/digits-lt50-ipc10.toml --out runs/demo --force
 
-test: $(STAMP)  ## all tests
-	$(BIN)/python -m pytest
+test: $(STAMP)  ## all tests, on WORKERS processes of one thread each
+	$(BIN)/python -m pytest --numprocesses $(WORKERS) --dist worksteal
 
 torture: $(STAMP)  ## damage of every kind, at length; see CONTRIBUTING.md
 	$(BIN)/python tests/faults/torture.py $(ROOMS) $(if $(SEED),--seed $(SEED)) $(if $(CASES),--cases $(CASES)) $(if $(CASE),--case $(CASE)) $(if $(MINUTES),--minutes $(MINUTES))
 
 check: $(STAMP) lint types test  ## everything a change must pass
 	$(BIN)/python benchmarks/results_table.py --check
+	$(BIN)/python benchmarks/method_tables.py --check
 	$(BIN)/codespell src docs examples benchmarks README.md CONTRIBUTING.md CHANGELOG.md
 	for file in examples/*.py; do echo $$file; $(BIN)/python $$file --quick || exit 1; done
 
@@ -26,6 +28,11 @@ lint: $(STAMP)
 
 types: $(STAMP)
 	$(BIN)/mypy
+
+types-oldest:  ## mypy beside the oldest torch that pyproject.toml allows, in an environment of its own
+	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/python -m pip install --quiet -e '.[dev]' 'torch==2.9.*' 'torchvision==0.24.*'
+	.venv-oldest/bin/mypy
 
 bench: $(STAMP)  ## speed ratios, one line of JSON each; DEVICE=cuda on a GPU
 	cd benchmarks && for name in machine data memory; do ../$(BIN)/python $$name.py || exit 1; done
@@ -39,4 +46,4 @@ $(STAMP): pyproject.toml
 	touch $(STAMP)
 
 clean:
-	rm -rf $(VENV) build dist .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) .venv-oldest build dist .pytest_cache .hypothesis .mypy_cache .ruff_cache

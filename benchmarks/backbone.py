@@ -48,8 +48,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.data import ImageSet
-from potstill.methods import LGM, SFM
-from potstill.methods.pretrained.backbone_matching import BackboneMatcher
+from potstill.methods import LGM, SFM, Matcher
 from potstill.run import Run
 from potstill.run.machine import describe, tune_allocator
 
@@ -94,19 +93,18 @@ class Step:
     """
 
     def __init__(
-        self, method: BackboneMatcher, real: ImageSet, ipc: int, run: Run, chunk: int | None = None
+        self, method: Matcher, real: ImageSet, ipc: int, run: Run, chunk: int | None = None
     ) -> None:
-        self.method, self.real, self.number = method, real, 0
-        canvas = method.make_canvas(real, ipc, run).to(run.device)
-        canvas.grow_(10 * method.grow_every)
-        fit = ENOUGH_GB if chunk is None else (chunk + 0.5) * method.image_bytes(canvas) / 0.5e9
-        self.canvas, self.run = canvas, run.with_(memory_gb=fit)
-        method.setup(real, canvas, self.run)
-        self.leaves = list(canvas.parameters().values())
+        self.method, self.real, self.number, self.run = method, real, 0, run
+        self.objective: Any = method.begin(real, ipc, run)[0]
+        self.canvas = self.objective.canvas
+        self.canvas.grow_(10**9)
+        self.piece = chunk or self.objective.pieces(run.with_(memory_gb=ENOUGH_GB))
+        self.leaves = list(self.canvas.parameters().values())
         self.optimizer = torch.optim.Adam(self.leaves, lr=LR, fused=True)  # as the loop does
 
     def gradients(self, mark: Mark) -> None:
-        for term in self.method.terms(self.number, self.canvas, self.canvas.classes):
+        for term in self.objective.terms(self.number, self.canvas, self.piece):
             mark("found")
             term.values.sum().backward()
         mark("handed")
@@ -124,20 +122,20 @@ class Released(Step):
 
     def __init__(self, method: LGM, real: ImageSet, run: Run, drop: bool) -> None:
         super().__init__(method, real, 1, run)
-        self.lgm, self.drop = method, drop
-        method.backbone_.body.requires_grad_(True)
+        self.drop = drop
+        self.objective.backbone.body.requires_grad_(True)
 
     def features(self, images: Tensor, draw: dict[str, Tensor]) -> Tensor:
-        backbone = self.method.backbone_
-        return backbone.features(self.method._views().apply(images, draw, backbone.size))
+        backbone = self.objective.backbone
+        return backbone.features(self.objective.views.apply(images, draw, backbone.size))
 
     def gradients(self, mark: Mark) -> None:
-        run, step, views = self.run, self.number, self.method._views()
-        shape = (self.canvas.classes, self.method.backbone_.dim)
+        run, step, views = self.run, self.number, self.objective.views
+        shape = (self.canvas.classes, self.objective.backbone.dim)
         weight = HEAD_STD * torch.randn(shape, generator=run.generator("head", step))
         weight = weight.to(run.device).requires_grad_(True)
         bias = torch.zeros(len(weight), device=run.device, requires_grad=True)
-        rows = self.lgm.positions(step)
+        rows = self.objective.positions(step)
         labels = self.real.labels[rows].to(run.device)
         images = self.real.batch(rows, run.device)
         z = self.features(images, views.draw(len(rows), run.generator("real-views", step)))
@@ -145,10 +143,10 @@ class Released(Step):
         goal = torch.cat([g.flatten() for g in torch.autograd.grad(loss, (weight, bias))])
         if self.drop:
             del z, loss
-        count, own = self.method.augmentations, self.canvas.labels
+        count, own = self.objective.count, self.canvas.labels
         draws = [views.draw(len(own), run.generator("views", step, k)) for k in range(count)]
         draw = {name: torch.cat([part[name] for part in draws]) for name in draws[0]}
-        copies = self.canvas.render(self.leaves).repeat(count, 1, 1, 1)
+        copies = self.canvas.render(self.canvas.parameters()).repeat(count, 1, 1, 1)
         seen = self.features(copies, draw)
         mean = F.cross_entropy(F.linear(seen, weight, bias), own.repeat(count))
         slopes = torch.autograd.grad(mean, (weight, bias), create_graph=True)
@@ -164,13 +162,15 @@ def make(side: str, options: Options) -> Step:
     if side[0].isdigit():
         classes, ipc = (int(word) for word in side.split("x"))
         real = noise_images(classes, 2, options.small_canvas)
-        return Step(SFM(backbone=options.small_model), real, ipc, run, options.small_chunk)
+        return Step(
+            SFM.budget("paper", backbone=options.small_model), real, ipc, run, options.small_chunk
+        )
     real = noise_images(options.classes, 2 * options.views, options.canvas)
     if side == "sfm":
-        return Step(SFM(backbone=options.model), real, 1, run)
+        return Step(SFM.budget("paper", backbone=options.model), real, 1, run)
     source = side.split(",")[0] if side in OURS else "images"
     how: dict[str, Any] = {"backbone": options.model, "augmentations": options.views}
-    method = LGM(real_side=source, bank_views=2, **how)
+    method = LGM.budget("paper", real_side=source, bank_views=2, **how)
     if side == "released":
         return Released(method, real, run, options.drop_real_graph)
     return Step(method, real, 1, run, options.chunk if "two" in side else None)
@@ -208,13 +208,13 @@ def weighed(step: Step, options: Options) -> dict[str, Any]:
     step.optimizer.zero_grad()
     meter = Meter(options.device)
     step(meter)
-    count = step.method.augmentations * len(step.canvas.labels)
+    count = step.objective.count * len(step.canvas.labels)
     return {
         "before": meter.before,
         "peak": max(meter.peaks.values()),
         "stages": meter.peaks,
         "gradient": sum(leaf.nbytes for leaf in step.leaves) / 1e9,
-        "features": 4 * count * step.method.backbone_.dim / 1e9,
+        "features": 4 * count * step.objective.backbone.dim / 1e9,
     }
 
 

@@ -22,8 +22,8 @@ from step import fake_cifar
 
 from potstill.data import DSA, Normalize
 from potstill.nets import Examples, Network, Sharpness, Training, create, train_many
+from potstill.nets.feed import Feed
 from potstill.nets.sharpness import Ascent
-from potstill.nets.training import Feed
 from potstill.run import Run
 from potstill.run.machine import tune_allocator
 

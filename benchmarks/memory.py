@@ -21,7 +21,6 @@ def child(count: int, width: int, policy: str) -> None:
     import torch
     from step import fake_cifar
 
-    from potstill.canvas import start_canvas
     from potstill.methods import CSDM
     from potstill.run import Run
     from potstill.run.machine import peak_memory_gb
@@ -30,18 +29,18 @@ def child(count: int, width: int, policy: str) -> None:
     with tempfile.TemporaryDirectory() as cache:
         run = Run(device="cpu", cache=Path(cache), quiet=True)
         real = fake_cifar(count // 10)
-        method = CSDM(
+        method = CSDM.budget(
+            "paper",
             network=f"convnet-d3-w{width}-in",
-            networks=1,
+            members=1,
             pool_epochs=0,
             real_side=policy,
             entries=2,
             frequencies=512,
         )
-        canvas = start_canvas(real, 10, run.generator, start="tiled", factor=2)
-        method.setup(real, canvas, run)
+        objective, _ = method.begin(real, 10, run)
         for step in range(5):
-            for term in method.terms(step, canvas, 10):
+            for term in objective.terms(step, objective.canvas, 10):
                 term.values.sum().backward()
         print(peak_memory_gb("cpu") - real.images.nbytes / 1e9)
 

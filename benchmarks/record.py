@@ -56,7 +56,7 @@ def scores_of(
     asked = {"network": "convnet-w128-in", "protocol": "default", "runs": 5}
     asked |= recipe.get("evaluate", {})
     names = [asked["network"]] if isinstance(asked["network"], str) else asked["network"]
-    how = find_protocol(asked["protocol"])
+    how = find_protocol(asked["protocol"], asked.get("prior"))
     protocol, networks = how.hash, set(names)
     if not isinstance(how, Probe):
         networks = {str(parse(name).at((shape[1], shape[2]))) for name in names}

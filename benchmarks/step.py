@@ -29,10 +29,10 @@ import torch.nn.functional as F
 from pairs import measure
 from torch import Tensor
 
-from potstill.canvas import start_canvas
 from potstill.canvas.tiled import tiles
 from potstill.data import DSA, ImageSet
 from potstill.methods import CSDM
+from potstill.networks import PoolNetworks
 from potstill.run import Run
 from potstill.run.machine import tune_allocator
 
@@ -54,18 +54,16 @@ class PlainNCFM:
 
     def __init__(
         self,
-        method: CSDM,
+        networks: PoolNetworks,
         real: ImageSet,
         syn: Tensor,
         run: Run,
         frequencies: int,
         frozen: bool = False,
     ) -> None:
-        self.net = method.eye_.net.requires_grad_(not frozen)
-        self.judge, self.transform = (
-            method.calibration_net.net.requires_grad_(not frozen),
-            method.eye_.transform,
-        )
+        self.net = networks.at(0).net.requires_grad_(not frozen)
+        self.judge = networks.trained_at(0).net.requires_grad_(not frozen)
+        self.transform = networks.transform
         self.real, self.run, self.frequencies = real, run, frequencies
         self.syn = syn.clone().requires_grad_(True)  # (100, 3, 32, 32)
         self.optimizer = torch.optim.AdamW([self.syn], lr=1e-3, weight_decay=5e-4)
@@ -111,19 +109,18 @@ class CachedCSDM:
     """Our step: all classes at once, the real side read from the cache."""
 
     def __init__(self, method: CSDM, real: ImageSet, run: Run) -> None:
-        self.method = method
-        self.canvas = start_canvas(real, 10, run.generator, start="tiled", factor=2).to(run.device)
-        method.setup(real, self.canvas, run)
+        self.objective, _ = method.begin(real, 10, run)
+        self.canvas, side = self.objective.canvas, self.objective.side
         began = time.perf_counter()
-        for step in range(method.entries):
-            method.real_side_.at(step)
-        self.cache_seconds = (time.perf_counter() - began) / max(1, method.real_side_.built)
+        for step in range(side.entries):
+            side.at(step)
+        self.cache_seconds = (time.perf_counter() - began) / max(1, side.built)
         self.optimizer = torch.optim.Adam([self.canvas.images], lr=1e-3 * math.sqrt(20))
         self.step_number = 0
 
     def __call__(self) -> None:
         self.optimizer.zero_grad()
-        for term in self.method.terms(self.step_number, self.canvas, 10):
+        for term in self.objective.terms(self.step_number, self.canvas, 10):
             term.values.sum().backward()
         self.optimizer.step()
         self.canvas.project_()
@@ -132,10 +129,9 @@ class CachedCSDM:
 
 def entries_looked_at(run: Run, steps: int = STEPS) -> int:
     """Distinct entries that ``steps`` steps of the standard budget look at."""
-    method = CSDM.budget("standard", networks=1, pool_epochs=0, network="convnet-d2-w8-in")
-    real = fake_cifar(8)
-    method.setup(real, start_canvas(real, 1, run.generator).to(run.device), run)
-    return len({method.real_side_.number_at(step) for step in range(steps)})
+    method = CSDM.budget("standard", members=1, pool_epochs=0, network="convnet-d2-w8-in")
+    objective, _ = method.begin(fake_cifar(8), 1, run)
+    return len({objective.side.number_at(step) for step in range(steps)})
 
 
 def main() -> None:
@@ -153,17 +149,17 @@ def main() -> None:
         run = Run(device=options.device, cache=Path(cache), quiet=True, compile=options.compile)
         real = fake_cifar(options.real)
         network = f"convnet-d3-w{options.width}-in"
-        method = CSDM(
+        method = CSDM.budget(
+            "paper",
             network=network,
-            networks=1,
+            members=1,
             pool_epochs=0,
             real_side="fixed",
             entries=2,
             frequencies=options.frequencies,
         )
         ours = CachedCSDM(method, real, run)
-        other = CSDM(network=network, networks=1, pool_epochs=0, real_side="fixed", entries=1)
-        other.setup(real, ours.canvas, run)
+        other = method.open(real, run)  # networks of its own, of the same weights
         start = ours.canvas.images.detach()
         plain = PlainNCFM(other, real, start, run, 4096, options.frozen)
         record = measure(

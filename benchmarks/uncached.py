@@ -19,7 +19,6 @@ import torch
 from pairs import measure
 from step import fake_cifar
 
-from potstill.canvas import start_canvas
 from potstill.methods import DM
 from potstill.nets import create
 from potstill.run import Run
@@ -38,17 +37,18 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as cache:
         run = Run(device=options.device, cache=Path(cache), quiet=True, compile=options.compile)
         real = fake_cifar(options.real)
-        method = DM(network=f"convnet-d3-w{options.width}-in", batch_real=options.real)
-        canvas = start_canvas(real, 10, run.generator).to(run.device)
-        method.setup(real, canvas, run)
+        network = f"convnet-d3-w{options.width}-in"
+        method = DM.budget("paper", network=network, batch_real=options.real)
+        objective, networks = method.begin(real, 10, run)
+        canvas = objective.canvas
         counter = iter(range(10**6))
 
         def ours() -> None:
             canvas.images.grad = None
-            for term in method.terms(next(counter), canvas, 10):
+            for term in objective.terms(next(counter), canvas, 10):
                 term.values.sum().backward()
 
-        dsa, transform = method.real_side_.dsa, method.eye_.transform
+        dsa, transform = objective.side.dsa, networks.transform
         syn = canvas.images.detach().clone().requires_grad_(True)
 
         def plain(features: Callable[[torch.nn.Module, torch.Tensor], torch.Tensor]) -> None:
@@ -56,7 +56,7 @@ def main() -> None:
             step = next(counter)
             net = (
                 create(
-                    method.network,
+                    network,
                     channels=3,
                     size=32,
                     classes=10,

@@ -28,11 +28,9 @@ def main(quick: bool) -> None:
             method_class = potstill.CATALOGUE[name]
             fields: dict[str, Any] = {}
             if quick:  # a smoke test: far too few steps to say anything about the methods
-                known = method_class.__dataclass_fields__
-                small = {"steps": 40, "networks": 2, "pool_epochs": 2, "entries": 8}
+                known = method_class.budget("quick").fields()
+                small = {"steps": 40, "members": 2, "pool_epochs": 2, "entries": 8}
                 fields = {key: value for key, value in small.items() if key in known}
-                if name == "dm":
-                    fields["networks"] = 0  # DM looks through random networks only
             syn = method_class.budget("quick", **fields)(tailed, 5, run)
             (score,) = potstill.evaluate(
                 syn, tailed, test, network="convnet-w32-in", protocol=protocol,

@@ -35,7 +35,7 @@ def main(quick: bool, folder: Path | None) -> None:
     print(f"{len(train)} images of shape {train.shape}, classes {', '.join(train.classes)}")
     print(note)
 
-    options = {"steps": 40, "networks": 2, "pool_epochs": 2, "entries": 5} if quick else {}
+    options = {"steps": 40, "members": 2, "pool_epochs": 2, "entries": 5} if quick else {}
     method = potstill.CATALOGUE["csdm"].budget("quick", **options)
     syn = potstill.distill(method, train, ipc=5, out="runs/own-folder", force=True)
 

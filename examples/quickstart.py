@@ -22,7 +22,7 @@ def main(quick: bool) -> None:
     method = CSDM.budget("quick")
     protocol, runs = potstill.PROTOCOLS["quick-noflip"], 5
     if quick:
-        method = CSDM.budget("quick", steps=40, networks=2, pool_epochs=2, entries=5)
+        method = CSDM.budget("quick", steps=40, members=2, pool_epochs=2, entries=5)
         protocol, runs = protocol.with_(epochs=20), 2
 
     # The run folder holds checkpoints, pictures and the artifact. Without force, a killed run

@@ -13,6 +13,7 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 import pytest
 import torch
 
+from blobs import blobs
 from potstill.data import ImageSet
 from potstill.run import Run
 
@@ -40,32 +41,6 @@ def _signals() -> None:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     if signal.getsignal(signal.SIGHUP) is signal.SIG_IGN:
         signal.signal(signal.SIGHUP, signal.SIG_DFL)
-
-
-def blobs(counts: tuple[int, ...], channels: int = 1, size: int = 8, seed: int = 0) -> ImageSet:
-    """Make classes that differ in where they are bright; any network can tell them apart."""
-    draw = torch.Generator().manual_seed(seed)
-    stacks = []
-    for label, count in enumerate(counts):
-        base = torch.zeros(channels, size, size)
-        row, column = divmod(label, 2)
-        base[
-            :,
-            row * size // 2 : (row + 1) * size // 2,
-            column * size // 2 : (column + 1) * size // 2,
-        ] = 1
-        noise = torch.rand(count, channels, size, size, generator=draw)
-        stacks.append(((0.35 + 0.3 * base + 0.35 * noise) * 255).to(torch.uint8))
-    images = torch.cat(stacks)
-    labels = torch.repeat_interleave(torch.arange(len(counts)), torch.tensor(counts))
-    return ImageSet(
-        images,
-        labels,
-        tuple(f"class {c}" for c in range(len(counts))),
-        "blobs",
-        torch.arange(len(labels)),
-        "blobs",
-    )
 
 
 @pytest.fixture

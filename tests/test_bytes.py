@@ -3,7 +3,7 @@
 ``tests/fixtures/bytes/results.json`` holds, for every variant of the contract test, eight random
 projections of what was learned and the checksum of the artifact on the machines named there. A
 change of the structure must change neither; a change of a method is recorded anew, with its reason
-in docs/decisions.md: ``python -m tests.test_bytes [VARIANT ...]`` from the root of the checkout.
+in docs/decisions.md: ``python tests/test_bytes.py [VARIANT ...]`` from the root of the checkout.
 """
 
 from __future__ import annotations
@@ -18,12 +18,12 @@ from typing import Any
 
 import pytest
 import torch
-from tests.conftest import blobs
-from tests.test_contract import VARIANTS, build
 
+from blobs import blobs
 from potstill.run import Run
 from potstill.run.checkpoint import digest, write_json
 from potstill.synthetic import SyntheticSet
+from test_contract import VARIANTS, build
 
 RESULTS = Path(__file__).parent / "fixtures" / "bytes" / "results.json"
 KNOWN: dict[str, Any] = json.loads(RESULTS.read_text()) if RESULTS.exists() else {}

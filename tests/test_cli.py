@@ -6,6 +6,7 @@ import dataclasses
 import io
 import json
 import os
+import re
 import shlex
 import shutil
 import struct
@@ -25,7 +26,7 @@ from potstill.evaluation import scores as scores_module
 from potstill.methods import CATALOGUE
 
 TINY = shlex.split(
-    "--steps 4 --network convnet-d2-w8-in --networks 1 --pool-epochs 1 --entries 2"
+    "--steps 4 --network convnet-d2-w8-in --members 1 --pool-epochs 1 --entries 2"
     " --frequencies 16 --batch-real 8 --device cpu --threads 1 --ipc 1 --quiet"
 )
 STUDENT = shlex.split("--network convnet-d2-w8-in --protocol quick --runs 1 --device cpu --quiet")
@@ -151,8 +152,15 @@ VALUES = {
     "--real-side rollin": "use one of rolling, fixed, features, fresh",
     "--entries 0": "entries is 0",
     "--batch-real -1": "--batch-real is -1",
-    "--networks -1": "networks is -1",
-    "--networks 0": "use --calibration 0",
+    "--members -1": "members is -1",
+    "--members 0": "members is 0",
+    "--networks random": "use --calibration 0",
+    "--networks rndom": "--networks is 'rndom'; did you mean 'random'?",
+    "--networks experts": "--networks is 'experts', of which csdm can make nothing",
+    "--canvas pyramid": "--canvas is 'pyramid', of which csdm can make nothing; use pixels or",
+    "--canvas=tield": "--canvas is 'tield'; did you mean 'tiled'?",
+    "--labels soft": "--labels is 'soft', of which csdm can make nothing; use hard",
+    "--factor 2 --canvas pixels": "flag of --canvas tiled, not of --canvas pixels; use --canvas",
     "--calibration nan": "calibration is nan",
     "--calibration-prior ajusted": "use one of adjusted, none",
     "--pool-prior plane": "use one of plain",
@@ -184,8 +192,12 @@ def test_bad_values_are_refused_before_data_are_even_opened(flags, tmp_path, ref
         raise AssertionError("data were opened")
 
     monkeypatch.setattr("potstill.app.opening.load_pair", opened)
-    said = refused(["distill", "csdm", *TINY, "--out", f"{tmp_path}/run", *flags.split()])
-    assert VALUES[flags] in said and flags.split()[0] in said
+    words = list(TINY)
+    if flags.startswith("--networks"):  # without the flags of a pool
+        del words[words.index("--members") : words.index("--entries")]
+    method = "sdm" if "--estimator" in flags else "csdm"
+    said = refused(["distill", method, *words, "--out", f"{tmp_path}/run", *flags.split()])
+    assert VALUES[flags] in said and flags.split()[0].partition("=")[0] in said
     assert not (tmp_path / "run").exists()
 
 
@@ -200,7 +212,6 @@ FITS = {
     "--channels 2": "channels is 2",
     "--image-size 0": "--image-size is 0",
     "--test digit": "did you mean 'digits'?",
-    "--labels digit": "has no columns",
     "--label-column digit": "has no columns",
 }
 
@@ -212,11 +223,21 @@ def test_what_does_not_fit_the_data_is_refused_before_anything_is_trained(
     def trained(*_: object, **__: object) -> None:
         raise AssertionError("a network was trained")
 
-    monkeypatch.setattr("potstill.methods.distribution.class_matching.train_pool", trained)
+    monkeypatch.setattr("potstill.networks.parts.train_pool", trained)
     said = refused(["distill", "csdm", *TINY, "--out", f"{tmp_path}/run", *flags.split()])
     assert FITS[flags] in said
     assert flags.split()[0] in said or flags.startswith("--test")  # that is the source
     assert not (tmp_path / "run").exists()
+
+
+def test_a_label_column_is_named_by_the_flag_that_was_typed(tmp_path, refused):
+    for flag in ("--labels", "--label-column"):
+        said = refused(
+            ["distill", "random", "--ipc", "1", "--out", f"{tmp_path}/run", flag, "digit"]
+        )
+        assert f"{flag} is 'digit'" in said and "has no columns" in said
+    words = ["distill", "csdm", *TINY, "--out", f"{tmp_path}/run", "--labels", "digit"]
+    assert "--labels is 'digit'; choose one of hard" in refused(words)
 
 
 def test_min_max_form_names_what_it_needs(tmp_path, refused):
@@ -339,6 +360,7 @@ def test_unfinished_run_is_not_evaluated(run_folder, refused):
         ("--network resnet19-in", "did you mean 'resnet18-in'?"),
         ("--network convnet-d2-w8-in convnet-d6-w8-in", "whose maps vanish"),
         ("--protocol defualt", "did you mean 'default'?"),
+        ("--prior even", "--prior is 'even'; use one of plain, balanced"),
         ("--network", "give at least one"),
         ("--runs 0", "runs is 0"),
         ("--data nowhere", "nothing of that name"),
@@ -423,7 +445,7 @@ def test_students_suit_the_machine(gpu, expected, monkeypatch, tmp_path, capsys)
     monkeypatch.setattr("potstill.app.job.evaluate_run", scored)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert main(["evaluate", str(tmp_path), "--device", "cpu"]) == 0
-    assert (seen["network"], seen["protocol"]) == ([expected[0]], expected[1])
+    assert (seen["network"], seen["protocol"].name) == ([expected[0]], expected[1])
     capsys.readouterr()
     words = ["--ipc", "1", "--device", "cpu", "--out", f"{tmp_path}/r"]
     assert main(["distill", "random", *words]) == 0
@@ -452,8 +474,9 @@ def test_every_method_has_a_flag_for_each_field_and_for_the_data(name, capsys, m
     monkeypatch.setenv("COLUMNS", "200")
     assert main(["distill", name, "--help"]) == 0
     text = capsys.readouterr().out
-    for field in dataclasses.fields(CATALOGUE[name]):
-        assert f"--{field.name.replace('_', '-')}" in text, field.name
+    table = CATALOGUE[name].budget("quick").fields()
+    for field in table:
+        assert re.search(rf"--{field.replace('_', '-')}[ ,]", text), field
     assert "resize to this many pixels" in text
     words = [
         "--out",
@@ -466,11 +489,11 @@ def test_every_method_has_a_flag_for_each_field_and_for_the_data(name, capsys, m
         "cpu",
         "--quiet",
     ]
-    own = "labels" in CATALOGUE[name].__dataclass_fields__
-    assert main(["distill", name, *words, *(["--labels", "hard"] if own else [])]) == 0
+    own = "labels" in table
+    assert main(["distill", name, *words, *(["--labels", table["labels"]] if own else [])]) == 0
     assert dataclasses.asdict(seen["d"]) == dataclasses.asdict(Data(labels="fine", image_size=9))
     assert isinstance(seen["d"], Data) and type(seen["m"]) is CATALOGUE[name]
-    assert getattr(seen["m"], "labels", "hard") == "hard"
+    assert not own or seen["m"].labels.kind == table["labels"]
 
 
 def test_what_comes_next_suits_sets_with_a_learned_step_size(monkeypatch):

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import random
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +14,9 @@ import torch
 
 from potstill.methods import (
     CATALOGUE,
-    BackboneMatcher,
     Matcher,
     Method,
     Selector,
-    TrajectoryMatcher,
 )
 from potstill.run import DivergedError, InputError, Run
 from potstill.run import loop as loop_module
@@ -25,7 +25,7 @@ from potstill.synthetic import SyntheticSet
 TINY: dict[str, Any] = {
     "steps": 6,
     "network": "convnet-d2-w8-in",
-    "networks": 2,
+    "members": 2,
     "pool_epochs": 1,
     "entries": 3,
     "refresh": 2,
@@ -46,6 +46,8 @@ TINY: dict[str, Any] = {
     "backbone": "convnet-d2-w8-in",
     "augmentations": 2,
     "grow_every": 2,
+    "inner_epochs": 1,
+    "renew_every": 3,
     "bank_views": 2,
     "centre_count": 2,
 }
@@ -53,12 +55,12 @@ STEADY: dict[str, Any] = {  # the same question at every step, so that the loss 
     "entries": 1,
     "refresh": 1000,
     "real_side": "fixed",
-    "networks": 1,
+    "members": 1,
     "augment": "none",
     "experts": 1,
     "start_max": 1,
     "start_grow": 0,
-    "canvas": "pixels",
+    "levels": "one",
     "crop_min": 1.0,
     "flip": 0.0,
     "noise": 0.0,
@@ -73,19 +75,24 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "csdm-fresh": ("csdm", {"real_side": "fresh"}),
     "sdm-zca": ("sdm", {"preprocess": "zca"}),
     "dm-rolling": ("dm", {"real_side": "rolling", "batch_real": 0}),
+    "dc-random": ("dc", {"networks": "random", "labels": "soft"}),
+    "dsa-both": ("dsa", {"trained_on": "both", "real_steps": 2}),
+    "dm-evolving": ("dm", {"networks": "evolving", "real_side": "fresh"}),
+    "dm-frequency": ("dm", {"canvas": "frequency"}),
+    "mtt-tiled": ("mtt", {"canvas": "tiled"}),
     "mtt-rgb": (
         "mtt",
         {"space": "rgb", "bounded": True, "preprocess": "normalize", "lr_images": 1.0},
     ),
     "mtt-batches": ("mtt", {"student_batch": 4}),
-    "tesla-teacher": ("tesla", {"label_kind": "teacher"}),
+    "tesla-teacher": ("tesla", {"labels": "teacher"}),
     "lad-plain": ("lad", {"matching": "plain", "adjustment": "none"}),
     "lad-sequential": ("lad", {"matching": "sequential", "adjustment": "logit"}),
     "lad-direct": ("lad", {"matching": "direct", "start": "real", "label_start": "one"}),
     "lad-oversample": ("lad", {"matching": "oversample", "gradient": "tesla"}),
     "lgm-images": ("lgm", {"real_side": "images", "balance": "weights"}),
     "lgm-balanced": ("lgm", {"balance": "sampling", "growth": "zero"}),
-    "lgm-analytic": ("lgm", {"real_side": "analytic", "canvas": "pixels"}),
+    "lgm-analytic": ("lgm", {"real_side": "analytic", "levels": "one"}),
     "sfm-sub-centres": ("sfm", {"sub_centres": "both", "shrinkage": 5.0}),
     "sfm-augmented": ("sfm", {"centre_views": "augmented", "reduction": "per_class"}),
     "sfm-decouple": ("sfm", {"decouple": True, "decouple_alpha": 0.5, "sub_centres": "off"}),
@@ -94,17 +101,36 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
 MATCHERS = [v for v, (name, _) in VARIANTS.items() if issubclass(CATALOGUE[name], Matcher)]
 
 
-def build(variant: str, **changes: Any) -> Method:
+def build(variant: str, **changes: Any) -> Any:
     name, fields = VARIANTS[variant]
     wanted = TINY | fields | changes
-    if name in ("dm", "m3d"):
-        wanted["networks"] = 0
-    if name == "dm" or issubclass(CATALOGUE[name], TrajectoryMatcher):
-        wanted["factor"] = 1
     if name == "lgm" and wanted.get("real_side") == "fixed":  # another method's word
         del wanted["real_side"]
-    known = CATALOGUE[name].__dataclass_fields__
+    if wanted.get("networks") == "evolving" and "real_side" in wanted:
+        wanted["real_side"] = "fresh"
+    kinds = {k: v for k, v in wanted.items() if k in ("canvas", "labels", "networks")}
+    known = CATALOGUE[name].budget("quick", **kinds).fields()
     return CATALOGUE[name].budget("quick", **{k: v for k, v in wanted.items() if k in known})
+
+
+def every_choice(method: type[Method]) -> Iterator[dict[str, str]]:
+    """Kinds of a method's parts, one part changed at a time."""
+    yield {}
+    for room, kinds in getattr(method, "pairs", {}).items():
+        known = getattr(method(), room).kinds
+        yield from ({room: kind} for kind in kinds if kind in known)
+
+
+def asking(patch: pytest.MonkeyPatch, method: Method, terms: Any) -> None:
+    """Let the objectives of a method ask ``terms(their own terms, step, canvas, piece)``."""
+    prepare = type(method).prepare
+
+    def prepared(*args: Any) -> Any:
+        objective = prepare(*args)
+        objective.terms = partial(terms, objective.terms)
+        return objective
+
+    patch.setattr(type(method), "prepare", prepared)
 
 
 def same(a: SyntheticSet, b: SyntheticSet) -> bool:
@@ -149,7 +175,8 @@ def test_tail_with_fewer_images_than_needed_warns_and_works(variant, make_blobs,
         assert counts == [3, 3, 2]
     else:
         assert counts == [3, 3, 3]
-        noise = issubclass(CATALOGUE[VARIANTS[variant][0]], BackboneMatcher)
+        fields = build(variant).fields()
+        noise = fields.get("canvas") == "pyramid" or fields.get("start") == "noise"
         assert noise or "have fewer" in caplog.text  # noise needs no real images to start
         tail = syn.images[syn.labels == 2]
         assert not torch.equal(tail[0], tail[2])  # copies are not identical
@@ -175,12 +202,10 @@ def test_chunked_gradients_equal_unchunked(variant, make_blobs, run):
     real = make_blobs((24, 12, 6))
     gradients = []
     for chunk in (3, 1):
-        method = build(variant)
-        canvas = method.make_canvas(real, 2, run)
-        method.setup(real, canvas, run)
-        for term in method.terms(0, canvas, chunk):
+        objective, _ = build(variant).begin(real, 2, run)
+        for term in objective.terms(0, objective.canvas, chunk):
             term.values.sum().backward()
-        gradients.append(canvas.images.grad.clone())
+        gradients.append(objective.canvas.images.grad.clone())
     assert gradients[0].abs().max() > 0
     difference = (gradients[0] - gradients[1]).norm() / gradients[0].norm()
     assert difference < 1e-4
@@ -213,27 +238,26 @@ def test_resume_equals_uninterrupted(variant, make_blobs, run, tmp_path, monkeyp
 
 @pytest.mark.parametrize("variant", MATCHERS)
 def test_nan_stops_with_step_term_and_class_and_keeps_the_checkpoint(
-    variant, make_blobs, run, tmp_path
+    variant, make_blobs, run, tmp_path, monkeypatch
 ):
     real = make_blobs((20, 8, 4))
-    method = build(variant)
-    terms = method.terms
 
-    def poisoned(step, canvas, chunk):
+    def poisoned(terms, step, canvas, chunk):
         for term in terms(step, canvas, chunk):
-            if step == 3 and term.name != "calibration" and term.first == 0:
-                bad = torch.tensor([0.0, float("nan"), 0.0])
-                term.values = term.values + (
-                    bad[: len(term.values)] if term.values.ndim else bad[1]
-                )
+            bad = torch.tensor([0.0, float("nan"), 0.0])
+            if step == 3 and term.name != "calibration":
+                own = bad[term.first :][: len(term.values)] if term.values.ndim else bad[1]
+                term.values = term.values + own
             yield term
 
-    method.terms = poisoned
     folder = tmp_path / "run"
-    with pytest.raises(
-        DivergedError, match=r"^\w+( of class 1 \(class 1\))? is not finite at step 3"
-    ):
-        method(real, 2, run.with_(folder=folder))
+    method = build(variant)
+    with monkeypatch.context() as patch:
+        asking(patch, method, poisoned)
+        with pytest.raises(
+            DivergedError, match=r"^\w+( of class 1 \(class 1\))? is not finite at step 3"
+        ):
+            method(real, 2, run.with_(folder=folder))
     assert (folder / "checkpoint.safetensors").exists()
     assert torch.isfinite(build(variant)(real, 2, run.with_(folder=folder)).images).all()
 
@@ -245,17 +269,16 @@ def test_saves_and_loads(variant, make_blobs, run, tmp_path: Path):
     assert same(SyntheticSet.load(tmp_path / "artifact"), syn)
 
 
-def test_memory_error_halves_the_chunk_and_goes_on(make_blobs, run, caplog):
-    method = build("csdm")
-    terms, seen = method.terms, []
+def test_memory_error_halves_the_chunk_and_goes_on(make_blobs, run, caplog, monkeypatch):
+    method, seen = build("csdm"), []
 
-    def hungry(step, canvas, chunk):
+    def hungry(terms, step, canvas, chunk):
         seen.append(chunk)
         if chunk > 1:
             raise torch.OutOfMemoryError("out of memory")
         yield from terms(step, canvas, chunk)
 
-    method.terms = hungry
+    asking(monkeypatch, method, hungry)
     syn = method(make_blobs((12, 6, 4)), 1, run)
     assert torch.isfinite(syn.images).all()
     assert seen[:3] == [3, 2, 1] and "out of memory at step 0" in caplog.text
@@ -266,7 +289,9 @@ def test_budgets_exist_for_every_method_and_unknown_names_are_refused():
         for budget in ("quick", "standard", "paper"):
             assert method.budget(budget).fields() is not None
     assert (
-        CATALOGUE["csdm"].budget("quick").steps < CATALOGUE["csdm"].budget("paper").steps == 20_000
+        CATALOGUE["csdm"].budget("quick").descent.steps
+        < CATALOGUE["csdm"].budget("paper").descent.steps
+        == 20_000
     )
     with pytest.raises(InputError, match="did you mean 'quick'"):
         CATALOGUE["csdm"].budget("quik")
@@ -287,5 +312,7 @@ def test_no_field_is_a_flag_of_something_else():
     from potstill.app.job import Data
 
     taken = {name for kind in (Data, Machine, Distill) for name in kind.__dataclass_fields__}
+    taken.remove("labels")  # of the data, which are --label-column beside a method's labels
     for name, method in CATALOGUE.items():
-        assert not taken & set(method.__dataclass_fields__), name
+        for options in every_choice(method):
+            assert not taken & set(method.budget("paper", **options).fields()), name

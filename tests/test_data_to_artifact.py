@@ -21,7 +21,7 @@ from potstill.run import InputError, Run
 TINY = {
     "steps": 6,
     "network": "convnet-d2-w8-in",
-    "networks": 1,
+    "members": 1,
     "pool_epochs": 2,
     "entries": 2,
     "frequencies": 16,

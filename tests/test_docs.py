@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import re
 from pathlib import Path
 
@@ -14,6 +13,7 @@ from potstill.evaluation import PROBES, PROTOCOLS, Protocol, find_protocol
 from potstill.experts.backbones import check_backbone
 from potstill.methods import CATALOGUE
 from potstill.nets import parse
+from potstill.run.parts import parts_of
 
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").rglob("*.md"), ROOT / "recipes/README.md"])
@@ -41,11 +41,11 @@ def test_a_method_page_lists_every_hyper_parameter_with_its_value_at_each_budget
     inert = re.search(r"^Without effect unless .*? is above 0: (.*)\.$", text, re.MULTILINE)
     named = set(re.findall(r"`(\w+)`", inert[1])) if inert else set()
     method = CATALOGUE[name]
-    fields = {field.name for field in dataclasses.fields(method)}
+    budgets = [method.budget(budget).fields() for budget in ("paper", "standard", "quick")]
+    fields = {field for budget in budgets for field in budget}
     assert table.keys() | named == fields and not table.keys() & named
-    budgets = [method.budget(budget) for budget in ("paper", "standard", "quick")]
     for field, values in table.items():
-        assert values == [shown(getattr(budget, field)) for budget in budgets], field
+        assert values == [shown(budget[field]) if field in budget else "–" for budget in budgets]
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
@@ -65,13 +65,13 @@ def test_a_recipe_can_be_run_as_it_stands(path):
     assert recipe["distill"]["method"] == path.parent.name
     method = method_of(recipe)
     protocol = find_protocol(recipe["evaluate"]["protocol"])
-    assert protocol.labels != "soft" or getattr(method, "label_kind", "soft") != "hard"
+    assert protocol.labels != "soft" or method.fields().get("labels") != "hard"
     networks = recipe["evaluate"]["network"]
     for network in [networks] if isinstance(networks, str) else networks:
         if isinstance(protocol, Protocol):
             parse(network)
         else:  # a probe's network is a backbone; "same" is the one that distilled
-            backbone = method.backbone if network == "same" else network
+            backbone = method.fields()["backbone"] if network == "same" else network
             check_backbone(backbone, None)
     data = recipe["data"]
     assert "subset" not in data or data["subset"] in SUBSETS
@@ -81,8 +81,11 @@ def test_a_recipe_can_be_run_as_it_stands(path):
     assert re.fullmatch(name + r"(-quick)?(-[a-z][a-z\d]*){0,2}", path.stem)
     assert ("quick" in path.stem) <= (recipe["distill"]["budget"] == "quick")
     changed = recipe.get("method", {})
-    budget = type(method).budget(recipe["distill"]["budget"])
-    assert not [key for key in changed if changed[key] == getattr(budget, key)], "as the budget"
+    kinds = {name: method.fields()[name] for name, part in parts_of(method) if name in changed}
+    plain = type(method).budget(recipe["distill"]["budget"]).fields()
+    chosen = type(method).budget(recipe["distill"]["budget"], **kinds).fields()
+    asked = {name: plain[name] if name in kinds else chosen[name] for name in changed}
+    assert not [name for name in changed if changed[name] == asked[name]], "as the budget"
 
 
 def test_neighbours_are_those_of_a_recipe():
@@ -90,7 +93,7 @@ def test_neighbours_are_those_of_a_recipe():
         recipe = read_recipe(path)
         of = read_recipe(ROOT / "recipes" / "lgm" / f"{Path(recipe['method'].pop('of')).name}.toml")
         assert (of["data"], of["distill"]["ipc"]) == (recipe["data"], recipe["distill"]["ipc"])
-        assert method_of(of).backbone == method_of(recipe).backbone
+        assert method_of(of).networks == method_of(recipe).networks
 
 
 def test_no_two_recipes_are_the_same():

@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import fields
-
 import pytest
 import torch
 
-from potstill.canvas import start_canvas
 from potstill.data import Normalize
 from potstill.methods import CSDM, DM, LAD, LGM, MTT, SFM
 from potstill.nets import Examples, Training, create, train_many
@@ -19,7 +16,7 @@ pytestmark = [
 ]
 TINY = {
     "network": "convnet-d2-w16-in",
-    "networks": 2,
+    "members": 2,
     "pool_epochs": 1,
     "entries": 2,
     "steps": 5,
@@ -42,16 +39,16 @@ TINY = {
 
 def tiny(kind, **more):
     """A method at TINY, as far as it has those fields."""
-    known = {field.name for field in fields(kind)}
+    kinds = {k: v for k, v in more.items() if k in ("canvas", "labels", "networks")}
+    known = kind.budget("quick", **kinds).fields()
     return kind.budget("quick", **{k: v for k, v in (TINY | more).items() if k in known})
 
 
 def gradient(method, real, run):
-    canvas = start_canvas(real, 3, run.generator, start="tiled", factor=2).to(run.device)
-    method.setup(real, canvas, run)
-    for term in method.terms(0, canvas, canvas.classes):
+    objective, _ = method.begin(real, 3, run)
+    for term in objective.terms(0, objective.canvas, objective.canvas.classes):
         term.values.sum().backward()
-    return canvas.images.grad.cpu()
+    return objective.canvas.images.grad.cpu()
 
 
 @pytest.mark.parametrize(("precision", "least"), [("fp32", 0.999), ("bf16", 0.98)])
@@ -68,7 +65,7 @@ def test_gradient_agrees_with_the_cpu(make_blobs, run, precision, least):
 def test_a_whole_run(make_blobs, run, compiled):
     real = make_blobs((40, 20, 8), channels=3, size=16)
     device = Run(device="cuda", cache=run.cache, quiet=True, compile=compiled)
-    for method in (tiny(CSDM), tiny(DM, networks=0)):
+    for method in (tiny(CSDM), tiny(DM)):
         assert torch.isfinite(method(real, 2, device).images).all()
 
 
@@ -77,13 +74,13 @@ def test_memory_of_a_step_does_not_grow_with_the_real_set(make_blobs, run):
     for scale in (1, 8):
         real = make_blobs((400 * scale, 200 * scale), channels=3, size=32)
         device = Run(device="cuda", cache=run.cache, quiet=True)
-        method = tiny(CSDM, networks=1, pool_epochs=0)
-        canvas = start_canvas(real, 4, device.generator, start="tiled", factor=2).to("cuda")
-        method.setup(real, canvas, device)
-        method.real_side_.at(0)
+        method = tiny(CSDM, members=1, pool_epochs=0)
+        objective, _ = method.begin(real, 4, device)
+        canvas = objective.canvas
+        objective.side.at(0)
         torch.cuda.reset_peak_memory_stats()
         before = torch.cuda.memory_allocated()
-        for term in method.terms(0, canvas, canvas.classes):
+        for term in objective.terms(0, canvas, canvas.classes):
             term.values.sum().backward()
         peaks.append(torch.cuda.max_memory_allocated() - before)
     assert peaks[1] < 1.05 * peaks[0]
@@ -121,11 +118,14 @@ def test_trajectory_gradient_agrees_with_the_cpu(make_blobs, run, way):
     for device in ("cpu", "cuda"):
         here = Run(device=device, cache=run.cache, quiet=True)
         method = tiny(LAD, gradient=way, preprocess="normalize")
-        canvas = method.make_canvas(real, 3, run).to(here.device)  # one set of experts for both
-        method.setup(real, canvas, here)
-        for term in method.terms(0, canvas, canvas.classes):
+        networks = method.open(real, run)  # one set of experts for both, and one choice of images
+        canvas = method.start(real, 3, networks, run).to(here.device)
+        objective = method.prepare(real, canvas, networks, here)
+        for term in objective.terms(0, objective.canvas, canvas.classes):
             term.values.sum().backward()
-        gradients.append([leaf.grad.cpu() for leaf in canvas.parameters().values()])
+        leaves = objective.canvas.parameters() | objective.leaves()
+        assert set(leaves) == {"images", "raw_lr", "logits"}
+        gradients.append([leaf.grad.cpu() for leaf in leaves.values()])
     for on_cpu, on_gpu in zip(*gradients, strict=True):
         cosine = torch.nn.functional.cosine_similarity(on_cpu.flatten(), on_gpu.flatten(), dim=0)
         assert cosine > 0.999
@@ -167,12 +167,10 @@ def test_backbone_gradient_agrees_with_the_cpu(make_blobs, run, kind, memory_gb)
         here = Run(
             device=device, precision="fp32", memory_gb=memory_gb, cache=run.cache, quiet=True
         )
-        method = tiny(kind, canvas="pixels")
-        canvas = method.make_canvas(real, 3, here).to(here.device)
-        method.setup(real, canvas, here)
-        for term in method.terms(0, canvas, canvas.classes):
+        objective, _ = tiny(kind, levels="one").begin(real, 3, here)
+        for term in objective.terms(0, objective.canvas, objective.canvas.classes):
             term.values.backward()
-        gradients.append(canvas.images.grad.cpu().flatten())
+        gradients.append(objective.canvas.images.grad.cpu().flatten())
     assert torch.nn.functional.cosine_similarity(*gradients, dim=0) > 0.999
 
 

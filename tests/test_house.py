@@ -6,9 +6,15 @@ import ast
 import re
 import subprocess
 import sys
+from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
+
+from potstill.methods import CATALOGUE, Method
+from potstill.run.parts import parts_of
 
 SOURCE = Path(__file__).parents[1] / "src" / "potstill"
 ORDER = (
@@ -17,8 +23,10 @@ ORDER = (
     "losses",
     "match",
     "canvas",
+    "labels",
     "nets",
     "experts",
+    "networks",
     "synthetic",
     "methods",
     "evaluation",
@@ -66,6 +74,50 @@ def test_imports_run_downward_only():
 def test_no_room_without_a_name_of_its_own():
     forbidden = {"utils", "util", "helpers", "common", "core", "misc"}
     assert not [p for p in SOURCE.rglob("*") if p.stem in forbidden]
+
+
+def test_no_file_name_stands_twice():
+    names = [path.name for path in SOURCE.rglob("*.py") if path.name != "__init__.py"]
+    twice = {name for name in names if names.count(name) > 1} - {"parts.py"}  # those of a room
+    assert not twice, twice
+
+
+def test_nobody_asks_what_a_canvas_is():
+    asked = re.compile(r"isinstance\(.*Canvas")
+    assert asked.search("isinstance(self.canvas, PyramidCanvas)")
+    assert asked.search("isinstance(at(0), (int, Canvas))")
+    assert not asked.search("canvas = Canvas(images) if isinstance(images, Tensor) else 0")
+    outside = [p for p in SOURCE.rglob("*.py") if "canvas" not in p.relative_to(SOURCE).parts[:-1]]
+    assert not [p.name for p in outside if asked.search(p.read_text())]
+
+
+def every_choice(method: Any) -> Iterator[Any]:
+    """A method with each kind of each part that it may have."""
+    yield method
+    for room, kinds in getattr(method, "pairs", {}).items():
+        there = getattr(method, room).kinds
+        yield from (method.with_(**{room: kind}) for kind in kinds if kind in there)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_no_two_parts_of_a_method_have_a_field_of_the_same_name(name):
+    for method in every_choice(CATALOGUE[name]()):
+        parts = dict(parts_of(method))
+        own = [f.name for f in fields(method)]
+        inside = [f.name for part in parts.values() for f in fields(part)]
+        names = [*own, *inside]
+        assert not {one for one in names if names.count(one) > 1}
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_method_is_put_together_and_hardly_inherits(name):
+    def depth(kind: type) -> int:
+        return 0 if kind is Method else 1 + min(map(depth, heirs(kind)))
+
+    def heirs(kind: type) -> list[type]:
+        return [base for base in kind.__bases__ if issubclass(base, Method)]
+
+    assert depth(CATALOGUE[name]) <= 2
 
 
 def executing(code: str) -> list[str]:
@@ -130,8 +182,8 @@ def test_import_is_light():
         "'transformers'); "
         "print([m for m in heavy if m in sys.modules])"
     )
-    times = []
-    for _ in range(3):
+    times: list[float] = []
+    while len(times) < 3 and (not times or min(times) >= 0.3):  # again: the machine may be busy
         answer = subprocess.run(
             [sys.executable, "-c", code], capture_output=True, text=True, check=True
         ).stdout.split("\n")

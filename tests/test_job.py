@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import errno
 import json
+import logging
+import multiprocessing
 import os
 import shlex
 import shutil
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -19,17 +20,17 @@ import torch
 
 import potstill
 from potstill.app.cli import main
-from potstill.methods import CSDM
+from potstill.methods.distribution.class_matching import ClassMatching
 from potstill.run import Run, loop
 from potstill.run.folder import claimed
 
 TINY = shlex.split(
     "distill csdm --data digits --imbalance-factor 20 --ipc 1 --steps 150"
-    " --network convnet-d2-w8-in --networks 2 --pool-epochs 20 --entries 4 --frequencies 16"
+    " --network convnet-d2-w8-in --members 2 --pool-epochs 8 --entries 4 --frequencies 16"
     " --batch-real 8 --device cpu --threads 1 --checkpoint-seconds 0"
 )
 
-SHORT = [*TINY, "--steps", "16", "--networks", "1", "--pool-epochs", "1"]  # the last word counts
+SHORT = [*TINY, "--steps", "16", "--members", "1", "--pool-epochs", "1"]  # the last word counts
 
 
 def snapshot(folder: Path) -> dict[str, tuple[int, bytes]]:
@@ -69,29 +70,46 @@ def finished(short: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pa
 
 
 class Process:
-    """``potstill`` with the given words in an interpreter of its own."""
+    """``potstill`` with the given words: forked from here or, ``fresh``, in its own interpreter."""
 
-    def __init__(self, words: list[str], folder: Path) -> None:
-        environment = os.environ | {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
-        self.folder = folder
-        self.process = subprocess.Popen(
-            [sys.executable, "-m", "potstill.app.cli", *words, "--out", str(folder)],
-            env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-            # a shell's background job ignores interruptions, and would pass that on
-            preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-        )  # fmt: skip
+    def __init__(self, words: list[str], folder: Path, fresh: bool = False) -> None:
+        self.folder, self.said = folder, folder.parent / "said"
+        words = [*words, "--out", str(folder)]
+        kind = multiprocessing.get_context("fork").Process
+        self.process = kind(target=self._interpreter if fresh else self._begin, args=(words,))
+        self.process.start()
+
+    def _redirected(self) -> None:
+        os.dup2(os.open(self.said, os.O_WRONLY | os.O_CREAT | os.O_TRUNC), 2)
+        os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+        # a shell's background job ignores interruptions, and would pass that on
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    def _interpreter(self, words: list[str]) -> None:
+        self._redirected()
+        os.environ |= {"OMP_NUM_THREADS": "1", "OMP_WAIT_POLICY": "PASSIVE"}
+        os.execv(sys.executable, [sys.executable, "-m", "potstill.app.cli", *words])
+
+    def _begin(self, words: list[str]) -> None:
+        self._redirected()
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+        sys.stdout, sys.stderr = os.fdopen(1, "w"), os.fdopen(2, "w", buffering=1)
+        logging.getLogger().handlers.clear()
+        sys.exit(main(words))
 
     def stop(self, when: Callable[[], bool], how: signal.Signals) -> str:
         """Send a signal as soon as ``when()`` holds; return what the process said until then."""
         patience = time.monotonic() + 120
         while not when():
-            assert self.process.poll() is None, self.process.communicate()[1]
+            assert self.process.is_alive(), self.said.read_text()
             assert time.monotonic() < patience
             time.sleep(0.002)
-        self.process.send_signal(how)
-        _, said = self.process.communicate()
+        assert self.process.pid is not None
+        os.kill(self.process.pid, how)
+        self.process.join(60)
+        said = self.said.read_text()
         polite = how != signal.SIGKILL  # 130, 143 and 129, as shells and schedulers expect
-        assert self.process.returncode == (128 + how if polite else -how), said
+        assert self.process.exitcode == (128 + how if polite else -how), said
         if polite:
             assert "the same command goes on where this one was" in said, said
             assert "Traceback" not in said and not list(self.folder.rglob(".*.part"))
@@ -99,7 +117,9 @@ class Process:
         return said
 
 
-def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(tmp_path, monkeypatch):
+def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(
+    short, tmp_path, monkeypatch
+):
     folder, cache = tmp_path / "run", Path(os.environ["POTSTILL_CACHE"])
 
     def files(pattern: str) -> list[Path]:
@@ -114,9 +134,9 @@ def test_killed_at_any_moment_and_started_again_ends_with_the_same_bytes(tmp_pat
     Process(TINY, folder).stop(lambda: bool(files("realside/*/*.safetensors")), signal.SIGKILL)
     (folder / ".checkpoint.safetensors.abc_1234.part").touch()  # a kill within a write leaves this
     Process(TINY, folder).stop(steps(12), signal.SIGKILL)
-    said = Process(TINY, folder).stop(steps(30), signal.SIGINT)
+    said = Process(TINY, folder, fresh=True).stop(steps(30), signal.SIGINT)
     assert "resuming at step" in said and "interrupted" in said and "Traceback" not in said
-    Process(TINY, folder).stop(steps(60), signal.SIGTERM)
+    Process(TINY, folder, fresh=True).stop(steps(60), signal.SIGTERM)
     Process(TINY, folder).stop(steps(90), signal.SIGHUP)
     saving = folder / ".synthetic.part" / "images"
     Process(TINY, folder).stop(saving.exists, signal.SIGTERM)
@@ -297,7 +317,7 @@ def test_divergence_has_its_own_exit_code_and_keeps_the_checkpoint(
     finished, short, monkeypatch, capsys
 ):
     shutil.rmtree(finished)
-    words, terms = [*SHORT, "--out", str(finished)], CSDM.terms
+    words, terms = [*SHORT, "--out", str(finished)], ClassMatching.terms
 
     def poisoned(self, step, canvas, chunk):
         for term in terms(self, step, canvas, chunk):
@@ -306,7 +326,7 @@ def test_divergence_has_its_own_exit_code_and_keeps_the_checkpoint(
             yield term
 
     with monkeypatch.context() as patch:
-        patch.setattr(CSDM, "terms", poisoned)
+        patch.setattr(ClassMatching, "terms", poisoned)
         assert main(words) == 3
     said = capsys.readouterr().err
     assert said.count("\n") == 1

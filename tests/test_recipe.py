@@ -30,7 +30,7 @@ ipc = 1
 [method]
 steps = 6
 network = "convnet-d2-w8-in"
-networks = 1
+members = 1
 pool_epochs = 1
 entries = 2
 frequencies = 16
@@ -93,7 +93,7 @@ def test_a_recipe_makes_artifact_scores_and_page_and_repeats_none(tiny, monkeypa
     def expensive(*_: object, **__: object) -> None:
         raise AssertionError("done already")
 
-    monkeypatch.setattr("potstill.methods.distribution.class_matching.train_pool", expensive)
+    monkeypatch.setattr("potstill.networks.parts.train_pool", expensive)
     monkeypatch.setattr(scores_module, "Bench", expensive)
     _, again = start(tiny)
     assert [r.accuracy for r in again] == [r.accuracy for r in records]
@@ -137,9 +137,7 @@ def test_an_interrupted_recipe_goes_on(tiny, monkeypatch):
         patch.setattr(scores_module, "Bench", interrupted)
         words = ["recipe", str(tiny), "--out", f"{tiny.parent}/run", "--device", "cpu", "--quiet"]
         assert main(words) == 130
-    monkeypatch.setattr(
-        "potstill.methods.distribution.class_matching.train_pool", interrupted
-    )  # distilled already
+    monkeypatch.setattr("potstill.networks.parts.train_pool", interrupted)  # distilled already
     assert main(words) == 0
 
 

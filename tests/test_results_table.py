@@ -309,12 +309,11 @@ def test_benchmarks_that_know_a_device_are_given_it():
 
 def test_the_plain_side_can_be_frozen(run):
     step = step_script()
-    method = step.CSDM.budget("quick", networks=1, pool_epochs=0, network="convnet-d2-w8-in")
+    method = step.CSDM.budget("quick", members=1, pool_epochs=0, network="convnet-d2-w8-in")
     real = step.fake_cifar(4)
-    canvas = step.start_canvas(real, 1, run.generator)
-    method.setup(real, canvas, run)
+    objective, networks = method.begin(real, 1, run)
     for frozen in (False, True):
-        plain = step.PlainNCFM(method, real, canvas.images.detach(), run, 8, frozen)
+        plain = step.PlainNCFM(networks, real, objective.canvas.images.detach(), run, 8, frozen)
         weights = [*plain.net.parameters(), *plain.judge.parameters()]
         assert all(weight.requires_grad != frozen for weight in weights)
 

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from potstill.canvas.pyramid import PyramidCanvas, level_sizes
 from potstill.run import InputError
 from potstill.run import loop as loop_module
-from potstill.run.loop import Descent, Term, descend
+from potstill.run.loop import Descent, Objective, Term, descend
 
 COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]])
 
@@ -33,7 +33,7 @@ def test_sizes_double_and_are_cut_to_the_image():
     ]  # fmt: skip
     assert level_sizes((28, 28))[-2:] == [(16, 16), (28, 28)]
     assert level_sizes((1, 1)) == [(1, 1)]
-    assert level_sizes((24, 40), "pixels") == [(24, 40)]
+    assert level_sizes((24, 40), "one") == [(24, 40)]
 
 
 def summed(levels, size):
@@ -162,7 +162,7 @@ def test_noise_of_each_level_is_drawn_apart_and_by_seed(run):
 
 
 def test_pixels_are_one_level_of_full_size(run):
-    surface = make(run, form="pixels")
+    surface = make(run, levels="one")
     assert [tuple(level.shape) for level in surface.levels] == [(4, 3, 8, 8)]
     assert not surface.grow_(10_000) and list(surface.parameters()) == ["level-0"]
     assert surface.levels[0].std().item() == pytest.approx(1, abs=0.15)
@@ -172,7 +172,8 @@ def test_gradients_reach_every_level(run):
     surface = make(run)
     surface.grow_(10_000)
     surface.decode()[0].square().sum().backward()
-    assert surface.pixel_parameters() is surface.levels
+    pixels = surface.pixel_parameters()
+    assert all(a is b for a, b in zip(pixels, surface.levels, strict=True))
     assert all(level.grad.abs().min() > 0 for level in surface.levels)
 
 
@@ -188,7 +189,7 @@ def test_a_moved_canvas_has_leaves_of_its_own(run):
 @pytest.mark.parametrize(
     ("fields", "text"),
     [
-        ({"form": "tiles"}, "canvas is 'tiles'; use one of pyramid, pixels"),
+        ({"levels": "two"}, "levels is 'two'; use one of all, one"),
         ({"growth": "ones"}, "growth is 'ones'; use one of noise, zero"),
         ({"grow_every": 0}, "grow_every is 0; use a whole number from 1"),
     ],
@@ -198,19 +199,13 @@ def test_bad_fields_are_named(run, fields, text):
         make(run, **fields)
 
 
-class Parabola:
+class Parabola(Objective):
     """Pull every pixel of class c towards a quarter, or three."""
 
     def terms(self, step, surface, chunk):
         images, labels = surface.decode()
         goal = 0.25 + 0.5 * labels[:, None, None, None]
         yield Term("pull", (images - goal).square().flatten(1).sum(1).view(2, -1).sum(1))
-
-    def after(self, step, surface):
-        pass
-
-    def state(self):
-        return {}
 
     def load_state(self, tensors):
         assert not tensors
@@ -220,7 +215,7 @@ STEPS, EVERY = 24, 5  # levels at 6, 11 and 16
 
 
 def go(surface, run, **fields):
-    descent = Descent(**{"steps": STEPS, "lr": 0.05, **fields})
+    descent = Descent(**{"steps": STEPS, "lr_images": 0.05, **fields})
     return descend(Parabola(), surface, run, descent, classes=("a", "b"), chunk=2, key="k")
 
 
@@ -286,7 +281,7 @@ def test_the_optimiser_starts_anew_when_a_level_comes(run):
             gaps = [(a - b).abs() for a, b in zip(surface.levels, moved["before"], strict=True)]
             moved[step] = torch.cat([gap.flatten() for gap in gaps])
 
-    descent = Descent(steps=12, lr=0.05)
+    descent = Descent(steps=12, lr_images=0.05)
     descend(Watching(), surface, run, descent, classes=("a", "b"), chunk=2, key="k")
     for step in (0, 6, 11):
         torch.testing.assert_close(

@@ -108,4 +108,4 @@ def test_impossible_arguments():
         soft_labels([teacher()], syn.images, TRANSFORM, temperature=0)
     with pytest.raises(InputError, match="teachers is empty"):
         soft_labels([], syn.images, TRANSFORM)
-    assert list(TIERS) == ["hard", "static", "stored", "online", "inherited"]
+    assert list(TIERS) == ["hard", "static", "regression", "stored", "online", "inherited"]

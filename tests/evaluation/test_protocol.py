@@ -17,6 +17,7 @@ CHANGES = {
     "weight_decay": 1e-4, "schedule": "cosine", "milestones": (0.5,), "gamma": 0.3,
     "reset_momentum": True, "augment": "crop", "cutmix": 0.1, "sampling": "balanced",
     "epochs_by_ipc": ((1, 3),), "labels": "hard", "learned_lr": True, "held_out": 2,
+    "mixing": "remix", "max_norm": 0.1, "prior": "balanced_softmax",
 }  # fmt: skip
 
 
@@ -196,3 +197,17 @@ def test_heads_on_all_real_images_have_a_protocol_of_their_own():
     assert len({probe.hash, few["hash"], many["hash"]}) == 3
     assert few["description"].startswith(f"probe-full [{few['hash']}]: linear head")
     assert "2500 epochs" in few["description"] and few["labels"] == "hard"
+
+
+def test_a_prior_is_part_of_name_hash_and_sentence():
+    plain, probe = find_protocol("quick"), find_protocol("probe")
+    assert find_protocol("quick", "plain") is plain and find_protocol("quick", None) is plain
+    changed = find_protocol("quick", "balanced_softmax")
+    assert changed.name == "quick-balanced_softmax" and changed.hash != plain.hash
+    assert "Ren et al., NeurIPS 2020" in changed.describe() and "prior" not in plain.to_json()
+    head = find_protocol("probe", "crt")
+    assert head.name == "probe-crt" and head.hash != probe.hash
+    assert head.to_json()["prior"] == head.full_json(100)["prior"] == "crt"
+    assert "prior" not in probe.facts
+    with pytest.raises(InputError, match="prior is 'remix'; use one of plain"):
+        find_protocol("probe", "remix")

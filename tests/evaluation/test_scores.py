@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from potstill.data import ImageSet, Normalize
-from potstill.evaluation import bench, cached
+from potstill.evaluation import bench
 from potstill.evaluation.protocol import PROTOCOLS, Protocol
 from potstill.evaluation.record import below, few_test_images
 from potstill.evaluation.scores import Score, evaluate, read_scores, write_scores
@@ -152,28 +152,29 @@ def test_the_cache_knows_what_matters(change, syn, data, run, trained, make_blob
 
 def test_a_damaged_cache_is_measured_again(syn, data, run, trained):
     first = score(syn, data, run, quantized=False)
-    (path,) = (run.cache / "scores").iterdir()
-    path.write_text(path.read_text()[:-20])
+    (path,) = (run.cache / "scores").glob("*/result.safetensors")
+    path.write_bytes(path.read_bytes()[:-20])
     assert score(syn, data, run, quantized=False).random == first.random
     assert trained.count("random real images") == 2
 
 
 def test_a_changed_number_in_the_cache_is_not_believed(syn, data, run, trained, caplog):
     first = score(syn, data, run, quantized=False)
-    (path,) = (run.cache / "scores").iterdir()
-    kept = json.loads(path.read_text())
-    kept["result"]["accuracy"]["mean"] += 1
-    path.write_text(json.dumps(kept))
+    (path,) = (run.cache / "scores").glob("*/result.safetensors")
+    mean = f"{first.random['accuracy']['mean']}".encode()
+    other = mean[:-1] + (b"1" if mean[-1:] != b"1" else b"2")
+    assert mean in path.read_bytes()
+    path.write_bytes(path.read_bytes().replace(mean, other))
     assert score(syn, data, run, quantized=False).random == first.random
     assert trained.count("random real images") == 2
     assert f"{path} is damaged" in caplog.text and "measuring again" in caplog.text
 
 
 def test_a_cache_that_cannot_be_written_costs_no_score(syn, data, run, monkeypatch):
-    def full_disk(path, content):
+    def full_disk(*_):
         raise StorageError("disk full")
 
-    monkeypatch.setattr(cached, "write_json", full_disk)
+    monkeypatch.setattr("potstill.run.cache.save_state", full_disk)
     assert score(syn, data, run, quantized=False).random["accuracy"]["mean"] > 0
 
 

@@ -148,7 +148,7 @@ def test_random_examples_are_those_of_the_method_random():
     from potstill.methods.selection.random import Random
 
     run = Run(seed=5, device="cpu")
-    rows = Random().select(TRAIN, 4, run)
+    rows, _ = Random().select(TRAIN, 4, run)
     found = random_examples(TRAIN, (4, 4, 4), TRANSFORM, run)
     assert torch.equal(found.images, TRAIN.batch(rows))
 
@@ -223,3 +223,29 @@ def test_students_are_trained_as_the_device_likes_it(gpu, monkeypatch):
     assert (seen["precision"], seen["channels_last"]) == (
         ("bf16", True) if gpu else ("fp32", False)
     )
+
+
+def tail(outcome):
+    return float(outcome.chosen[:, 2].mean())
+
+
+@pytest.mark.parametrize("prior", ["balanced_softmax", "balanced", "remix_drw", "post_hoc", "crt"])
+def test_remedies_lift_the_tail_of_students_on_all_real_images(prior):
+    of = real_examples(toy((60, 12, 3), 0), TRANSFORM)
+    few = TINY.with_(epochs=15)
+    assert tail(train(few.with_(prior=prior), of=of)) > tail(train(few, of=of)) + 5
+
+
+def test_a_corrected_look_leaves_the_student_as_it_is(monkeypatch):
+    """Looks between see the corrected classifier, training goes on with its own."""
+    of = real_examples(toy((60, 12, 3), 0), TRANSFORM)
+    plain = TINY.with_(epochs=6, prior="post_hoc")
+    looking = plain.with_(selection="test_max", test_every=2)
+    assert torch.equal(train(plain, of=of).last, train(looking, of=of).last)
+
+
+def test_remedies_change_nothing_about_equal_classes():
+    few = TINY.with_(epochs=3)
+    plain = train(few, runs=1)
+    for prior in ("balanced_softmax", "effective_number", "post_hoc"):
+        assert torch.equal(train(few.with_(prior=prior), runs=1).chosen, plain.chosen)

@@ -1,11 +1,4 @@
-"""Small trainings of every kind that goes on where it was left, for tests and their processes."""
-
-import os
-import signal
-import sys
-from pathlib import Path
-
-import torch
+"""Small trainings of every kind that goes on where it was left, for tests."""
 
 from potstill.data import DSA, Normalize
 from potstill.experts import selfsupervised, train_experts
@@ -13,8 +6,7 @@ from potstill.experts.classifiers import train_classifiers
 from potstill.experts.pool import train_pool
 from potstill.experts.selfsupervised import SelfSupervision, train_backbone
 from potstill.nets import Sharpness, Training
-from potstill.nets.training import Feed
-from potstill.run import Run
+from potstill.nets.feed import Feed
 
 NETWORK = "convnet-d2-w8-in"
 PLAIN = Training(epochs=3, batch=8, lr=0.05, momentum=0, sharpness=Sharpness())
@@ -77,23 +69,3 @@ def before_each_step(act):
         return len(begun)
 
     return undo
-
-
-def main(kind, cache, at):
-    """Train, and die before a step as a process does that is killed."""
-    sys.path.insert(0, str(Path(__file__).parents[1]))
-    from conftest import blobs
-
-    torch.set_num_threads(1)
-
-    def die(begun):
-        if begun == int(at):
-            os.kill(os.getpid(), signal.SIGKILL)
-
-    before_each_step(die)
-    run = Run(device="cpu", cache=Path(cache), quiet=True, checkpoint_seconds=0.0)
-    KINDS[kind][0](blobs((16, 8, 4)), run)
-
-
-if __name__ == "__main__":
-    main(*sys.argv[1:])

@@ -1,17 +1,13 @@
 """Pools, experts, classifiers and backbones that are killed or left go on where they were."""
 
+import multiprocessing
 import os
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import left
 import pytest
 import torch
-
-HERE = Path(__file__).parent
 
 
 class Killed(BaseException):
@@ -91,12 +87,19 @@ def test_ctrl_c_loses_nothing(kind, real, run, tmp_path):
 def test_a_killed_process_loses_the_step_it_was_in(kind, real, run, tmp_path):
     whole, total = trained(kind, real, run.with_(cache=tmp_path / "whole"))
     at = 2 * total // 3
-    process = subprocess.run(
-        [sys.executable, HERE / "left.py", kind, run.cache, f"{at}"],
-        env={**os.environ, "PYTHONPATH": os.pathsep.join([*sys.path, str(HERE.parent)])},
-        check=False,
-    )
-    assert process.returncode == -signal.SIGKILL and states(run)
+
+    def die(begun):
+        if begun == at:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    def work():
+        left.before_each_step(die)
+        left.KINDS[kind][0](real, run)
+
+    child = multiprocessing.get_context("fork").Process(target=work)
+    child.start()
+    child.join(60)
+    assert child.exitcode == -signal.SIGKILL and states(run)
     found, again = trained(kind, real, run)
     assert same(found, whole) and again == total - at
     assert not states(run)

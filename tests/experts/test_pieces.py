@@ -6,7 +6,7 @@ import left
 import pytest
 import torch
 from test_opinions import NETWORK, weights
-from test_realside import side
+from tests.networks.test_real_statistics import side
 
 from potstill.data import Normalize
 from potstill.data.views import Views
@@ -58,7 +58,7 @@ def test_the_real_side(make_blobs, run, tmp_path, little, caplog, policy):
     def entry(cache):
         exact = policy == "exact"
         room = side(real, run.with_(cache=cache), policy="fixed" if exact else policy)
-        room.embed = None if exact else room.embed
+        room.embedding.keeps_features = exact
         return room.at(2)
 
     whole, seen = entry(tmp_path / "a"), little(20)
@@ -73,14 +73,14 @@ def test_the_real_side(make_blobs, run, tmp_path, little, caplog, policy):
 def test_the_embedding_of_kept_features(make_blobs, run, tmp_path, caplog):
     def entry(cache, most):
         room = side(make_blobs((70, 9, 3)), run.with_(cache=cache), policy="features")
-        embed = room.embed
+        embed = room.embedding.embed
 
         def hungry(f, e):
             if len(f) > most:
                 raise torch.OutOfMemoryError("CUDA out of memory")
             return embed(f, e)
 
-        room.embed = hungry
+        room.embedding.embed = hungry
         return room.at(3).table
 
     assert torch.allclose(entry(tmp_path / "a", 999), entry(tmp_path / "b", 30), atol=1e-5)

@@ -70,3 +70,21 @@ def test_priors_change_the_networks(make_blobs, run):
     )
     with pytest.raises(InputError, match="pool_prior is 'fair'"):
         make(real, run, prior="fair")
+
+
+def test_a_pool_reads_the_table(make_blobs, run):
+    """Sampling, mixing and correction of a row, whatever the training says."""
+    real = make_blobs((30, 8, 3))
+    plain, made = make(real, run), {}
+    for prior in ("balanced", "remix_drw", "post_hoc"):
+        made[prior] = make(real, run, prior=prior)
+        assert made[prior].key != plain.key
+        assert not equal(made[prior].trained[0], plain.trained[0])
+    sampled = Training(**{**vars(TRAINING), "sampling": "balanced"})
+    by_hand = train_pool(real, Normalize.fit(real), "convnet-d2-w8-in", 1, sampled, run)
+    assert equal(made["balanced"].trained[0], by_hand.trained[0])
+    first, last = plain.trained[0], made["post_hoc"].trained[0]
+    log_prior = (torch.tensor([30.0, 8.0, 3.0]) / 41).log()
+    for name, value in last.items():
+        shift = log_prior if name == "classifier.bias" else 0
+        torch.testing.assert_close(value, first[name] - shift)

@@ -1,10 +1,8 @@
-import os
+import multiprocessing
 import signal
-import subprocess
 import sys
 import time
 from collections import namedtuple
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
@@ -16,8 +14,8 @@ from potstill.experts.rows import Rows
 from potstill.experts.trajectories import train_experts
 from potstill.losses import cross_entropy, logit_adjusted
 from potstill.nets import Examples, Sharpness, Training, create, train_many
-from potstill.nets.training import Feed
-from potstill.run import DivergedError, InputError
+from potstill.nets.feed import Feed
+from potstill.run import DivergedError, InputError, Run
 from potstill.run.keeper import Keeper
 
 NETWORK = "convnet-d2-w8-in"
@@ -66,7 +64,7 @@ def killed_after(monkeypatch, real, run, rows, **options):
 
 @pytest.mark.parametrize("loss", ["plain", "logit_adjusted"])
 def test_snapshots_are_those_of_the_network_as_it_trains(real, run, loss):
-    experts = make(real, run, loss=loss)
+    experts = make(real, run, prior=loss)
     nets = [
         create(
             NETWORK, channels=1, size=8, classes=3, generator=run.generator("experts/weights", m)
@@ -113,7 +111,7 @@ def test_a_snapshot_is_the_callers_own(real, run):
 def test_loss_sampling_seed_and_transform_change_the_experts(real, run):
     plain = make(real, run, epochs=[2])
     others = [
-        make(real, run, epochs=[2], loss="logit_adjusted"),
+        make(real, run, epochs=[2], prior="logit_adjusted"),
         make(real, run, epochs=[2], training=Training(**{**vars(TRAINING), "sampling": "cyclic"})),
         make(real, run.with_(seed=1), epochs=[2]),
         make(real, run, epochs=[2], transform=ZCA.fit(real)),
@@ -315,46 +313,38 @@ def test_a_lost_row_before_the_place_of_a_killed_training(real, run, tmp_path, m
     assert calls == [(0, 2), (0, 2), (3.75, 4)] and not [*run.cache.rglob("resume*")]
 
 
-@pytest.mark.slow
-def test_a_process_killed_at_any_moment_goes_on_to_the_same_bytes(tmp_path):
-    """SIGKILL, several times, wherever it hits."""
-    code = f"""
-import sys, torch
-sys.path.insert(0, {str(Path(__file__).parents[1])!r})
-from conftest import blobs
-from pathlib import Path
-from potstill.data import Normalize
-from potstill.experts import train_experts
-from potstill.nets import Training
-from potstill.run import Run
-torch.set_num_threads(2)
-real = blobs((60, 30, 10))
-run = Run(device="cpu", cache=Path(sys.argv[1]), quiet=True, checkpoint_seconds=0.05)
-training = Training(epochs=40, batch=8, lr=0.02, momentum=0)
-print("begin", flush=True)
-experts = train_experts(real, Normalize.fit(real), "convnet-d2-w8-in", 3, training, run,
-                        epochs=[*range(30), 40])
-rows = [experts.rows.read(m, e) for m in range(3) for e in [*range(30), 40]]
-print(sum(int(row.view(torch.int32).long().sum()) * (i + 1) for i, row in enumerate(rows)))
-"""
+def test_a_process_killed_at_any_moment_goes_on_to_the_same_bytes(
+    make_blobs, tmp_path, monkeypatch
+):
+    """SIGKILL, several times, wherever it hits after some rows have been written."""
+    real = make_blobs((60, 30, 10))
+    training = Training(epochs=20, batch=8, lr=0.02, momentum=0)
+    fork = multiprocessing.get_context("fork")
+    original, written = Rows.write, fork.Value("i", 0)
 
-    def start(cache):
-        return subprocess.Popen(
-            [sys.executable, "-c", code, cache], stdout=subprocess.PIPE, text=True
-        )
+    def write(self, *args):
+        original(self, *args)
+        written.value += 1
 
-    whole = start(tmp_path / "whole").communicate()[0]
-    kills = 0
-    for wait in (0.6, 1.2):
-        process = start(tmp_path / "cut")
-        assert process.stdout.readline() == "begin\n"
-        time.sleep(wait)
-        if process.poll() is None:
-            os.kill(process.pid, signal.SIGKILL)
-            kills += 1
-        process.communicate()
-    assert kills == 2
-    assert start(tmp_path / "cut").communicate()[0] == whole and whole.count("\n") == 2
+    def rows(cache):
+        run = Run(device="cpu", cache=cache, quiet=True, checkpoint_seconds=0.05)
+        kept = [*range(15), 20]
+        experts = make(real, run, 3, training=training, epochs=kept)
+        return [experts.rows.read(m, e) for m in range(3) for e in kept]
+
+    whole = rows(tmp_path / "whole")  # first: what is imported late, children need not import
+    monkeypatch.setattr(Rows, "write", write)
+    for count, wait in ((1, 0.02), (12, 0.0), (20, 0.05)):
+        written.value = 0
+        child = fork.Process(target=rows, args=(tmp_path / "cut",))
+        child.start()
+        while written.value < count and child.is_alive():
+            time.sleep(0.001)
+        child.join(wait)
+        child.kill()
+        child.join()
+        assert child.exitcode == -signal.SIGKILL
+    assert all(map(torch.equal, rows(tmp_path / "cut"), whole))
 
 
 # -- what is refused ------------------------------------------------------------------------------
@@ -374,8 +364,8 @@ def test_bad_calls(real, run):
         make(real, run, epochs=[7], training=Training(**{**vars(TRAINING), "schedule": "cosine"}))
     with pytest.raises(InputError, match="experts is 0"):
         make(real, run, members=0)
-    with pytest.raises(InputError, match="loss is 'fair'"):
-        make(real, run, loss="fair")
+    with pytest.raises(InputError, match="prior is 'fair'"):
+        make(real, run, prior="fair")
     with pytest.raises(InputError, match=r"network is 'convnet-bn'.*use 'convnet-d2-w128-in'"):
         make(real, run, network="convnet-bn")
     with pytest.raises(InputError, match="network is 'covnet'"):
@@ -385,3 +375,25 @@ def test_bad_calls(real, run):
 def test_divergence_is_told(real, run):
     with pytest.raises(DivergedError, match="NaN or infinite in epoch"):
         make(real, run, training=Training(epochs=3, batch=8, lr=1e9, momentum=0))
+
+
+def test_experts_whose_epochs_depend_on_their_number_are_cached_by_it(real, run):
+    keys = {}
+    for prior in ("plain", "sqrt", "progressive", "ldam_drw"):
+        for epochs in (4, 5):
+            training = Training(**{**vars(TRAINING), "epochs": epochs})
+            keys[prior, epochs] = make(real, run, epochs=[0], training=training, prior=prior).key
+    assert keys["plain", 4] == keys["plain", 5] and keys["sqrt", 4] == keys["sqrt", 5]
+    assert len(set(keys.values())) == 6
+    with pytest.raises(InputError, match="prior is 'crt'; use one of plain"):
+        make(real, run, prior="crt")
+
+
+def test_an_end_asked_for_later_is_reached_in_the_same_way(real, run, tmp_path):
+    """Progressive sampling knows its last epoch, wherever a training stopped in between."""
+    training = Training(**{**vars(TRAINING), "epochs": 4, "momentum": 0.0})
+    once = make(real, run, epochs=[4], training=training, prior="progressive")
+    late = run.with_(cache=tmp_path / "late")
+    make(real, late, epochs=[2], training=training, prior="progressive")
+    twice = make(real, late, epochs=[4], training=training, prior="progressive")
+    assert equal(once.at(0, 4), twice.at(0, 4))

@@ -19,11 +19,11 @@ CLASSES = ("nought", "one", "two")
 MACHINE = "--device cpu --threads 1 --checkpoint-seconds 0 --quiet"
 NETWORK = "--network convnet-d2-w8-in"
 JOBS = {  # each is done in a second
-    "csdm": f"distill csdm --ipc 1 --steps 4 {NETWORK} --networks 1 --pool-epochs 1 --entries 2"
+    "csdm": f"distill csdm --ipc 1 --steps 4 {NETWORK} --members 1 --pool-epochs 1 --entries 2"
     f" --frequencies 16 --batch-real 8 {MACHINE}",
     "lad": f"distill lad --ipc 1 --steps 3 {NETWORK} --experts 1 --expert-epochs 3"
     " --classifier-epochs 1 --student-steps 2 --classifier-steps 2 --span 1 --start-min 0"
-    f" --start-max 1 --start-now 1 --expert-batch 16 --factor 1 {MACHINE}",
+    f" --start-max 1 --start-now 1 --expert-batch 16 {MACHINE}",
     "lgm": "distill lgm --ipc 1 --steps 4 --backbone convnet-d2-w8-in --augmentations 2"
     f" --grow-every 2 {MACHINE}",
     "random": "distill random --ipc 1 --device cpu --threads 1 --quiet",
@@ -48,7 +48,7 @@ seed = 0
 [method]
 steps = 2
 network = "convnet-d2-w8-in"
-networks = 1
+members = 1
 pool_epochs = 1
 entries = 2
 frequencies = 16

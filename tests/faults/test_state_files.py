@@ -19,7 +19,7 @@ from cases import Case, Fault, cli, draw_for, judged, trials
 from test_artifacts import STUDENT, displaced
 
 RECORDS = ("run.json", "scores.json", "metrics.jsonl", "synthetic/provenance.json")
-DEAR = {"method": ("steps", "networks", "network", "pool_epochs"), "evaluate": ("network", "runs")}
+DEAR = {"method": ("steps", "members", "network", "pool_epochs"), "evaluate": ("network", "runs")}
 
 
 def spoil(path: Path, draw: random.Random) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from potstill.app.cli import main
+from potstill.evaluation import PROBES
 from potstill.run import ArtifactError
 from potstill.run.checkpoint import load_state, save_state
 from potstill.synthetic import SyntheticSet
@@ -24,11 +25,11 @@ MACHINE = "--device cpu --threads 1 --checkpoint-seconds 0"
 NETWORK = "--network convnet-d2-w8-in"
 SELF = "--backbone self:convnet-d2-w8-bn --backbone-epochs 1"
 JOBS = {
-    "csdm": f"distill csdm --ipc 1 --steps 4 {NETWORK} --networks 1 --pool-epochs 1 --entries 2"
+    "csdm": f"distill csdm --ipc 1 --steps 4 {NETWORK} --members 1 --pool-epochs 1 --entries 2"
     " --frequencies 16 --batch-real 8",
     "lad": f"distill lad --ipc 1 --steps 2 {NETWORK} --experts 1 --expert-epochs 3"
     " --classifier-epochs 1 --student-steps 2 --classifier-steps 2 --span 1 --start-min 0"
-    " --start-max 1 --start-now 1 --expert-batch 16 --factor 1",
+    " --start-max 1 --start-now 1 --expert-batch 16",
     "lgm": f"distill lgm --ipc 1 --steps 2 {SELF} --augmentations 2 --real-side bank",
 }
 PROBE = (
@@ -148,8 +149,10 @@ def test_what_is_damaged_is_made_again(made, tmp_path, monkeypatch, caplog, stor
     assert named, f"nothing said of {paths[0]}: {caplog.text}"
 
 
-@pytest.mark.parametrize("damage", ["a bit in the middle"])  # training a head takes seconds
+@pytest.mark.parametrize("damage", ["a bit in the middle", "truncated"])
 def test_a_damaged_head_and_score_are_made_again(made, tmp_path, monkeypatch, caplog, damage):
+    brief = PROBES["probe-noflip"].with_(epochs=50, full_steps=100, stored_views=4)
+    monkeypatch.setattr("potstill.evaluation.protocol.PROBES", {"probe-noflip": brief})
     shutil.copytree(made / "cache-lgm", tmp_path / "cache")
     monkeypatch.setenv("POTSTILL_CACHE", str(tmp_path / "cache"))
     run = tmp_path / "run"
@@ -164,8 +167,9 @@ def test_a_damaged_head_and_score_are_made_again(made, tmp_path, monkeypatch, ca
             caplog.clear()
             (run / "head.safetensors").unlink()
             (run / "scores.json").unlink()
-            stored = [*(tmp_path / "cache").glob("heads/*"), *(tmp_path / "cache").glob("scores/*")]
-            assert {path.parent.name for path in stored} == {"heads", "scores"}
+            cache = tmp_path / "cache"
+            stored = [p for kind in ("heads", "scores") for p in cache.glob(f"{kind}/*/*.safe*")]
+            assert {path.name for path in stored} == {"head.safetensors", "result.safetensors"}
             for path in stored:
                 DAMAGES[damage](path)
     assert scores[0] == scores[1]
@@ -183,7 +187,7 @@ def test_nothing_is_said_of_sound_caches_and_nothing_is_made_again(
         with caplog.at_level(logging.WARNING, "potstill"):
             assert main([*words(job, made, tmp_path / f"run-{job}"), "--quiet"]) == 0
         after = {p: p.stat().st_mtime_ns for p in (tmp_path / job).rglob("*") if p.is_file()}
-        kept = {p for p in before if p.name != ".lock"}
+        kept = {p for p in before if p.name not in (".lock", "entry.json")}
         assert {p: after.get(p) for p in kept} == {p: before[p] for p in kept}
         assert "damaged" not in caplog.text and "does not fit" not in caplog.text
 

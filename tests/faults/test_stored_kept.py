@@ -30,13 +30,13 @@ DAMAGES = {
 
 
 CSDM = (
-    "distill csdm --data digits --ipc 1 --steps 3 --network mlp-w8 --networks 2 --pool-epochs 1"
+    "distill csdm --data digits --ipc 1 --steps 3 --network mlp-w8 --members 2 --pool-epochs 1"
     " --entries 3 --frequencies 8 --batch-real 8 --out "
 )
 LAD = (
     "distill lad --data digits --ipc 1 --steps 2 --iterate-every 1 --network mlp-w8 --experts 1"
     " --expert-epochs 2 --classifier-epochs 1 --student-steps 1 --classifier-steps 1 --span 1"
-    " --start-min 0 --start-max 1 --start-now 1 --expert-batch 128 --factor 1 --out "
+    " --start-min 0 --start-max 1 --start-now 1 --expert-batch 128 --out "
 )
 TRAIN = "backbone train --data digits --network convnet-d2-w8-bn --epochs 1 --batch 512 --out "
 

@@ -13,9 +13,9 @@ from potstill.experts.features import collect_features, sub_centres
 from potstill.match.linear import analytic_gradient, linear_gradient
 from potstill.methods import CATALOGUE, LGM, SFM, Centroids, Neighbours, Random
 from potstill.methods.pretrained import backbone_matching as frozen
-from potstill.methods.pretrained.backbone_matching import without_place
 from potstill.methods.selection.nearest import free_nearest
 from potstill.nets.backbone import save_backbone
+from potstill.networks import FrozenBackbone
 from potstill.run import ArtifactError, InputError
 
 OWN = "convnet-d2-w8-in"
@@ -39,47 +39,52 @@ def exact(monkeypatch):
     torch.set_default_dtype(torch.float32)
 
 
+def made(kind, fields=FIELDS, **more):
+    return kind.budget("paper", **{**fields, **more})
+
+
 def ready(method, real, run, ipc=2, step=STEP):
-    """The method after its set-up, and its canvas with all levels."""
+    """The method's objective before its first step, its canvas with all levels."""
     method.check(real)
-    canvas = method.make_canvas(real, ipc, run).to("cpu")
-    method.setup(real, canvas, run)
-    canvas.grow_(step)
-    return canvas
+    objective, _ = method.begin(real, ipc, run)
+    objective.canvas.grow_(step)
+    return objective
 
 
-def step_of(method, canvas, chunk=3, step=STEP):
+def step_of(objective, chunk=3, step=STEP):
     """Value and gradient of one step."""
-    for leaf in canvas.levels:
+    levels = objective.canvas.levels
+    for leaf in levels:
         leaf.grad = None
-    (term,) = method.terms(step, canvas, chunk)
+    (term,) = objective.terms(step, objective.canvas, chunk)
     term.values.backward()
-    return term, [leaf.grad.clone() for leaf in canvas.levels]
+    return term, [leaf.grad.clone() for leaf in levels]
 
 
 def flat(grads):
     return torch.cat([g.flatten() for g in grads])
 
 
-def synthetic_features(method, canvas, run, step=STEP):
+def synthetic_features(objective, run, step=STEP):
     """Features (views, n, d) with a graph, drawn as the method says it draws."""
-    leaves = [level.detach().clone().requires_grad_() for level in canvas.levels]
-    images = canvas.render(leaves)
+    levels, views = objective.canvas.parameters(), objective.views
+    leaves = {name: level.detach().clone().requires_grad_() for name, level in levels.items()}
+    images = objective.canvas.render(leaves)
     seen = []
-    for number in range(method.augmentations):
-        draw = method._views().draw(len(images), run.generator("views", step, number))
-        seen.append(method.backbone_.features(method._views().apply(images, draw, (8, 8))))
-    return leaves, torch.stack(seen)
+    for number in range(objective.how.views.augmentations):
+        draw = views.draw(len(images), run.generator("views", step, number))
+        seen.append(objective.backbone.features(views.apply(images, draw, (8, 8))))
+    return list(leaves.values()), torch.stack(seen)
 
 
-def real_views(method, real, run, rows, step=STEP):
-    views = method._views()
+def real_views(objective, real, run, rows, step=STEP):
+    views = objective.views
     draw = views.draw(len(rows), run.generator("real-views", step))
     found = []
     for place, row in enumerate(rows.tolist()):
         image = real.batch(torch.tensor([row]))
         seen = views.apply(image, part_of(draw, slice(place, place + 1)), (8, 8))
-        found.append(method.backbone_.features(seen))
+        found.append(objective.backbone.features(seen))
     return torch.cat(found)
 
 
@@ -99,16 +104,16 @@ def inverse_counts(real, rows):
     return torch.tensor(share, dtype=torch.float64).to(torch.get_default_dtype())
 
 
-def plain_lgm(method, canvas, real, run, step=STEP):
+def plain_lgm(objective, real, run, step=STEP):
     """One step of LGM by double backward through the whole graph."""
     draw = run.generator("head", step)
-    head = torch.randn(3, method.backbone_.dim, generator=draw) * method.head_std
-    rows = method.positions(step)
-    share = inverse_counts(real, rows) if method.balance == "weights" else None
-    z = real_views(method, real, run, rows, step)
+    head = torch.randn(3, objective.backbone.dim, generator=draw) * objective.how.head_std
+    rows = objective.positions(step)
+    share = inverse_counts(real, rows) if objective.how.balance == "weights" else None
+    z = real_views(objective, real, run, rows, step)
     goal = head_gradient(z, real.labels[rows], head, share).detach()
-    leaves, seen = synthetic_features(method, canvas, run, step)
-    labels = canvas.labels.repeat(len(seen))
+    leaves, seen = synthetic_features(objective, run, step)
+    labels = objective.canvas.labels.repeat(len(seen))
     found = head_gradient(seen.flatten(0, 1), labels, head, create_graph=True)
     value = 1 - (goal * found).sum() / (goal.norm() * found.norm())
     return value.item(), torch.autograd.grad(value, leaves)
@@ -117,20 +122,20 @@ def plain_lgm(method, canvas, real, run, step=STEP):
 @pytest.mark.parametrize("balance", ["none", "weights", "sampling"])
 @pytest.mark.parametrize("std", [0.01, 1.0])
 def test_a_step_of_lgm_is_the_double_backward(real, run, balance, std, exact):
-    method = LGM(**FIELDS, balance=balance, head_std=std)
-    canvas = ready(method, real, run)
-    term, grads = step_of(method, canvas)
-    value, expected = plain_lgm(method, canvas, real, run)
+    method = made(LGM, balance=balance, head_std=std)
+    objective = ready(method, real, run)
+    term, grads = step_of(objective)
+    value, expected = plain_lgm(objective, real, run)
     assert term.values.item() == pytest.approx(value, abs=1e-10)
     assert len(grads) == 4 and all(g.norm() > 0 for g in grads)
     torch.testing.assert_close(flat(grads), flat(expected), atol=1e-11, rtol=1e-7)
 
 
 def test_a_step_of_lgm_in_single_precision(real, run):
-    method = LGM(**FIELDS)
-    canvas = ready(method, real, run)
-    term, grads = step_of(method, canvas)
-    value, expected = plain_lgm(method, canvas, real, run)
+    method = made(LGM)
+    objective = ready(method, real, run)
+    term, grads = step_of(objective)
+    value, expected = plain_lgm(objective, real, run)
     assert term.values.item() == pytest.approx(value, abs=1e-5)
     for found, wanted in zip(grads, expected, strict=True):
         assert F.cosine_similarity(found.flatten(), wanted.flatten(), dim=0) > 0.9999
@@ -140,54 +145,52 @@ def test_a_step_of_lgm_in_single_precision(real, run):
 def test_the_real_gradient_is_summed_block_by_block(real, run, exact, monkeypatch):
     """More real images than a block, in a batch that wraps around the set."""
     for balance in ("none", "weights"):
-        method = LGM(**FIELDS, balance=balance, batch_real=1100)
-        ready(method, real, run)
-        features = torch.randn(len(real), method.backbone_.dim, generator=run.generator("z"))
+        method = made(LGM, balance=balance, batch_real=1100)
+        objective = ready(method, real, run)
+        features = torch.randn(len(real), objective.backbone.dim, generator=run.generator("z"))
         monkeypatch.setattr(
-            method,
+            objective,
             "_real_features",
             lambda step, rows, parts, f=features: (f[rows[part]] for part in parts),
         )
-        method.begin(STEP)
-        rows = method.positions(STEP)
+        objective.begin(STEP)
+        rows = objective.positions(STEP)
         share = inverse_counts(real, rows) if balance == "weights" else None
-        expected = head_gradient(features[rows], real.labels[rows], method.head_, share)
-        found = torch.cat([method.goal_[:, :-1].flatten(), method.goal_[:, -1]])
+        expected = head_gradient(features[rows], real.labels[rows], objective.head, share)
+        found = torch.cat([objective.goal[:, :-1].flatten(), objective.goal[:, -1]])
         torch.testing.assert_close(found, expected, atol=1e-12, rtol=1e-9)
         assert found.norm() > 1e-2
 
 
 def test_heads_are_new_at_every_step_and_the_same_for_the_same_step(real, run):
-    method = LGM(**FIELDS)
-    ready(method, real, run)
+    method = made(LGM)
+    objective = ready(method, real, run)
     heads = []
     for step in (0, 1, 0):
-        method.begin(step)
-        heads.append(method.head_)
+        objective.begin(step)
+        heads.append(objective.head)
     assert torch.equal(heads[0], heads[2]) and not torch.equal(heads[0], heads[1])
     assert heads[0].std().item() == pytest.approx(0.01, rel=0.2)
 
 
 def test_rounds_over_the_real_set_as_published(real, run):
-    method = LGM(**FIELDS, batch_real=8)
-    ready(method, real, run)
-    first = torch.cat([method.positions(step) for step in range(3)])  # 26 = 3 * 8 + 2 dropped
-    second = torch.cat([method.positions(step) for step in range(3, 6)])
+    method = made(LGM, batch_real=8)
+    objective = ready(method, real, run)
+    first = torch.cat([objective.positions(step) for step in range(3)])  # 26 = 3 * 8 + 2 dropped
+    second = torch.cat([objective.positions(step) for step in range(3, 6)])
     assert len(first.unique()) == len(second.unique()) == 24
     assert not torch.equal(first, second)
-    released = LGM(**FIELDS)
-    ready(released, real, run, ipc=2)
+    released = ready(made(LGM), real, run, ipc=2)
     assert len(released.positions(0)) == 12  # classes x ipc x augmentations
-    wrapping = LGM(**FIELDS, batch_real=60)
-    ready(wrapping, real, run)
+    wrapping = ready(made(LGM, batch_real=60), real, run)
     counts = torch.bincount(wrapping.positions(0), minlength=26)
     assert counts.sum() == 60 and counts.min() >= 2 and counts.max() <= 3
 
 
 def test_sampling_draws_classes_equally_often(real, run):
-    method = LGM(**FIELDS, balance="sampling", batch_real=21)
-    ready(method, real, run)
-    batches = [method.positions(step) for step in range(20)]
+    method = made(LGM, balance="sampling", batch_real=21)
+    objective = ready(method, real, run)
+    batches = [objective.positions(step) for step in range(20)]
     for rows in batches:
         assert torch.bincount(real.labels[rows]).tolist() == [7, 7, 7]
         head = rows[real.labels[rows] == 0]
@@ -204,70 +207,72 @@ def test_sfm_is_lgm_with_a_head_of_nothing(make_blobs, real, run, balance, exact
     if balance == "balanced set":
         real, balance = make_blobs((8, 8, 8), channels=3), "none"
     options = {**FIELDS, **QUIET}
-    lgm = LGM(**options, head_std=1e-6, batch_real=len(real), balance=balance)
-    sfm = SFM(**options)
+    lgm = made(LGM, options, head_std=1e-6, batch_real=len(real), balance=balance)
+    sfm = made(SFM, options)
     one, other = ready(lgm, real, run), ready(sfm, real, run)
-    assert all(torch.equal(a, b) for a, b in zip(one.levels, other.levels, strict=True))
-    a, slopes = step_of(lgm, one)
-    b, expected = step_of(sfm, other)
+    pairs = zip(one.canvas.levels, other.canvas.levels, strict=True)
+    assert all(torch.equal(a, b) for a, b in pairs)
+    a, slopes = step_of(one)
+    b, expected = step_of(other)
     assert a.values.item() == pytest.approx(b.values.item(), abs=1e-5) and b.values > 1e-3
     cosine = F.cosine_similarity(flat(slopes), flat(expected), dim=0)
     assert cosine > 1 - 1e-8
     # and is not, without either
-    unlike = LGM(**options, head_std=3.0, batch_real=len(real), balance=balance)
-    _, slopes = step_of(unlike, ready(unlike, real, run))
+    unlike = made(LGM, options, head_std=3.0, batch_real=len(real), balance=balance)
+    _, slopes = step_of(ready(unlike, real, run))
     assert F.cosine_similarity(flat(slopes), flat(expected), dim=0) < 0.99
 
 
 def test_a_natural_batch_is_not_sfm_on_a_long_tail(real, run, exact):
     options = {**FIELDS, **QUIET}
-    lgm, sfm = LGM(**options, head_std=1e-6, batch_real=26), SFM(**options)
-    a, _ = step_of(lgm, ready(lgm, real, run))
-    b, _ = step_of(sfm, ready(sfm, real, run))
+    lgm, sfm = made(LGM, options, head_std=1e-6, batch_real=26), made(SFM, options)
+    a, _ = step_of(ready(lgm, real, run))
+    b, _ = step_of(ready(sfm, real, run))
     assert abs(a.values - b.values) > 1e-3
 
 
 def test_the_bank_gives_what_its_features_give(real, run):
-    method = LGM(**FIELDS, real_side="bank", bank_views=3, batch_real=20)
-    ready(method, real, run)
-    method.begin(STEP)
+    method = made(LGM, real_side="bank", bank_views=3, batch_real=20)
+    objective = ready(method, real, run)
+    objective.begin(STEP)
     bank = collect_features(
-        real, method.backbone_, run, views=method._views(), count=3, bank=True
+        real, objective.backbone, run, views=objective.views, count=3, bank=True
     ).bank.float()
-    rows = method.positions(STEP)
+    rows = objective.positions(STEP)
     view = torch.randint(3, (20,), generator=run.generator("real-views", STEP))
     z = torch.stack([bank[v, row] for v, row in zip(view.tolist(), rows.tolist(), strict=True)])
-    expected = head_gradient(z, real.labels[rows], method.head_)
-    found = torch.cat([method.goal_[:, :-1].flatten(), method.goal_[:, -1]])
+    expected = head_gradient(z, real.labels[rows], objective.head)
+    found = torch.cat([objective.goal[:, :-1].flatten(), objective.goal[:, -1]])
     torch.testing.assert_close(found, expected, atol=1e-6, rtol=1e-4)
-    assert method.seconds_saved() == 0
-    ready(method, real, run)
-    assert method.seconds_saved() > 0
+    assert objective.seconds_saved == 0
+    assert ready(method, real, run).seconds_saved > 0
 
 
 @pytest.mark.parametrize("balance", ["none", "weights"])
 def test_the_analytic_side_is_the_whole_bank_for_a_small_head(real, run, balance):
-    method = LGM(**FIELDS, real_side="analytic", bank_views=4, balance=balance, head_std=0.03)
-    ready(method, real, run)
-    method.begin(STEP)
+    method = made(LGM, real_side="analytic", bank_views=4, balance=balance, head_std=0.03)
+    objective = ready(method, real, run)
+    objective.begin(STEP)
     bank = collect_features(
-        real, method.backbone_, run, views=method._views(), count=4, bank=True
+        real, objective.backbone, run, views=objective.views, count=4, bank=True
     ).bank
     z, labels = bank.flatten(0, 1).double(), real.labels.repeat(4)
     share = None
     if balance == "weights":
         share = (1 / torch.tensor(real.counts).double())[labels]
-    exact = linear_gradient(z, labels, method.head_.double(), image_weights=share)
-    cosine = F.cosine_similarity(exact.flatten(), method.goal_.double().flatten(), dim=0)
+    exact = linear_gradient(z, labels, objective.head.double(), image_weights=share)
+    cosine = F.cosine_similarity(exact.flatten(), objective.goal.double().flatten(), dim=0)
     assert cosine > 0.9995
     share = torch.full((len(z),), 1 / len(z)).double() if share is None else share / share.sum()
     priors = torch.stack([share[labels == label].sum() for label in range(3)])
     centres = torch.stack([z[labels == label].mean(0) for label in range(3)])
-    expected = analytic_gradient(centres, priors, (z * share[:, None]).T @ z, method.head_.double())
-    torch.testing.assert_close(method.goal_.double(), expected, atol=1e-3, rtol=0)
-    natural = analytic_gradient(centres, priors, z.T @ z / len(z), method.head_.double())
+    expected = analytic_gradient(
+        centres, priors, (z * share[:, None]).T @ z, objective.head.double()
+    )
+    torch.testing.assert_close(objective.goal.double(), expected, atol=1e-3, rtol=0)
+    natural = analytic_gradient(centres, priors, z.T @ z / len(z), objective.head.double())
     if balance == "weights":  # the moment is weighted as the classes are
-        assert (method.goal_ - expected).norm() < 0.1 * (natural - expected).norm()
+        assert (objective.goal - expected).norm() < 0.1 * (natural - expected).norm()
 
 
 # SFM
@@ -302,32 +307,32 @@ def slow_cosine(a, b):
     return dot / math.sqrt(sum(x * x for x in a) * sum(y * y for y in b))
 
 
-def slow_means(method, canvas, run):
+def slow_means(objective, run):
     """Features of each synthetic image, averaged over its views, as lists."""
-    _, seen = synthetic_features(method, canvas, run)
+    _, seen = synthetic_features(objective, run)
     views, n, dim = seen.shape
     z = seen.tolist()
     return [[sum(z[v][i][d] for v in range(views)) / views for d in range(dim)] for i in range(n)]
 
 
-def slow_real(method, real, run):
+def slow_real(objective, real, run):
     """Centres of the clean views, image by image."""
     z = []
     for row in range(len(real)):
         seen = clean_view(real.batch(torch.tensor([row])), (8, 8))
-        z += method.backbone_.features(seen).tolist()
+        z += objective.backbone.features(seen).tolist()
     return slow_centres(z, real.labels.tolist())
 
 
 @pytest.mark.parametrize("reduction", ["global", "per_class"])
 @pytest.mark.parametrize("ipc", [1, 3])
 def test_a_step_of_sfm_equals_loops(real, run, reduction, ipc, exact):
-    method = SFM(**FIELDS, reduction=reduction)
-    canvas = ready(method, real, run, ipc)
-    term, grads = step_of(method, canvas)
-    goal = slow_flows(slow_real(method, real, run))
-    means = slow_means(method, canvas, run)
-    found = slow_flows(slow_centres(means, canvas.labels.tolist()))
+    method = made(SFM, reduction=reduction)
+    objective = ready(method, real, run, ipc)
+    term, grads = step_of(objective)
+    goal = slow_flows(slow_real(objective, real, run))
+    means = slow_means(objective, run)
+    found = slow_flows(slow_centres(means, objective.canvas.labels.tolist()))
     rows = [slow_cosine([a], [b]) for a, b in zip(goal, found, strict=True)]
     expected = slow_cosine(goal, found) if reduction == "global" else sum(rows) / 3
     # the real centres are stored in single precision
@@ -338,11 +343,11 @@ def test_a_step_of_sfm_equals_loops(real, run, reduction, ipc, exact):
 
 @pytest.mark.parametrize("alpha", [1.0, 0.3])
 def test_decoupled_equals_loops(real, run, alpha, exact):
-    method = SFM(**FIELDS, decouple=True, decouple_alpha=alpha)
-    canvas = ready(method, real, run)
-    term, _ = step_of(method, canvas)
-    own, goal = slow_means(method, canvas, run), slow_real(method, real, run)
-    found = slow_centres(own, canvas.labels.tolist())
+    method = made(SFM, decouple=True, decouple_alpha=alpha)
+    objective = ready(method, real, run)
+    term, _ = step_of(objective)
+    own, goal = slow_means(objective, run), slow_real(objective, real, run)
+    found = slow_centres(own, objective.canvas.labels.tolist())
     squares, others, dim = 0.0, 0.0, len(goal[0])
     for k in range(3):
         rest = [c for c in range(3) if c != k]
@@ -356,13 +361,13 @@ def test_decoupled_equals_loops(real, run, alpha, exact):
 
 @pytest.mark.parametrize("kind", ["only", "both"])
 def test_parts_of_classes_equal_loops(real, run, kind, exact):
-    method = SFM(**FIELDS, sub_centres=kind)
-    canvas = ready(method, real, run, ipc=3)
-    term, _ = step_of(method, canvas)
-    stats = collect_features(real, method.backbone_, run, bank=True)
+    method = made(SFM, sub_centres=kind)
+    objective = ready(method, real, run, ipc=3)
+    term, _ = step_of(objective)
+    stats = collect_features(real, objective.backbone, run, bank=True)
     parts = sub_centres(stats, 3, run).tolist()
-    goal, own = slow_real(method, real, run), slow_means(method, canvas, run)
-    found = slow_centres(own, canvas.labels.tolist())
+    goal, own = slow_real(objective, real, run), slow_means(objective, run)
+    found = slow_centres(own, objective.canvas.labels.tolist())
     a, b = [], []
     for k in range(3):
         for j in range(3):
@@ -379,39 +384,37 @@ def test_parts_keep_images_of_a_class_apart(real, run):
     """Without them the images of a class may swap without a difference; with them not."""
     values = {}
     for kind in ("off", "only"):
-        method = SFM(**{**FIELDS, **QUIET}, sub_centres=kind)
-        canvas = ready(method, real, run, ipc=2)
+        method = made(SFM, **QUIET, sub_centres=kind)
+        objective = ready(method, real, run, ipc=2)
         swapped = torch.tensor([1, 0, 3, 2, 5, 4])
-        before = step_of(method, canvas)[0].values.item()
+        before = step_of(objective)[0].values.item()
+        canvas = objective.canvas
         canvas.levels = [level.detach()[swapped].requires_grad_() for level in canvas.levels]
-        values[kind] = abs(step_of(method, canvas)[0].values.item() - before)
+        values[kind] = abs(step_of(objective)[0].values.item() - before)
     assert values["off"] < 1e-6 < 1e-4 < values["only"]
 
 
 def test_centres_from_views(real, run):
-    method = SFM(**FIELDS, centre_views="augmented", centre_count=5)
-    ready(method, real, run)
-    stats = collect_features(real, method.backbone_, run, views=method._views(), count=5)
-    assert torch.equal(method.centres_, stats.centres)
-    clean = SFM(**FIELDS)
-    ready(clean, real, run)
-    assert not torch.equal(clean.centres_, method.centres_)
+    method = made(SFM, centre_views="augmented", centre_count=5)
+    objective = ready(method, real, run)
+    stats = collect_features(real, objective.backbone, run, views=objective.views, count=5)
+    assert torch.equal(objective.centres, stats.centres)
+    clean = ready(made(SFM), real, run)
+    assert not torch.equal(clean.centres, objective.centres)
 
 
 def test_shrinkage_moves_the_tail_and_its_parts(real, run):
-    plain = SFM(**FIELDS, sub_centres="both")
-    moved = SFM(**FIELDS, sub_centres="both", shrinkage=5.0)
-    ready(plain, real, run)
-    ready(moved, real, run)
+    plain = ready(made(SFM, sub_centres="both"), real, run)
+    moved = ready(made(SFM, sub_centres="both", shrinkage=5.0), real, run)
     # three classes: the largest alone is the head
     for label, count in ((1, 9), (2, 5)):
-        expected = (count * plain.centres_[label] + 5 * plain.centres_[0]) / (count + 5)
-        torch.testing.assert_close(moved.centres_[label], expected)
-    assert torch.equal(moved.centres_[0], plain.centres_[0])
+        expected = (count * plain.centres[label] + 5 * plain.centres[0]) / (count + 5)
+        torch.testing.assert_close(moved.centres[label], expected)
+    assert torch.equal(moved.centres[0], plain.centres[0])
     # a class moves as a whole: parts stand as before to their centre
-    for method in (plain, moved):
-        method.own_ = method.flows_[:, None] - method.sub_flows_  # part less centre
-    torch.testing.assert_close(moved.own_, plain.own_, atol=1e-5, rtol=1e-4)
+    before, after = (one.flows[:, None] - one.sub_flows for one in (plain, moved))
+    torch.testing.assert_close(after, before, atol=1e-5, rtol=1e-4)  # part less centre
+    assert before.abs().max() > 1e-2
 
 
 # both
@@ -419,10 +422,10 @@ def test_shrinkage_moves_the_tail_and_its_parts(real, run):
 
 @pytest.mark.parametrize("kind", [LGM, SFM])
 def test_pieces_of_any_size_give_the_same(real, run, kind, exact, monkeypatch):
-    method = kind(**FIELDS)
-    canvas = ready(method, real, run)
-    whole, expected = step_of(method, canvas)
-    assert method.fit_ > 12
+    method = made(kind)
+    objective = ready(method, real, run)
+    whole, expected = step_of(objective)
+    assert objective.pieces(run) == 12  # all views of all images
     budgets, original = [], frozen.feature_gradients
 
     def watching(*args, budget, **rest):
@@ -431,7 +434,7 @@ def test_pieces_of_any_size_give_the_same(real, run, kind, exact, monkeypatch):
 
     monkeypatch.setattr(frozen, "feature_gradients", watching)
     for chunk in (5, 1):
-        part, grads = step_of(method, canvas, chunk)
+        part, grads = step_of(objective, chunk)
         torch.testing.assert_close(part.values, whole.values, atol=1e-12, rtol=0)
         torch.testing.assert_close(flat(grads), flat(expected), atol=1e-12, rtol=1e-8)
     assert budgets == [5, 1]  # views
@@ -439,12 +442,11 @@ def test_pieces_of_any_size_give_the_same(real, run, kind, exact, monkeypatch):
 
 @pytest.mark.parametrize("kind", [LGM, SFM])
 def test_the_memory_budget_decides_the_pieces(real, run, kind):
-    method = kind(**FIELDS)
-    canvas = ready(method, real, run.with_(memory_gb=1e-3))
-    small = method.fit_
-    ready(method, real, run.with_(memory_gb=1e-2))
-    assert 1 <= small < method.fit_
-    assert small == max(1, int(0.5e6 / method.image_bytes(canvas)))
+    method = made(kind)
+    objective = ready(method, real, run)
+    each = objective.image_bytes() / 0.5e9  # half of the budget is for activations
+    fit = [objective.pieces(run.with_(memory_gb=each * views)) for views in (0.1, 3.5, 7.5, 99)]
+    assert fit == [1, 3, 7, 12]
 
 
 @pytest.mark.parametrize("kind", [LGM, SFM])
@@ -453,7 +455,7 @@ def test_it_learns_classes_apart(make_blobs, run, kind):
     fields = {**FIELDS, **QUIET, "steps": 60, "grow_every": 10, "lr_images": 0.05}
     records = []
     watched = run.with_(watch=lambda step, record, canvas: records.append(record))
-    method = kind(**fields, **({"real_side": "analytic"} if kind is LGM else {}))
+    method = made(kind, fields, **({"real_side": "analytic"} if kind is LGM else {}))
     syn = method(real, 1, watched)
     assert syn.images.shape == (3, 3, 8, 8) and 0 <= syn.images.min() <= syn.images.max() <= 1
     assert records[-1]["loss"]["match"] < 0.5 * records[0]["loss"]["match"]
@@ -462,7 +464,7 @@ def test_it_learns_classes_apart(make_blobs, run, kind):
 
 @pytest.mark.parametrize("kind", [LGM, SFM])
 def test_grey_images_and_pixels(make_blobs, run, kind):
-    syn = kind(**FIELDS, canvas="pixels")(make_blobs((6, 5)), 2, run)
+    syn = made(kind, levels="one")(make_blobs((6, 5)), 2, run)
     assert syn.images.shape == (4, 1, 8, 8) and torch.isfinite(syn.images).all()
 
 
@@ -493,22 +495,22 @@ def test_grey_images_and_pixels(make_blobs, run, kind):
 )
 def test_bad_fields_are_named(kind, fields, text):
     with pytest.raises(InputError, match=text):
-        kind(**fields).check()
+        kind.budget("paper", **fields).check()
 
 
 def test_no_images_or_no_such_backbone(real, run):
     with pytest.raises(InputError, match="ipc is 0"):
-        SFM(**FIELDS)(real, 0, run)
+        made(SFM)(real, 0, run)
     with pytest.raises(InputError, match="backbone is 'dinov4', neither a folder nor a known"):
-        SFM(**{**FIELDS, "backbone": "dinov4"})(real, 1, run)
+        made(SFM, backbone="dinov4")(real, 1, run)
 
 
 # selectors
 
 
-def seen_by(method, real):
+def seen_by(method, real, run):
     """Clean features of every real image."""
-    return method.backbone_.features(real.batch(torch.arange(len(real))))
+    return method.networks.open(real, run).backbone.features(real.batch(torch.arange(len(real))))
 
 
 def positions(syn, real):
@@ -517,9 +519,9 @@ def positions(syn, real):
 
 
 def test_the_centroid_is_the_image_nearest_to_the_mean(real, run):
-    method = Centroids(backbone=OWN)
+    method = made(Centroids, {}, backbone=OWN)
     syn = method(real, 1, run)
-    z = seen_by(method, real)
+    z = seen_by(method, real, run)
     for label, row in enumerate(positions(syn, real)):
         own = (real.labels == label).nonzero().flatten().tolist()
         middle = sum(z[i] for i in own) / len(own)
@@ -529,12 +531,13 @@ def test_the_centroid_is_the_image_nearest_to_the_mean(real, run):
 
 
 def test_more_centroids_are_nearest_to_parts_and_distinct(real, run):
-    method = Centroids(backbone=OWN)
+    method = made(Centroids, {}, backbone=OWN)
     syn = method(real, 4, run)
     chosen = positions(syn, real)
     assert len(set(chosen)) == 12 and syn.labels.tolist() == real.labels[chosen].tolist()
-    z = seen_by(method, real)
-    goals = sub_centres(collect_features(real, method.backbone_, run, bank=True), 4, run)
+    z = seen_by(method, real, run)
+    backbone = method.networks.open(real, run).backbone
+    goals = sub_centres(collect_features(real, backbone, run, bank=True), 4, run)
     for label in range(3):
         free = set((real.labels == label).nonzero().flatten().tolist())
         for part, row in enumerate(chosen[4 * label : 4 * label + 4]):
@@ -544,7 +547,7 @@ def test_more_centroids_are_nearest_to_parts_and_distinct(real, run):
 
 
 def test_a_small_class_gives_all_it_has(real, run):
-    syn = Centroids(backbone=OWN)(real, 7, run)
+    syn = made(Centroids, {}, backbone=OWN)(real, 7, run)
     assert torch.bincount(syn.labels).tolist() == [7, 7, 5]
     tail = [row for row in positions(syn, real) if real.labels[row] == 2]
     assert sorted(tail) == (real.labels == 2).nonzero().flatten().tolist()
@@ -558,7 +561,7 @@ def test_nearest_that_is_free():
 
 
 def distilled(real, run, folder, ipc=2, **fields):
-    method = SFM(**{**FIELDS, **fields})
+    method = made(SFM, **fields)
     syn = method(real, ipc, run)
     syn.save(folder)
     return syn
@@ -566,11 +569,12 @@ def distilled(real, run, folder, ipc=2, **fields):
 
 def test_neighbours_have_the_highest_cosine_and_are_distinct(real, run, tmp_path):
     syn = distilled(real, run, tmp_path / "sfm", ipc=3)
-    method = Neighbours(backbone=OWN, of=str(tmp_path / "sfm"))
+    method = made(Neighbours, {}, backbone=OWN, of=str(tmp_path / "sfm"))
     found = method(real, 3, run)
     chosen = positions(found, real)
     assert len(set(chosen)) == 9 and found.labels.tolist() == [0] * 3 + [1] * 3 + [2] * 3
-    z, goals = seen_by(method, real), method.backbone_.features(syn.images)
+    z = seen_by(method, real, run)
+    goals = method.networks.open(real, run).backbone.features(syn.images)
     taken = set()
     for image, row in enumerate(chosen):
         own = (real.labels == syn.labels[image]).nonzero().flatten().tolist()
@@ -583,14 +587,14 @@ def test_neighbours_have_the_highest_cosine_and_are_distinct(real, run, tmp_path
 def test_neighbours_of_real_images_are_these_images(real, run, tmp_path):
     syn = Random()(real, 2, run)
     syn.save(tmp_path / "random")
-    found = Neighbours(backbone=OWN, of=str(tmp_path / "random"))(real, 2, run)
+    found = made(Neighbours, {}, backbone=OWN, of=str(tmp_path / "random"))(real, 2, run)
     assert found.provenance["indices"] == syn.provenance["indices"]
 
 
 def test_the_distilled_set_is_part_of_the_identity(real, run, tmp_path):
     distilled(real, run, tmp_path / "a")
     distilled(real, run.with_(seed=1), tmp_path / "b")
-    method = Neighbours(backbone=OWN, of=str(tmp_path / "a"))
+    method = made(Neighbours, {}, backbone=OWN, of=str(tmp_path / "a"))
     first = method.key(real, 2, run)
     (tmp_path / "a").rename(tmp_path / "old")
     (tmp_path / "b").rename(tmp_path / "a")
@@ -600,22 +604,21 @@ def test_the_distilled_set_is_part_of_the_identity(real, run, tmp_path):
 def test_sets_that_cannot_have_neighbours(real, run, tmp_path, make_blobs):
     distilled(real, run, tmp_path / "a")
     with pytest.raises(InputError, match=r"ipc is 3, but .* has 2 images per class; use --ipc 2"):
-        Neighbours(backbone=OWN, of=str(tmp_path / "a"))(real, 3, run)
+        made(Neighbours, {}, backbone=OWN, of=str(tmp_path / "a"))(real, 3, run)
     for other in (make_blobs((5, 5), channels=3), make_blobs((5, 5, 5)), make_blobs((5,) * 4, 3)):
         with pytest.raises(InputError, match="whose classes or image shape"):
-            Neighbours(backbone=OWN, of=str(tmp_path / "a")).check(other)
+            made(Neighbours, {}, backbone=OWN, of=str(tmp_path / "a")).check(other)
     with pytest.raises(ArtifactError, match="nowhere"):
-        Neighbours(backbone=OWN, of=str(tmp_path / "nowhere")).check(real)
+        made(Neighbours, {}, backbone=OWN, of=str(tmp_path / "nowhere")).check(real)
 
 
 # what an artifact says
 
 
 def folder_of(real, run, folder):
-    method = SFM(**FIELDS)
-    method.make_canvas(real, 1, run)
-    save_backbone(method.backbone_, OWN, folder, {})
-    return method.backbone_
+    backbone = made(SFM).networks.open(real, run).backbone
+    save_backbone(backbone, OWN, folder, {})
+    return backbone
 
 
 @pytest.mark.parametrize("suffix", ["", "+imagenet", "@8"])
@@ -624,10 +627,10 @@ def test_provenance_knows_the_backbone_but_not_where_it_lies(real, run, tmp_path
     backbone = folder_of(real, run, place)
     distilled(real, run, tmp_path / "secret" / "set", ipc=1)
     methods = [
-        SFM(**{**FIELDS, "backbone": f"{place}{suffix}"}),
-        LGM(**{**FIELDS, "backbone": f"{place}{suffix}"}),
-        Centroids(backbone=f"{place}{suffix}"),
-        Neighbours(backbone=f"{place}{suffix}", of=str(tmp_path / "secret" / "set")),
+        made(SFM, backbone=f"{place}{suffix}"),
+        made(LGM, backbone=f"{place}{suffix}"),
+        made(Centroids, {}, backbone=f"{place}{suffix}"),
+        made(Neighbours, {}, backbone=f"{place}{suffix}", of=str(tmp_path / "secret" / "set")),
     ]
     for method in methods:
         syn = method(real, 1, run)
@@ -642,12 +645,12 @@ def test_provenance_knows_the_backbone_but_not_where_it_lies(real, run, tmp_path
 def test_names_without_place(tmp_path):
     folder = tmp_path / "eye"
     folder.mkdir()
-    assert without_place(str(folder)) == "eye"
-    assert without_place(f"{folder}/") == "eye"
-    assert without_place(f"{folder}@32+imagenet") == "eye@32+imagenet"
-    assert without_place(f"transformers:{folder}@32") == "transformers:eye@32"
+    assert FrozenBackbone(backbone=str(folder)).shown == "eye"
+    assert FrozenBackbone(backbone=f"{folder}/").shown == "eye"
+    assert FrozenBackbone(backbone=f"{folder}@32+imagenet").shown == "eye@32+imagenet"
+    assert FrozenBackbone(backbone=f"transformers:{folder}@32").shown == "transformers:eye@32"
     for name in ("dinov2_vitb@196", "transformers:facebook/dinov2-base", "self:convnet-w8/barlow"):
-        assert without_place(name) == name
+        assert FrozenBackbone(backbone=name).shown == name
 
 
 @pytest.mark.parametrize("name", ["lgm", "sfm", "centroids", "neighbours"])
@@ -656,7 +659,7 @@ def test_the_key_of_a_folder_is_its_content(real, run, tmp_path, name):
     distilled(real, run, tmp_path / "set", ipc=1)
     fields = {"backbone": str(tmp_path / "eye"), "of": str(tmp_path / "set")}
     kind = CATALOGUE[name]
-    method = kind(**{k: v for k, v in fields.items() if k in kind.__dataclass_fields__})
+    method = kind.budget("paper", **{k: v for k, v in fields.items() if k in kind().fields()})
     first = method.key(real, 1, run)
     assert method.key(real, 1, run) == first
     folder_of(real, run.with_(seed=1), tmp_path / "eye")
@@ -664,8 +667,9 @@ def test_the_key_of_a_folder_is_its_content(real, run, tmp_path, name):
 
 
 def test_views_are_the_methods_fields():
-    method = SFM(crop_min=0.3, flip=0.1, noise=0.2, noise_mean=0.4, noise_std=0.6)
-    assert method._views() == Views(
-        crop_min=0.3, flip=0.1, noise=0.2, noise_mean=0.4, noise_std=0.6
-    )
-    assert LGM()._views() == Views()
+    given = {"crop_min": 0.3, "noise": 0.2, "noise_mean": 0.4, "noise_std": 0.6}
+    for kind in (LGM, SFM):
+        method = made(kind, given, flip=0.1)
+        assert method.views.with_flip(method.networks.flip) == Views(**given, flip=0.1)
+        plain = kind()
+        assert plain.views.with_flip(plain.networks.flip) == Views()

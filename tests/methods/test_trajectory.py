@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import torch
 
@@ -11,6 +9,8 @@ from potstill.losses import cross_entropy
 from potstill.match.student_steps import draw_steps
 from potstill.methods import DATM, FTD, LAD, MTT, TESLA
 from potstill.methods.trajectory.students import pick
+from potstill.methods.trajectory.trajectory_matching import Trajectory, TrajectoryObjective
+from potstill.networks import Experts
 from potstill.run import InputError
 from potstill.synthetic import SyntheticSet
 from potstill.synthetic.iterates import list_iterates
@@ -22,18 +22,21 @@ TINY = {
 LAD_TINY = TINY | {"classifier_epochs": 2, "classifier_steps": 3}
 
 
+def made(kind, fields=TINY, **more):
+    return kind.budget("paper", **fields | more)
+
+
 def opened(method, real, run, ipc=2):
-    canvas = method.make_canvas(real, ipc, run)
-    method.setup(real, canvas, run)
-    return canvas
+    objective, _ = method.begin(real, ipc, run)
+    return objective
 
 
 def test_start_epochs_stay_below_a_bound_that_grows():
-    method = DATM(start_min=2, start_now=5, start_max=15, start_grow=100)
-    assert [method.bound(step) for step in (0, 50, 99, 100, 5000)] == [5, 10, 14, 15, 15]
-    never_empty = DATM(start_min=0, start_now=0, start_max=20, start_grow=1000)
+    grown = made(DATM, {}, start_min=2, start_now=5, start_max=15, start_grow=100).trajectory
+    assert [grown.bound(step) for step in (0, 50, 99, 100, 5000)] == [5, 10, 14, 15, 15]
+    never_empty = Trajectory(start_min=0, start_now=0, start_max=20, start_grow=1000)
     assert never_empty.bound(0) == 1  # the published code crashes here
-    assert MTT(start_max=20).bound(0) == 20
+    assert Trajectory(start_max=20).bound(0) == 20
 
 
 def test_every_expert_has_its_turn_in_an_order_drawn_anew(run):
@@ -60,12 +63,12 @@ def test_student_batches_are_chunks_of_permutations(run):
 
 def test_student_step_size_is_learned_and_stays_positive(make_blobs, run):
     real = make_blobs((20, 8, 4))
-    syn = MTT(**TINY, lr_syn_lr=10.0)(real, 2, run)  # absurdly large: a plain step would cross 0
+    syn = made(MTT, lr_syn_lr=10.0)(real, 2, run)  # absurdly large: a plain step would cross 0
     assert syn.syn_lr > 0 and syn.syn_lr != pytest.approx(0.01)
     assert syn.soft_labels is None
 
 
-@pytest.mark.parametrize("method", [DATM(**TINY), LAD(**LAD_TINY)])
+@pytest.mark.parametrize("method", [made(DATM), made(LAD, LAD_TINY)])
 def test_soft_labels_travel_with_their_images(method, make_blobs, run, tmp_path):
     from datasets import load_dataset
 
@@ -83,57 +86,58 @@ def test_soft_labels_travel_with_their_images(method, make_blobs, run, tmp_path)
 
 def test_learned_labels_move_and_hard_ones_do_not(make_blobs, run):
     real = make_blobs((20, 8, 4))
-    method = DATM(**TINY | {"threshold": 0.0})
-    canvas = opened(method, real, run)
-    for term in method.terms(0, canvas, 3):
+    objective = opened(made(DATM, threshold=0.0), real, run)
+    for term in objective.terms(0, objective.canvas, 3):
         term.values.sum().backward()
-    assert canvas.logits.grad.abs().sum() > 0 and canvas.raw_lr.grad.abs() > 0
-    assert "logits" not in opened(MTT(**TINY), real, run).parameters()
+    leaves = objective.leaves()
+    assert leaves["logits"].grad.abs().sum() > 0 and leaves["raw_lr"].grad.abs() > 0
+    assert set(opened(made(MTT), real, run).leaves()) == {"raw_lr"}
 
 
 def test_a_distance_above_the_threshold_moves_nothing(make_blobs, run):
     real = make_blobs((20, 8, 4))
-    gated = DATM(**TINY | {"threshold": 1e-9})(real, 2, run)
-    start = DATM(**TINY | {"steps": 0})(real, 2, run)
+    gated = made(DATM, threshold=1e-9)(real, 2, run)
+    start = made(DATM, steps=0)(real, 2, run)
     assert torch.equal(gated.images, start.images) and gated.syn_lr == start.syn_lr
 
 
 def test_ftd_stores_the_average_of_its_images(make_blobs, run, tmp_path):
     real, seen = make_blobs((20, 8, 4)), []
-    method = FTD(**TINY | {"ema": 0.5, "steps": 3})
+    method = made(FTD, ema=0.5, steps=3)
     watching = run.with_(
         watch=lambda step, record, canvas: seen.append(canvas.images.detach().clone())
     )
     syn = method(real, 2, watching)
-    start = FTD(**TINY | {"ema": 0.5, "steps": 0})
-    average = opened(start, real, run).images.detach()
+    start = opened(made(FTD, ema=0.5, steps=0), real, run)
+    average, transform = start.canvas.images.detach(), start.networks.transform
     for images in seen:
         average = 0.5 * average + 0.5 * images
-    expected = method.transform(real).inverse(average)
+    expected = transform.inverse(average)
     assert torch.allclose(syn.images, expected, atol=1e-5)
-    assert not torch.allclose(syn.images, method.transform(real).inverse(seen[-1]), atol=1e-3)
+    assert not torch.allclose(syn.images, transform.inverse(seen[-1]), atol=1e-3)
 
 
 def test_tesla_teacher_labels_are_the_targets_opinion(make_blobs, run):
     real = make_blobs((20, 8, 4))
-    method = TESLA(**TINY | {"label_kind": "teacher"})
-    canvas = opened(method, real, run)
-    list(method.terms(0, canvas, 3))
-    member, epoch = method.draw_expert(0)
-    expected = method.students_.forward(method.expert(member, epoch + 1), canvas.seen())
-    assert torch.allclose(canvas.logits, expected.detach(), atol=1e-6)
-    assert not canvas.logits.requires_grad
+    objective = opened(made(TESLA, labels="teacher"), real, run)
+    before = objective.leaves()["logits"].clone()
+    list(objective.terms(0, objective.canvas, 3))
+    member, epoch = objective.draw_expert(0)
+    seen = objective.canvas.seen(objective.networks.transform)
+    expected = objective.students.forward(objective.expert(member, epoch + 1), seen)
+    logits = objective.leaves()["logits"]
+    assert torch.allclose(logits, expected.detach(), atol=1e-6)
+    assert not logits.requires_grad and not torch.allclose(logits, before)
 
 
 def test_lad_matches_both_phases_with_their_weights(make_blobs, run):
     real = make_blobs((20, 8, 4))
     values = {}
     for weights in ((1.0, 1.0), (0.1, 2.0)):
-        method = LAD(
-            **LAD_TINY | {"representation_weight": weights[0], "classifier_weight": weights[1]}
-        )
-        canvas = opened(method, real, run)
-        values[weights] = {t.name: float(t.values.detach()) for t in method.terms(0, canvas, 3)}
+        own = {"representation_weight": weights[0], "classifier_weight": weights[1]}
+        objective = opened(made(LAD, LAD_TINY, **own), real, run)
+        terms = objective.terms(0, objective.canvas, 3)
+        values[weights] = {t.name: float(t.values.detach()) for t in terms}
     one, other = values.values()
     assert other["representation"] == pytest.approx(0.1 * one["representation"], rel=1e-4)
     assert other["classifier"] == pytest.approx(2 * one["classifier"], rel=1e-4)
@@ -150,12 +154,12 @@ def test_lad_matches_both_phases_with_their_weights(make_blobs, run):
     ],
 )
 def test_lad_matching_variants(matching, early, late, make_blobs, run):
-    method = LAD(**LAD_TINY | {"matching": matching})
-    canvas = opened(method, make_blobs((20, 8, 4)), run)
-    assert {term.name for term in method.terms(0, canvas, 3)} == early
-    assert {term.name for term in method.terms(3, canvas, 3)} == late
-    assert method.experts_.members == 2
-    assert (method.classifiers_ is None) == (matching in ("oversample", "plain"))
+    method = made(LAD, LAD_TINY, matching=matching)
+    objective = opened(method, make_blobs((20, 8, 4)), run)
+    assert {term.name for term in objective.terms(0, objective.canvas, 3)} == early
+    assert {term.name for term in objective.terms(3, objective.canvas, 3)} == late
+    assert objective.networks.trajectories.members == 2
+    assert (objective.networks.classifiers is None) == (matching in ("oversample", "plain"))
 
 
 def test_lad_student_loss_is_dam_and_without_it_cross_entropy(make_blobs, run):
@@ -164,9 +168,8 @@ def test_lad_student_loss_is_dam_and_without_it_cross_entropy(make_blobs, run):
     targets = torch.rand(5, 3, generator=torch.Generator().manual_seed(1)).softmax(1)
     losses = {}
     for adjustment in ("weighted", "logit", "both", "none"):
-        method = LAD(**LAD_TINY | {"adjustment": adjustment})
-        opened(method, real, run)
-        losses[adjustment] = method.student_loss()(logits, targets)
+        objective = opened(made(LAD, LAD_TINY, adjustment=adjustment), real, run)
+        losses[adjustment] = objective.loss(logits, targets)
     w, s = torch.tensor(real.counts) / sum(real.counts), torch.tensor(real.counts).log()
     plain = logits.log_softmax(1)
     moved = (logits - s).log_softmax(1)
@@ -177,7 +180,7 @@ def test_lad_student_loss_is_dam_and_without_it_cross_entropy(make_blobs, run):
 
 
 def test_lad_provenance_tells_of_its_experts(make_blobs, run):
-    syn = LAD(**LAD_TINY)(make_blobs((20, 8, 4)), 2, run)
+    syn = made(LAD, LAD_TINY)(make_blobs((20, 8, 4)), 2, run)
     norms = syn.provenance["experts"]["classifier_norms"]
     assert {len(row) for row in norms.values()} == {3} and set(norms) == {
         "representation",
@@ -187,7 +190,7 @@ def test_lad_provenance_tells_of_its_experts(make_blobs, run):
 
 
 def test_long_tailed_ipc_gives_uneven_sets(make_blobs, run):
-    syn = LAD(**LAD_TINY | {"ipc_profile": "long_tailed"})(make_blobs((40, 10, 4)), 4, run)
+    syn = made(LAD, LAD_TINY, ipc_profile="long_tailed")(make_blobs((40, 10, 4)), 4, run)
     assert sum(syn.counts) == 12 and syn.counts[0] > syn.counts[1] > syn.counts[2] >= 1
 
 
@@ -199,9 +202,9 @@ def test_iterates_are_kept_where_they_are_due_also_through_a_kill(
     make_blobs, run, tmp_path, monkeypatch
 ):
     real, fields = make_blobs((20, 8, 4)), TINY | {"iterate_every": 2, "steps": 5}
-    DATM(**fields)(real, 2, run.with_(folder=tmp_path / "whole"))
+    made(DATM, fields)(real, 2, run.with_(folder=tmp_path / "whole"))
     assert [p.stem for p in list_iterates(tmp_path / "whole")] == ["step-000002", "step-000004"]
-    after = DATM.after
+    after = TrajectoryObjective.after
 
     def dying(self, step, canvas):  # the iterate of step 4 is there, its checkpoint is not
         after(self, step, canvas)
@@ -209,10 +212,10 @@ def test_iterates_are_kept_where_they_are_due_also_through_a_kill(
             raise Killed
 
     with monkeypatch.context() as patch:
-        patch.setattr(DATM, "after", dying)
+        patch.setattr(TrajectoryObjective, "after", dying)
         with pytest.raises(Killed):
-            DATM(**fields)(real, 2, run.with_(folder=tmp_path / "cut"))
-    DATM(**fields)(real, 2, run.with_(folder=tmp_path / "cut"))
+            made(DATM, fields)(real, 2, run.with_(folder=tmp_path / "cut"))
+    made(DATM, fields)(real, 2, run.with_(folder=tmp_path / "cut"))
     pairs = zip(*(list_iterates(tmp_path / name) for name in ("whole", "cut")), strict=True)
     assert all(one.read_bytes() == other.read_bytes() for one, other in pairs)
 
@@ -220,7 +223,7 @@ def test_iterates_are_kept_where_they_are_due_also_through_a_kill(
 def test_short_budgets_of_ftd_forget_the_first_images():
     for budget in ("quick", "standard", "paper"):
         method = FTD.budget(budget)
-        assert method.ema**method.steps < 0.1, budget
+        assert method.trajectory.ema**method.descent.steps < 0.1, budget
 
 
 @pytest.mark.parametrize(
@@ -230,11 +233,14 @@ def test_short_budgets_of_ftd_forget_the_first_images():
         ({"start_min": 2, "start_max": 2}, "start_min is 2"),
         ({"experts": 0}, "experts is 0"),
         ({"student_steps": 0}, "student_steps is 0"),
-        ({"label_kind": "soft"}, "label_kind is 'soft'"),
+        ({"labels": "learned"}, "labels is 'learned'"),
+        ({"labels": "regression"}, "labels is 'regression', of which lad can make nothing"),
         ({"gradient": "finite"}, "gradient is 'finite'"),
         ({"space": "latent"}, "space is 'latent'"),
-        ({"start": "tiled"}, "start is 'tiled'"),
-        ({"factor": 2}, "factor is 2"),
+        ({"canvas": "pyramid"}, "canvas is 'pyramid', of which lad can make nothing"),
+        ({"canvas": "tiled", "start": "correct"}, "start is 'correct' with canvas 'tiled'"),
+        ({"factor": 2}, "lad has no field 'factor' with canvas 'pixels'; use canvas=tiled"),
+        ({"start": "tile"}, "start is 'tile'"),
         ({"ema": 1.0}, "ema is 1.0"),
         ({"lr_labels": 0.0}, "lr_labels is 0.0"),
         ({"lr_syn_lr": -1.0}, "lr_syn_lr is -"),
@@ -250,31 +256,31 @@ def test_short_budgets_of_ftd_forget_the_first_images():
         ({"tau": float("nan")}, "tau is nan"),
         ({"start_now": -5}, "start_now is -5"),
         ({"bounded": True}, "bounded is True with space 'network'"),
-        ({"label_kind": "teacher"}, "label_kind is 'teacher' with matching 'joint'"),
+        ({"labels": "teacher"}, "labels is 'teacher' with matching 'joint'"),
     ],
 )
 def test_bad_fields_are_refused_before_anything_is_trained(fields, sentence):
     with pytest.raises(InputError, match=sentence):
-        LAD(**LAD_TINY | fields).check()
+        made(LAD, LAD_TINY, **fields).check()
 
 
 def test_networks_with_running_statistics_are_refused(make_blobs, run):
     with pytest.raises(InputError, match="bn"):
-        MTT(**TINY | {"network": "convnet-d2-w8-bn"})(make_blobs((20, 8, 4)), 2, run)
+        made(MTT, network="convnet-d2-w8-bn")(make_blobs((20, 8, 4)), 2, run)
 
 
 def test_experts_are_shared_by_methods(make_blobs, run):
     real = make_blobs((20, 8, 4))
-    first = MTT(**TINY)(real, 2, run)
-    second = TESLA(**TINY)(real, 2, run)
+    first = made(MTT)(real, 2, run)
+    second = made(TESLA)(real, 2, run)
     keys = {syn.provenance["experts"]["key"] for syn in (first, second)}
     assert len(keys) == 1 and second.provenance["seconds_from_cache"] > 0
 
 
 def test_fields_are_json_like_and_rebuild_the_method():
     method = LAD.budget("quick")
-    assert LAD(**method.fields()) == method
-    assert all(isinstance(v, int | float | str | bool) for v in dataclasses.asdict(method).values())
+    assert made(LAD, method.fields()) == method
+    assert all(isinstance(v, int | float | str | bool) for v in method.fields().values())
 
 
 def test_space_for_both_kinds_of_experts_is_asked_for_before_any_is_trained(
@@ -284,12 +290,23 @@ def test_space_for_both_kinds_of_experts_is_asked_for_before_any_is_trained(
     from potstill.run import StorageError
 
     real = make_blobs((20, 8, 4))
-    method = LAD(**LAD_TINY)
-    classifiers = method.reserve(real)
-    assert classifiers == 4 * (8 * 2 * 2 + 1) * 3 * 2 * 3  # weights and biases, experts, epochs 0-2
-    assert LAD(**LAD_TINY | {"matching": "plain"}).reserve(real) == 0
-    backbones = 4 * sum(p.numel() for p in method._skeleton(real).parameters())
-    needed = backbones * 2 * len(method.snapshots()) + classifiers
+    method, asked = made(LAD, LAD_TINY), []
+
+    def trained(self, *args, reserve=0, **options):
+        asked.append(reserve)
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Experts, "trained", trained)
+        for one in (method, method.with_(matching="plain")):
+            with pytest.raises(Killed):
+                one.open(real, run)
+    classifiers = 4 * (8 * 2 * 2 + 1) * 3 * 2 * 3  # weights and biases, experts, epochs 0-2
+    assert asked == [classifiers, 0]
+    skeleton = method.networks.new(real, torch.Generator().manual_seed(0))
+    backbones = 4 * sum(p.numel() for p in skeleton.parameters())
+    snapshots = method.trajectory.snapshots() | {method.networks.expert_epochs}
+    needed = backbones * 2 * len(snapshots) + classifiers
     monkeypatch.setattr(trajectories.Rows.require_space.__globals__["shutil"], "disk_usage",
                         lambda folder: type("Usage", (), {"free": needed - 1}))  # fmt: skip
     with pytest.raises(StorageError, match="and what follows needs"):

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from potstill.losses import cross_entropy, logit_adjusted
+from potstill.losses import Deferred, cross_entropy, logit_adjusted
 from potstill.nets.head_training import (
     HeadTraining,
     _mixed,
@@ -221,8 +221,8 @@ def test_bad_fields_and_shapes_are_refused():
     for name in ("epochs", "batch", "lr"):
         with pytest.raises(InputError, match=f"{name} is 0; use a"):
             HeadTraining(**{"epochs": 1, name: 0})
-    with pytest.raises(InputError, match="sampling is 'cyclic'"):
-        HeadTraining(epochs=1, sampling="cyclic")
+    with pytest.raises(InputError, match="sampling is 'even'"):
+        HeadTraining(epochs=1, sampling="even")
     with pytest.raises(InputError, match="targets has 5 rows for 23 images"):
         train_heads(table(), LABELS[:5], CLASSES, TRAINING, heads=1, generators=generators)
 
@@ -349,3 +349,18 @@ def test_adam_is_the_published_loop():
     found = adam_projector(z, y, generators, epochs=5)
     torch.testing.assert_close(found.weight, layer.weight.detach(), atol=1e-6, rtol=0)
     torch.testing.assert_close(found.bias, layer.bias.detach(), atol=1e-6, rtol=0)
+
+
+def test_a_deferred_loss_and_progressive_sampling_follow_the_epochs():
+    labels = torch.tensor([0] * 16 + [1] * 4 + [2])
+    seen = {"first": [], "late": []}
+
+    def watching(name):
+        return lambda z, y: (seen[name].append(y.clone()), cross_entropy(z, y))[1]
+
+    training = HeadTraining(epochs=10, batch=21, sampling="progressive")
+    loss = Deferred(watching("first"), watching("late"))
+    train_heads(table(n=21), labels, 3, training, heads=1, generators=generators, loss=loss)
+    assert (len(seen["first"]), len(seen["late"])) == (8, 2)
+    assert torch.bincount(seen["first"][0]).tolist() == [16, 4, 1]
+    assert torch.bincount(seen["late"][1])[2] >= 6  # 0.1 of 1 and 0.9 of 7

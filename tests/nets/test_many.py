@@ -9,7 +9,7 @@ from potstill.data.augment import DSA
 from potstill.losses import cross_entropy
 from potstill.nets import Examples, Training, predict, train_many
 from potstill.nets import many as engine
-from potstill.nets.training import Feed
+from potstill.nets.feed import Feed
 from potstill.run import DivergedError, InputError, Run
 
 RUN = Run(seed=5, device="cpu", quiet=True)

@@ -11,8 +11,8 @@ from test_many import AUGMENTED, SGD, equal, members, toy, train
 
 from potstill.losses import cross_entropy
 from potstill.nets import Sharpness, Training
+from potstill.nets.feed import Feed
 from potstill.nets.places import Places
-from potstill.nets.training import Feed
 from potstill.run import StorageError
 from potstill.run import keeper as keeping
 from potstill.run.checkpoint import load_state, save_state

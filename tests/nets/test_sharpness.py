@@ -5,8 +5,8 @@ from potstill import nets
 from potstill.data.augment import DSA
 from potstill.losses import cross_entropy
 from potstill.nets import Examples, Sharpness, Training, train_many
+from potstill.nets.feed import Feed
 from potstill.nets.sharpness import Ascent
-from potstill.nets.training import Feed
 from potstill.run import InputError, Run
 
 RUN = Run(seed=3, device="cpu", quiet=True)

@@ -10,13 +10,16 @@ from typing import Annotated, ClassVar, Literal, get_args, get_origin
 
 import pytest
 
+from potstill.app.backbone_command import _Shown, _Train
 from potstill.app.cli import Distill, Evaluate, Recipe
+from potstill.app.crossval import _CrossVal
 from potstill.app.flags import Machine
 from potstill.app.job import Data
 from potstill.evaluation import PROBES, PROTOCOLS, Probe, Protocol
 from potstill.experts.selfsupervised import SelfSupervision
 from potstill.methods import CATALOGUE
 from potstill.nets.head_training import HeadTraining
+from potstill.nets.sharpness import Sharpness
 from potstill.nets.training import Training
 from potstill.run import InputError, Run
 from potstill.run.descent import Descent, Rate
@@ -25,8 +28,10 @@ from potstill.run.fields import OneOf, Range, admits, check_fields, check_value,
 OWNERS = [
     *CATALOGUE.values(),
     *(Data, Descent, Distill, Evaluate, HeadTraining, Machine, Probe, Protocol, Rate, Recipe),
-    *(Run, SelfSupervision, Training, type(PROBES["probe"].views)),
+    *(Run, SelfSupervision, Sharpness, Training, type(PROBES["probe"].views)),
+    *(_CrossVal, _Shown, _Train),
 ]
+SIGNED = {"tau", "noise_mean"}  # the only fields that may lie below zero
 
 
 @dataclass
@@ -128,7 +133,8 @@ def test_every_number_has_bounds_that_exclude_what_is_absurd(owner):
     for name, hint in hints.items():
         if "number" in wanted(hint):
             absurd = (math.nan, math.inf, -math.inf, 1e30, 2**63, -(2**63), "three", "", [3])
-            absurd += () if name.endswith("seed") else (10**12,)
+            absurd += () if name.endswith("seed") else (10**12, 1e12)
+            absurd += () if name in SIGNED else (-1, -1.0)
             assert not [value for value in absurd if admits(hint, value)], name
 
 

@@ -6,11 +6,13 @@ import torch
 
 from potstill.canvas import Canvas, canvas_spec
 from potstill.run import DivergedError, InputError
+from potstill.run import descent as descent_module
 from potstill.run.descent import Rate, Schedule
-from potstill.run.loop import Descent, Term, descend
+from potstill.run.fields import check_fields
+from potstill.run.loop import Descent, Objective, Term, descend
 
 
-class Parabola:
+class Parabola(Objective):
     """Pull every pixel of class c towards c."""
 
     def terms(self, step, canvas, chunk):
@@ -18,12 +20,6 @@ class Parabola:
             images, labels = canvas.decode(first, min(canvas.classes, first + chunk))
             gap = (images - labels[:, None, None, None]).square().flatten(1).mean(1)
             yield Term("pull", gap, first, {"gap": gap})
-
-    def after(self, step, canvas):
-        pass
-
-    def state(self):
-        return {}
 
     def load_state(self, tensors):
         assert not tensors
@@ -34,7 +30,7 @@ def canvas():
 
 
 def go(surface, run, problem=None, **fields):
-    descent = Descent(**{"steps": 40, "lr": 0.05, **fields})
+    descent = Descent(**{"steps": 40, "lr_images": 0.05, **fields})
     return descend(
         problem or Parabola(), surface, run, descent, classes=("a", "b"), chunk=2, key="k"
     )
@@ -43,26 +39,27 @@ def go(surface, run, problem=None, **fields):
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_descends_to_the_minimum(run, optimizer):
     surface = canvas()
-    go(surface, run, optimizer=optimizer, lr=0.2 if optimizer == "sgd" else 0.05)
+    go(surface, run, optimizer=optimizer, lr_images=0.2 if optimizer == "sgd" else 0.05)
     assert torch.allclose(surface.images[0], torch.zeros(1, 2, 2), atol=0.05)
     assert torch.allclose(surface.images[1], torch.ones(1, 2, 2), atol=0.05)
 
 
 def test_sgd_step_is_the_textbook_step(run):
     surface = canvas()
-    go(surface, run, optimizer="sgd", lr=0.1, momentum=0.0, steps=1)
+    go(surface, run, optimizer="sgd", lr_images=0.1, momentum=0.0, steps=1)
     # loss of class 0 is mean((x - 0)^2) over 4 pixels: gradient 2 * 0.5 / 4
     assert torch.allclose(surface.images[0].detach(), torch.full((1, 2, 2), 0.5 - 0.1 * 0.25))
 
 
-def test_schedules():
-    cosine = Schedule(Descent(steps=100, lr=1.0, schedule="cosine"))
+def test_schedules(monkeypatch):
+    monkeypatch.setattr(descent_module, "_PATIENCE", 3)
+    cosine = Schedule(Descent(steps=100, schedule="cosine"))
     assert (
         cosine.share(0) == 1
         and cosine.share(50) == pytest.approx(0.5)
         and cosine.share(100) == pytest.approx(0)
     )
-    plateau = Schedule(Descent(steps=100, lr=1.0, schedule="plateau", patience=3))
+    plateau = Schedule(Descent(steps=100, schedule="plateau"))
     for step in range(5):
         plateau.observe(step, 1.0)
     assert plateau.share(5) == 0.5
@@ -138,55 +135,68 @@ def test_infinite_gradient_is_caught_before_the_step(run):
 
 @pytest.mark.parametrize(
     ("field", "value"),
-    [("steps", -1), ("lr", 0.0), ("lr", math.nan), ("optimizer", "lion"), ("schedule", "warm")],
+    [
+        ("steps", -1),
+        ("lr_images", 0.0),
+        ("lr_images", math.nan),
+        ("optimizer", "lion"),
+        ("momentum", 1.0),
+        ("schedule", "warm"),
+    ],
 )
 def test_bad_fields_are_named(field, value):
-    with pytest.raises(InputError, match="lr_images" if field == "lr" else field):
-        Descent(**{"steps": 1, "lr": 0.1, field: value})
+    with pytest.raises(InputError, match=f"{field} is {value!r}"):
+        check_fields(Descent(**{field: value}))
+
+
+def test_the_step_size_of_an_objective_comes_before_the_descents(run):
+    problem, surface = Parabola(), canvas()
+    problem.lr = 0.2
+    go(surface, run, problem, optimizer="sgd", lr_images=7.0, momentum=0.0, steps=1)
+    assert torch.allclose(surface.images[0].detach(), torch.full((1, 2, 2), 0.5 - 0.2 * 0.25))
+    problem.lr = -1.0
+    with pytest.raises(InputError, match="lr_images is -1"):
+        go(canvas(), run, problem)
 
 
 class Whole(Parabola):
-    """One value for all classes, a second leaf, and a step that moves nothing."""
+    """One value for all classes, a leaf of its own, and a step that moves nothing."""
 
-    def __init__(self):
+    def __init__(self, lr=0.1, momentum=0.5):
         self.heard = []
+        self.height = torch.zeros((), requires_grad=True)
+        self.rates = {"height": Rate("lr_height", lr, momentum)}
+
+    def leaves(self):
+        return {"height": self.height}
 
     def terms(self, step, canvas, chunk):
-        value = canvas.images.square().mean() + (canvas.height - 1).square()
+        value = canvas.images.square().mean() + (self.height - 1).square()
         yield Term("whole", value.detach() if step == 1 else value)
 
     def after(self, step, canvas):
-        self.heard.append((step, canvas.height.item()))
-
-
-def with_height():
-    surface = canvas()
-    surface.height = torch.zeros((), requires_grad=True)
-    surface.parameters = lambda: {"images": surface.images, "height": surface.height}
-    return surface
+        self.heard.append((step, self.height.item()))
 
 
 def test_leaves_have_their_own_step_sizes_and_a_value_without_graph_moves_nothing(run):
-    problem, surface = Whole(), with_height()
-    rates = {"height": Rate("lr_height", 0.25, 0.0)}
-    go(surface, run, problem, optimizer="sgd", lr=0.1, momentum=0.0, steps=3, rates=rates)
+    problem, surface = Whole(0.25, 0.0), canvas()
+    go(surface, run, problem, optimizer="sgd", lr_images=0.1, momentum=0.0, steps=3)
     assert problem.heard == [(0, 0.5), (1, 0.5), (2, 0.75)]  # 0 + .25 * 2, no move, + .25 * 1
     assert torch.allclose(surface.images.detach(), torch.full((2, 1, 2, 2), 0.5 * 0.975**2))
 
 
 def test_momentum_is_each_leafs_own(run):
-    surface = with_height()
-    rates = {"height": Rate("lr_height", 0.1, 0.5)}
-    go(surface, run, Heights(), optimizer="sgd", lr=0.1, momentum=0.0, steps=2, rates=rates)
-    assert surface.height.item() == pytest.approx(-0.1 - 0.15)
+    problem, surface = Heights(0.1, 0.5), canvas()
+    go(surface, run, problem, optimizer="sgd", lr_images=0.1, momentum=0.0, steps=2)
+    assert problem.height.item() == pytest.approx(-0.1 - 0.15)
     assert surface.images[0, 0, 0, 0].item() == pytest.approx(0.5 - 0.1 / 8 - 0.1 / 8)
 
 
-class Heights(Parabola):
+class Heights(Whole):
     """Constant slopes."""
 
     def terms(self, step, canvas, chunk):
-        yield Term("slope", canvas.images.mean() + canvas.height)
+        yield Term("slope", canvas.images.mean() + self.height)
 
 
 def test_a_rate_that_is_no_step_size_names_its_field(run):
@@ -197,11 +207,26 @@ def test_a_rate_that_is_no_step_size_names_its_field(run):
 
 
 def test_nan_of_a_whole_term_names_no_class(run):
-    surface = with_height()
+    problem = Whole()
     with torch.no_grad():
-        surface.height.fill_(math.nan)
+        problem.height.fill_(math.nan)
     with pytest.raises(DivergedError, match=r"^whole is not finite at step 0; lower lr_images"):
-        go(surface, run, Whole(), steps=2)
+        go(canvas(), run, problem, steps=2)
+
+
+def test_leaves_of_an_objective_are_kept_for_its_resume(run, tmp_path):
+    class Dies(Whole):
+        def terms(self, step, canvas, chunk):
+            if step == 4:
+                raise KeyboardInterrupt
+            return super().terms(step, canvas, chunk)
+
+    whole, resumed = Whole(), Whole()
+    go(canvas(), run, whole, optimizer="sgd", steps=8)
+    with pytest.raises(KeyboardInterrupt):
+        go(canvas(), run.with_(folder=tmp_path), Dies(), optimizer="sgd", steps=8)
+    go(canvas(), run.with_(folder=tmp_path), resumed, optimizer="sgd", steps=8)
+    assert resumed.heard == whole.heard[4:] and resumed.height.item() == whole.height.item()
 
 
 def test_a_resumed_run_goes_on_with_the_pieces_it_began_with(run, tmp_path):
@@ -213,8 +238,9 @@ def test_a_resumed_run_goes_on_with_the_pieces_it_began_with(run, tmp_path):
             yield from super().terms(step, canvas, chunk)
 
     folder = run.with_(folder=tmp_path)
-    descend(Counting(), canvas(), folder, Descent(steps=3, lr=0.05), classes=("a", "b"), chunk=1,
+    few = Descent(steps=3, lr_images=0.05)
+    descend(Counting(), canvas(), folder, few, classes=("a", "b"), chunk=1,
             key="k")  # fmt: skip
-    more = Descent(steps=5, lr=0.05)
+    more = Descent(steps=5, lr_images=0.05)
     descend(Counting(), canvas(), folder, more, classes=("a", "b"), chunk=2, key="k")
     assert seen == [1] * 5

@@ -115,7 +115,7 @@ def test_a_checkpoint_that_may_not_be_read_is_not_written_over(run, tmp_path, mo
 def test_a_checkpoint_of_another_job_is_refused(run, tmp_path):
     killed(run, tmp_path, 5)
     with pytest.raises(InputError, match="another job"):
-        descend(Dies(), canvas(), run.with_(folder=tmp_path), Descent(steps=20, lr=0.1),
+        descend(Dies(), canvas(), run.with_(folder=tmp_path), Descent(steps=20, lr_images=0.1),
                 classes=("a", "b"), chunk=2, key="other")  # fmt: skip
 
 

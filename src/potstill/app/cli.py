@@ -28,9 +28,11 @@ from potstill.app.flags import (
     default_budget,
     default_student,
     method_flags,
+    method_of,
     parse,
     suiting,
 )
+from potstill.losses import priors, told
 from potstill.run.errors import (
     DivergedError,
     InputError,
@@ -39,7 +41,7 @@ from potstill.run.errors import (
     nearest,
     system_refusals,
 )
-from potstill.run.fields import Batch, Runs, Seed
+from potstill.run.fields import Batch, OneOf, Runs, Seed
 from potstill.run.signals import ENDED, Terminated, ending_signals
 
 __all__ = ["main"]
@@ -54,6 +56,7 @@ USAGE = """potstill {version}: distil a long-tailed image set into a small balan
   potstill backbone train --data SOURCE --out DIR            train a small backbone without labels
   potstill crossval METHOD --data SOURCE --folds N --out DIR the same for each of N folds, pooled
   potstill recipe FILE.toml                                  distil, evaluate and report as written
+  potstill cache                                             what is kept for the next run; prune it
 
 Each command explains its flags with --help, e.g. potstill distill csdm --help.
 """
@@ -84,11 +87,11 @@ def _distill(words: list[str]) -> None:
     method_class = find(words[0])
     budget = default_budget(words)
     about = f"{method_class.info.title} ({method_class.info.paper})."
-    options = method_flags(method_class, budget, Distill, about)
+    options = method_flags(method_class, budget, Distill, about, words[1:])
     with parse(options, words[1:], f"distill {words[0]}") as chosen:
         job = chosen.job
         syn = distill(
-            chosen.method,
+            method_of(chosen, method_class),
             chosen.data,
             ipc=job.ipc,
             out=job.out,
@@ -123,8 +126,9 @@ class Evaluate:
     baseline: bool = True
     quantized: bool = True  # score the 8-bit view too
     full: bool = False  # score training on the full (long-tailed) set too
+    prior: Annotated[str | None, OneOf(*priors(), None), tyro.conf.arg(help=told(priors()))] = None
     inherit: Literal["none", "ridge", "adam"] = "none"  # probe: score the sender's classifier too
-    # what is done about uneven classes in it: plain, balanced, logit_adjusted (default), post_hoc
+    # what is done about uneven classes in it: a --prior that mixes nothing; default logit_adjusted
     head_prior: str | None = None
     kd: bool = False  # probe: score heads that learn from that classifier, too
     sender: str | None = None  # the backbone that distilled, if it has moved since
@@ -134,7 +138,7 @@ class Evaluate:
 
 def _evaluate(words: list[str]) -> None:
     from potstill.app.job import evaluate_run
-    from potstill.evaluation.inheritance import inheritance
+    from potstill.evaluation import find_protocol, inheritance
     from potstill.reports.remarks import printed
 
     with parse(Evaluate, words, "evaluate") as chosen:
@@ -143,7 +147,7 @@ def _evaluate(words: list[str]) -> None:
             chosen.folder,
             chosen.machine.run(chosen.seed),
             network=network,
-            protocol=protocol,
+            protocol=find_protocol(protocol, chosen.prior),
             inherit=inheritance(chosen.inherit, chosen.head_prior, chosen.kd),
             runs=chosen.runs,
             baseline=chosen.baseline,
@@ -234,6 +238,13 @@ def _backbone(words: list[str]) -> None:
     print(command(words))
 
 
+def _cache(words: list[str]) -> None:
+    from potstill.app.cache_command import command
+
+    for line in command(words):
+        print(line)
+
+
 def _crossval(words: list[str]) -> None:
     from potstill.app.crossval import command
 
@@ -247,6 +258,7 @@ COMMANDS = {
     "compare": _compare,
     "methods": _methods,
     "backbone": _backbone,
+    "cache": _cache,
     "crossval": _crossval,
     "recipe": _recipe,
 }

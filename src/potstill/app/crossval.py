@@ -13,7 +13,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from potstill.app.flags import default_budget, method_flags, parse, suiting
+from potstill.app.flags import default_budget, method_flags, method_of, parse, suiting
 from potstill.run.errors import InputError
 from potstill.run.fields import Batch, Range, Runs, Seed, check_value
 
@@ -190,11 +190,11 @@ def command(words: list[str]) -> str:
         )
     kind, budget = find(words[0]), default_budget(words)
     about = "Cross-validation: distil and score once for each fold, then pool."
-    options = method_flags(kind, budget, _CrossVal, about)
+    options = method_flags(kind, budget, _CrossVal, about, words[1:])
     with parse(options, words[1:], f"crossval {words[0]}") as chosen:
         job = chosen.job
         records = cross_validate(
-            chosen.method,
+            method_of(chosen, kind),
             chosen.data,
             out=job.out,
             folds=job.folds,

@@ -6,7 +6,7 @@ import contextlib
 import io
 import re
 from collections.abc import Container, Iterator
-from dataclasses import dataclass, field, is_dataclass, make_dataclass
+from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
@@ -15,6 +15,7 @@ import tyro
 from potstill.run.context import Precision
 from potstill.run.errors import InputError, PotstillError, nearest
 from potstill.run.fields import NotNegative, Positive, Range, check_fields, fields_of
+from potstill.run.parts import flat, parts_of
 
 __all__ = [
     "FLAT",
@@ -23,6 +24,7 @@ __all__ = [
     "default_budget",
     "default_student",
     "method_flags",
+    "method_of",
     "parse",
     "suiting",
 ]
@@ -74,6 +76,8 @@ def parse(kind: Any, words: list[str], command: str) -> Iterator[Any]:
         chosen = _read(kind, words, command)
         for part in (chosen, *filter(is_dataclass, vars(chosen).values())):
             check_fields(part)
+            for _, own in parts_of(part):
+                check_fields(own)
         yield chosen
     except PotstillError as error:
         error.args = (_as_typed(str(error), _flags(kind, words)),)
@@ -127,13 +131,16 @@ def _flags(kind: Any, words: list[str]) -> dict[str, str]:
     found: dict[str, str] = {}
     for name, hint in fields_of(kind).items():
         inner, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
+        own: dict[str, str] = {}
         if is_dataclass(inner):
-            found |= _flags(inner, words)
+            own = _flags(inner, words)
         elif _POSITIONAL not in marks:
             said: Any = next((mark for mark in marks if hasattr(mark, "aliases")), None)
             names = [said.name, *(said.aliases or ())] if said and said.name else [name]
             flags = ["--" + one.lstrip("-").replace("_", "-") for one in names]
-            found[name] = next((flag for flag in flags if flag in typed), flags[0])
+            own[name] = next((flag for flag in flags if flag in typed), flags[0])
+        # the data and a method may have fields of one name: what was typed is meant
+        found |= {key: flag for key, flag in own.items() if found.get(key) not in typed}
     return found
 
 
@@ -233,15 +240,76 @@ def data_flags(taken: Container[str]) -> Any:
     return flags
 
 
-def method_flags(kind: Any, budget: str, job: Any, about: str) -> Any:
+def chosen_kinds(words: list[str], method: Any) -> dict[str, str]:
+    """Return the kinds of parts named on the command line: they decide which flags there are.
+
+    Raises:
+        InputError: there is no such kind.
+    """
+    found = {}
+    for room, part in parts_of(method):
+        for index, word in enumerate(words):
+            name, _, value = word.partition("=")
+            if len(part.kinds) > 1 and name == f"--{room}":
+                kind = value or "".join(words[index + 1 : index + 2])
+                if kind not in part.kinds:
+                    raise InputError(f"{name} is {kind!r}{nearest(kind, part.kinds)}")
+                fitting = getattr(method, "pairs", {}).get(room, (kind,))
+                if kind not in fitting:  # its flags may have the names of others
+                    raise InputError(
+                        f"{name} is {kind!r}, of which {method.info.name} can make nothing; use "
+                        f"{' or '.join(fitting)}"
+                    )
+                found[room] = kind
+    return found
+
+
+def _refuse_other_kinds(words: list[str], method: Any) -> None:
+    """Refuse a flag that only another kind of part has, naming that kind."""
+    known = flat(method)
+    for word in words:
+        name = word.partition("=")[0].removeprefix("--").replace("-", "_")
+        for room, part in parts_of(method) if word.startswith("--") else ():
+            others: dict[str, Any] = {**part.kinds}
+            kinds = [kind for kind, other in others.items() if name in fields_of(other)]
+            if name not in known and kinds:
+                raise InputError(
+                    f"{word.partition('=')[0]} is a flag of --{room} {kinds[0]}, not of --{room} "
+                    f"{part.kind}; use --{room} {kinds[0]}"
+                )
+
+
+def _composed(method: Any) -> Any:
+    """The class of a method object, its parts annotated as what they are and flags of their own."""
+    parts = [
+        (name, Annotated[type(part), FLAT], field(default=part)) for name, part in parts_of(method)
+    ]
+    kind = type(method)
+    made = make_dataclass(kind.__name__, parts, bases=(kind,), frozen=True, kw_only=True)
+    made.__module__ = kind.__module__  # where the comments stand that explain the other fields
+    return made
+
+
+def method_flags(kind: Any, budget: str, job: Any, about: str, words: list[str]) -> Any:
     """Return the dataclass of a command's flags: its own, the data's, machine's and method's.
 
     Args:
         kind: class of the method; its defaults are those of ``budget``.
         job: dataclass of what the command needs besides. about: a sentence for --help.
+        words: of the command line, which choose the kinds of parts.
     """
-    data = data_flags(kind.__dataclass_fields__)
+    method = kind.budget(budget, **chosen_kinds(words, kind()))
+    _refuse_other_kinds(words, method)
+    data = data_flags(method.fields())
     sizes = tyro.conf.arg(help="size of the defaults: quick, standard or paper")
+    rooms: list[Any] = []
+    for name, part in parts_of(method):
+        if len(part.kinds) > 1:
+            fitting = kind.pairs.get(name, tuple(part.kinds)) if hasattr(kind, "pairs") else ()
+            told = tyro.conf.arg(help=f"{' or '.join(fitting) or part.kind}; decides which flags")
+            rooms.append((name, Annotated[str, told], field(default=part.kind)))
+    composed = _composed(method)
+    values = {f.name: getattr(method, f.name) for f in fields(method)}
     options = make_dataclass(
         "Options",
         [
@@ -249,13 +317,19 @@ def method_flags(kind: Any, budget: str, job: Any, about: str) -> Any:
             ("budget", Annotated[str, sizes], field(default=budget)),
             ("data", Annotated[data, FLAT], field(default_factory=data)),
             ("machine", Annotated[Machine, FLAT], field(default_factory=Machine)),
+            *rooms,
             (
                 "method",
-                Annotated[kind, FLAT],
-                field(default_factory=lambda: kind.budget(budget)),
+                Annotated[composed, FLAT],
+                field(default_factory=lambda: composed(**values)),
             ),
         ],
         kw_only=True,
     )
     options.__doc__ = f"{about} Defaults shown are those of the {budget} budget."
     return options
+
+
+def method_of(chosen: Any, kind: Any) -> Any:
+    """Return the method object of parsed flags, of its own class."""
+    return kind(**{f.name: getattr(chosen.method, f.name) for f in fields(kind)})

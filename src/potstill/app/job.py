@@ -49,7 +49,7 @@ def evaluate_run(
     run: Run,
     *,
     network: Sequence[str],
-    protocol: str = "default",
+    protocol: Any = "default",
     data: str | None = None,
     inherit: Any = None,
     **options: Any,
@@ -202,7 +202,7 @@ def distill(
         The synthetic set. A finished run of the same job is read, not repeated.
 
     Example:
-        >>> syn = potstill.distill("csdm", "digits", ipc=10, imbalance_factor=50, out="runs/demo")
+        >>> syn = potstill.distill("csdm", "digits", ipc=10, imbalance_factor=50, out="runs/csdm")
     """
     run = run or Run()
     check_value("ipc", ipc, Batch)
@@ -279,7 +279,7 @@ def _run(
         record = {"status": "running", "job": job, "key": key, "started": _now()}
         write_json(folder / "run.json", record)
         picture_real(folder, train, ipc)
-        steps = int(getattr(method, "steps", 0))
+        steps = int(method.fields().get("steps", 0))
         gallery = Gallery(folder, train.classes, steps, run.watch)
         syn = method(train, ipc, run.with_(folder=folder, watch=gallery))
         syn.provenance.update(

@@ -20,6 +20,7 @@ from potstill.app.job import Data, check_probed, distill, evaluated
 from potstill.methods import find
 from potstill.run import InputError, Run, nearest
 from potstill.run.fields import Batch, Runs, Seed, Students, check_value, fields_of
+from potstill.run.parts import flat_hints, parts_of
 from potstill.run.records import parse_toml, read_regular
 
 __all__ = ["read_recipe", "run_recipe"]
@@ -39,6 +40,7 @@ _TABLES: dict[str, dict[str, Any] | None] = {  # keys and their types
     "evaluate": {
         "network": str | list[str],
         "protocol": str,
+        "prior": str,  # what is done about uneven classes in what students learn from
         "runs": Runs,
         "full": bool | Students,
         "inherit": str,  # projector of an inherited classifier: "ridge" or "adam"
@@ -75,8 +77,11 @@ def read_recipe(path: Path) -> dict[str, Any]:
             _check_table(table, known, name, path)
     if "method" not in recipe.get("distill", {}):
         raise InputError(f'{path} names no method; add method = "csdm" to [distill]')
+    own = recipe.get("method", {})
     kind: Any = find(recipe["distill"]["method"])
-    _check_table(recipe.get("method", {}), fields_of(kind), "method", path)
+    parts = {name for name, part in parts_of(kind()) if len(part.kinds) > 1}
+    method = kind.budget("paper", **{k: v for k, v in own.items() if k in parts})
+    _check_table(own, flat_hints(method), "method", path)
     if recipe.get("evaluate", {}).get("network") == []:
         raise InputError(f"{path} has network = [] in [evaluate]; name at least one network")
     return recipe
@@ -122,7 +127,7 @@ def run_recipe(
     options = {"runs": 5, "full": False} | recipe.get("evaluate", {})
     names = options.pop("network", ["convnet-w128-in"])
     networks = [names] if isinstance(names, str) else list(names)
-    protocol = find_protocol(options.pop("protocol", "default"))
+    protocol = find_protocol(options.pop("protocol", "default"), options.pop("prior", None))
     probed = isinstance(protocol, Probe)
     for name in networks:
         check_probed(name) if probed else parse(name)

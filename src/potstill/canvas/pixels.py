@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from copy import copy
+from itertools import pairwise
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from potstill.canvas.tiled import views
+from potstill.data.transform import Transform
 from potstill.run import InputError
 from potstill.run.fields import OneOf, Range, admits
 
@@ -88,7 +91,12 @@ class Canvas:
         classes: number of classes; every class has at least one image.
         spec: see :func:`canvas_spec`.
         bounded: keep pixels in [0, 1] after every step.
+
+    Attributes:
+        behind: the transform behind which the images are kept, see :meth:`moved_behind`.
     """
+
+    leaf = "images"  # name of the leaf that holds pixels
 
     def __init__(
         self,
@@ -100,10 +108,9 @@ class Canvas:
         bounded: bool = True,
     ) -> None:
         check_spec(spec)
-        self.images = images.clone().requires_grad_(True)
-        self.labels = labels
-        self.spec = spec
-        self.bounded = bounded
+        self.images = images.detach().clone().requires_grad_(True)
+        self.labels, self.spec, self.bounded = labels, spec, bounded
+        self.behind: Transform | None = None
         counts = torch.bincount(labels, minlength=classes).tolist()
         if 0 in counts:
             raise InputError(f"class {counts.index(0)} has no synthetic image; raise ipc")
@@ -119,36 +126,71 @@ class Canvas:
         """Training images per stored image."""
         return views_per_image(self.spec)
 
+    @property
+    def most(self) -> int:
+        """Training images of the largest class."""
+        return self.views * max(b - a for a, b in pairwise(self.starts))
+
     def to(self, device: str) -> Canvas:
         """Return the same canvas on another device."""
-        moved = type(self).__new__(type(self))
-        moved.__dict__.update(self.__dict__)
+        moved = copy(self)
         moved.images = self.images.detach().to(device).requires_grad_(True)
         moved.labels = self.labels.to(device)
         return moved
 
+    @property
+    def plain(self) -> bool:
+        """Whether what is stored are the pixels that networks are shown, one image each."""
+        return self.views == 1
+
+    def moved_behind(self, transform: Transform) -> Canvas:
+        """Return this canvas with its pixels as networks see them, without bounds.
+
+        A step is then one of what networks see. Only for a :attr:`plain` canvas.
+        """
+        moved = copy(self)
+        moved.images = transform.forward(self.images.detach()).requires_grad_(True)
+        moved.behind, moved.bounded = transform, False
+        return moved
+
     def parameters(self) -> dict[str, Tensor]:
         """Return the leaves that are optimised, by name."""
-        return {"images": self.images}
+        return {self.leaf: self.images}
 
     def pixel_parameters(self) -> list[Tensor]:
         """Return the leaves that hold pixels, (n, ...) each."""
-        return [self.images]
+        return list(self.parameters().values())
 
     def grow_(self, step: int) -> bool:
         """Bring the leaves into their form at ``step``; return whether they are others now."""
         return False
 
-    def pictures(self) -> Tensor:
-        """Return the stored images as RGB, (n, c, h, w)."""
-        return self.images.detach()
+    def render(self, leaves: Mapping[str, Tensor]) -> Tensor:
+        """Return the stored images, RGB (r, c, h, w), of rows of the leaves; differentiable."""
+        images = leaves[self.leaf]
+        return images if self.behind is None else self.behind.inverse(images)
+
+    @torch.no_grad()
+    def pictures(self, leaves: Mapping[str, Tensor] | None = None) -> Tensor:
+        """Return the stored images as RGB, (n, c, h, w), of the canvas or of others of its kind."""
+        return self.render(self.parameters() if leaves is None else leaves).detach()
+
+    def rows(self, first: int = 0, last: int | None = None) -> slice:
+        """Return the rows of the classes ``first <= c < last``."""
+        return slice(self.starts[first], self.starts[self.classes if last is None else last])
 
     def decode(self, first: int = 0, last: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return training images and labels of the classes ``first <= c < last``."""
-        last = self.classes if last is None else last
-        rows = slice(self.starts[first], self.starts[last])
-        images, labels = decode_images(self.images[rows], self.labels[rows], self.spec)
+        """Return training images, RGB, and labels of the classes ``first <= c < last``."""
+        rows = self.rows(first, last)
+        stored = self.render({name: leaf[rows] for name, leaf in self.parameters().items()})
+        images, labels = decode_images(stored, self.labels[rows], self.spec)
         return images, labels
+
+    def seen(self, transform: Transform, first: int = 0, last: int | None = None) -> Tensor:
+        """Return the training images of the classes ``first <= c < last`` as networks see them."""
+        if self.behind is None:
+            return transform.forward(self.decode(first, last)[0])
+        return self.images if last is None else self.images[self.rows(first, last)]
 
     @torch.no_grad()
     def project_(self) -> None:

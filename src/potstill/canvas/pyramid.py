@@ -11,18 +11,23 @@ one stored channel moves along a principal direction of natural colours.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Annotated
+from dataclasses import dataclass
+from typing import Annotated, Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from potstill.canvas.parts import CanvasSpec
 from potstill.canvas.pixels import Canvas, canvas_spec
+from potstill.data import ImageSet
+from potstill.run import Run
 from potstill.run.fields import Every, OneOf, check_value
+from potstill.run.memory import cuts
 
-__all__ = ["Form", "Growth", "PyramidCanvas", "level_sizes"]
+__all__ = ["Pyramid", "PyramidCanvas", "level_sizes"]
 
-Form = Annotated[str, OneOf("pyramid", "pixels")]
+Levels = Annotated[str, OneOf("all", "one")]
 Growth = Annotated[str, OneOf("noise", "zero")]
 # Square root of the covariance of natural colours, as published with feature visualisation
 # (Olah et al., Distill 2017), scaled by its longest column.
@@ -30,9 +35,9 @@ _COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 
 _COLOURS = _COLOURS / _COLOURS.norm(dim=0).max()
 
 
-def level_sizes(size: tuple[int, int], form: str = "pyramid") -> list[tuple[int, int]]:
-    """Return (h, w) of every level, coarse to fine; one full-sized level for "pixels"."""
-    if form == "pixels":
+def level_sizes(size: tuple[int, int], levels: str = "all") -> list[tuple[int, int]]:
+    """Return (h, w) of every level, coarse to fine; the full size alone for "one"."""
+    if levels == "one":
         return [size]
     sizes, side = [(1, 1)], 1
     while sizes[-1] != size:
@@ -48,7 +53,7 @@ class PyramidCanvas(Canvas):
         labels: (n,) int64, ascending. classes: number of classes.
         shape: (c, h, w) of an image.
         generator: ``run.generator``; level k is drawn from ``generator("pyramid", k)``.
-        form: "pyramid", or "pixels" (one level of full size from the beginning).
+        levels: "all", or "one" of full size from the beginning.
         grow_every: steps from one level to the next; 200 as released.
         growth: a new level is "noise" (standard normal over the number of levels), or "zero" (the
             mean of the others, enlarged); the others shrink by k / (k + 1) either way.
@@ -62,16 +67,16 @@ class PyramidCanvas(Canvas):
         shape: tuple[int, int, int],
         generator: Callable[..., torch.Generator],
         *,
-        form: str = "pyramid",
+        levels: str = "all",
         grow_every: int = 200,
         growth: str = "noise",
         decorrelate: bool = True,
     ) -> None:
-        check_value("canvas", form, Form)
+        check_value("levels", levels, Levels)
         check_value("growth", growth, Growth)
         check_value("grow_every", grow_every, Every)
         self.shape, self.generator = shape, generator
-        self.sizes = level_sizes((shape[1], shape[2]), form)
+        self.sizes = level_sizes((shape[1], shape[2]), levels)
         self.grow_every, self.growth = grow_every, growth
         self.colours = _COLOURS.float() if decorrelate and shape[0] == 3 else None
         super().__init__(self._noise(0, len(labels)), labels, classes, canvas_spec(), bounded=False)
@@ -92,13 +97,14 @@ class PyramidCanvas(Canvas):
         moved.colours = None if self.colours is None else self.colours.to(device)
         return moved
 
+    @property
+    def plain(self) -> bool:
+        """Levels are not what networks are shown."""
+        return False
+
     def parameters(self) -> dict[str, Tensor]:
         """Return the levels there are, coarse to fine."""
         return {f"level-{k}": level for k, level in enumerate(self.levels)}
-
-    def pixel_parameters(self) -> list[Tensor]:
-        """Return the leaves that hold pixels, (n, ...) each."""
-        return self.levels
 
     def levels_at(self, step: int) -> int:
         """Return how many levels there are at ``step`` (from 0): one more at 201, 401, ..."""
@@ -136,29 +142,42 @@ class PyramidCanvas(Canvas):
         assert total is not None
         return total
 
-    def render(self, levels: Mapping[str, Tensor] | list[Tensor]) -> Tensor:
-        """Return RGB images (n, c, h, w) in (0, 1) of the rows of ``levels``; differentiable."""
-        parts = list(levels.values()) if isinstance(levels, Mapping) else levels
-        total = self._enlarged(parts, (self.shape[1], self.shape[2]))
+    def render(self, leaves: Mapping[str, Tensor]) -> Tensor:
+        """Return RGB images (n, c, h, w) in (0, 1) of the rows of the levels; differentiable."""
+        total = self._enlarged(list(leaves.values()), (self.shape[1], self.shape[2]))
         if self.colours is not None:
             total = torch.einsum("nchw,dc->ndhw", total, self.colours.to(total))
         return torch.sigmoid(2 * total)
 
-    def decode(self, first: int = 0, last: int | None = None) -> tuple[Tensor, Tensor]:
-        """Return images and labels of the classes ``first <= c < last``."""
-        rows = slice(self.starts[first], self.starts[self.classes if last is None else last])
-        return self.render([level[rows] for level in self.levels]), self.labels[rows]
-
     @torch.no_grad()
-    def pictures(self) -> Tensor:
+    def pictures(self, leaves: Mapping[str, Tensor] | None = None) -> Tensor:
         """Return RGB images (n, c, h, w)."""
-        parts = [[level[k : k + 64] for level in self.levels] for k in range(0, self.count, 64)]
+        levels = self.parameters() if leaves is None else leaves
+        parts = [
+            {n: level[rows] for n, level in levels.items()} for rows in cuts(len(self.labels), 64)
+        ]
         return torch.cat([self.render(part) for part in parts])
 
-    @property
-    def count(self) -> int:
-        """Number of images."""
-        return len(self.labels)
 
-    def project_(self) -> None:
-        """Levels have no bounds."""
+@dataclass(frozen=True, kw_only=True)
+class Pyramid(CanvasSpec, kind="pyramid"):
+    """A sum of resolutions behind a sigmoid, from noise, coarse to fine."""
+
+    levels: Levels = "all"  # "one" = the full size from the beginning
+    grow_every: Every = 200  # steps until the pyramid gets its next level
+    growth: Growth = "noise"  # a new level: "noise", or "zero" (the others, enlarged)
+    decorrelate: bool = True  # steps along the principal colours of natural images
+
+    def make(self, real: ImageSet, ipc: int, run: Run, **_: Any) -> PyramidCanvas:
+        """Return the coarsest level of ``ipc`` images per class."""
+        labels = torch.arange(real.num_classes).repeat_interleave(ipc)
+        return PyramidCanvas(
+            labels,
+            real.num_classes,
+            real.shape,
+            run.generator,
+            levels=self.levels,
+            grow_every=self.grow_every,
+            growth=self.growth,
+            decorrelate=self.decorrelate,
+        )

@@ -21,7 +21,7 @@ from potstill.run.fields import OneOf, check_value
 
 __all__ = ["Profile", "Start", "Shortage", "check_start", "images_per_class", "start_canvas"]
 
-Start = Annotated[str, OneOf("real", "tiled", "noise")]
+Start = Annotated[str, OneOf("real", "tiled", "noise", "correct")]
 Shortage = Annotated[str, OneOf("repeat", "noise", "keep")]
 Profile = Annotated[str, OneOf("balanced", "long_tailed")]
 
@@ -141,7 +141,7 @@ def start_canvas(
             classes, or one for each.
         generator: ``run.generator``; draws per class from ``generator("start", label)``.
         start: "real" (random images of the class), "tiled" (each stored image is a mosaic of
-            factor**2 of them) or "noise".
+            factor**2 of them), "noise", or "correct" (real ones among ``candidates``).
         shortage: for classes with fewer images than needed: "repeat" (shifted copies), "noise", or
             "keep" (fewer stored images; not with mosaics).
         candidates: positions in ``real`` per class, in the order in which they are taken; default:

@@ -257,13 +257,23 @@ def cutmix(
     concentration = torch.full((2,), float(beta), device=device)
     keep = float(torch._sample_dirichlet(concentration, generator=generator)[0])
     partner = torch.randperm(len(x), generator=generator, device=device).to(x.device)
+    mixed, area = paste(x, x[partner], keep, down, across)
+    return mixed, torch.lerp(targets, targets[partner], area)
+
+
+def paste(
+    x: Tensor, other: Tensor, keep: float, down: float, across: float
+) -> tuple[Tensor, float]:
+    """Return ``x`` (n, c, h, w) with a box of ``other`` in it, and the box's share of the area.
+
+    Its share is 1 - ``keep`` before it is clipped; its centre lies at shares of the sides.
+    """
     (h, w), cut = x.shape[2:], (1 - keep) ** 0.5
     top, bottom = _clipped(int(down * h), int(cut * h), h)
     left, right = _clipped(int(across * w), int(cut * w), w)
     mixed = x.clone()
-    mixed[:, :, top:bottom, left:right] = x[partner, :, top:bottom, left:right]
-    area = (bottom - top) * (right - left) / (h * w)
-    return mixed, torch.lerp(targets, targets[partner], area)
+    mixed[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
+    return mixed, (bottom - top) * (right - left) / (h * w)
 
 
 def _clipped(centre: int, extent: int, side: int) -> tuple[int, int]:

@@ -33,6 +33,7 @@ class Mapped:
     entry: Path | None  # its folder; None: a file of this process alone
     images: Tensor = field(repr=False)  # uint8 (n, c, h, w), the map
     checks: np.ndarray = field(repr=False)  # uint64 (blocks,)
+    held: object = field(default=None, repr=False)  # what keeps the entry in the cache meanwhile
 
     def __post_init__(self) -> None:
         self._sound = np.zeros(len(self.checks), np.bool_)

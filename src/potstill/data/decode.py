@@ -20,6 +20,7 @@ from potstill.data.reading import Reading
 from potstill.data.values import OtherRange, Values
 from potstill.data.variety import Variety
 from potstill.run import InputError, logger, progress
+from potstill.run.memory import Budget
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -27,8 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["MixedModes", "OtherRange", "Rows", "blocks", "brief", "channels_last"]
 
 _BLOCK = 256  # pictures decoded between two writes, fewer where they take more than
-_BLOCK_BYTES = 32 << 20  # or this share of the budget
-_BLOCK_SHARE = 16
+_BLOCK_BYTES = 32 << 20  # or the budget's share
 _WORKERS = min(16, os.cpu_count() or 1)
 _CHUNK = 16  # pictures per task of the thread pool
 # Below this many pixels Pillow holds the interpreter lock most of the time and threads lose 1.3 to
@@ -104,7 +104,7 @@ def blocks(
     variety, several, done = Variety(), 0, 0
     label = f"decode {rows.name}"
     pairs = iter(progress(rows.pairs(), label=label, quiet=quiet, total=rows.count))
-    most = min(_BLOCK_BYTES, int(memory_gb * 1e9) // _BLOCK_SHARE)
+    most = min(_BLOCK_BYTES, Budget(memory_gb).decoding)
     with ThreadPoolExecutor(_WORKERS) as pool:
         frame, size = None, 1  # the first picture says how many make a block
         while block := list(islice(pairs, size)):

@@ -24,8 +24,9 @@ FEW = 10  # test images of a class below which its accuracy moves by more than t
 class ImageSet:
     """Labelled images, immutable. Selections return new sets and remember how they were made.
 
-    >>> train = load("digits").long_tailed(50)
-    >>> train.counts, train.imbalance_factor, train.history[-1]["op"]
+    >>> train = potstill.load("digits").long_tailed(50)
+    >>> train.counts, train.imbalance_factor
+    ((128, 86, 55, 36, 23, 15, 9, 6, 4, 2), 64.0)
 
     Raises:
         InputError: wrong dtype or shape, label out of range, empty class, fewer than 2 classes.

@@ -38,12 +38,12 @@ from potstill.data.subsets import keep_classes
 from potstill.data.values import Values, tell_range
 from potstill.data.variety import check_variety
 from potstill.run import InputError, cache_folder, logger
-from potstill.run.checkpoint import digest
+from potstill.run.cache import Cached
 from potstill.run.errors import system_refusals
 
 __all__ = ["load", "load_pair"]
 
-_FORMAT = 3  # of cache entries; raise it when decoding changes
+_KIND = "decoded-4"  # raise it when decoding changes
 
 
 @dataclass(frozen=True)
@@ -62,11 +62,13 @@ class _Reader:
 
     def read(self, source: Source, split: str) -> tuple[ImageSet, tuple[str, ...]]:
         """One split, from the cache if it is there, and the names of all splits."""
-        root = Path(self.cache or cache_folder()) / "decoded"
-        asked = [_FORMAT, source.stamp, split, self.how.reading_facts(), self._tops()]
-        key = digest(asked) if source.stamp else None
-        bank = store.read_entry(root, key, self.memory_gb) if key else None
-        bank = bank or self._decode(source, split, root, key)
+        root, entry, bank = Path(self.cache or cache_folder()), None, None
+        if source.stamp:
+            facts = {"kind": _KIND, "source": source.stamp, "split": split}
+            facts |= {"reading": self.how.reading_facts(), "tops": self._tops()}
+            entry = Cached(root, "decoded", facts, f"the {split} split of {source.title}")
+            bank = store.read_entry(entry, self.memory_gb)
+        bank = bank or self._decode(source, split, root / "decoded", entry)
         names = bank.facts.classes or plain_names(bank.labels, source.title)
         rows, found = bank.facts.rows, bank.facts.found
         images = ImageSet(
@@ -90,7 +92,7 @@ class _Reader:
         facts = [] if self.train is None else [f for f in self.train.history if f["op"] == "values"]
         return {kind: top for kind, top in facts[0].items() if kind != "op"} if facts else {}
 
-    def _decode(self, source: Source, split: str, root: Path, key: str | None) -> store.Bank:
+    def _decode(self, source: Source, split: str, root: Path, entry: Cached | None) -> store.Bank:
         splits = source.splits()
         rows = splits[find_split(split, splits, source.name)]()
         numbers = None
@@ -115,7 +117,7 @@ class _Reader:
             )
             try:
                 return store.collect(
-                    made, rows.count, facts, root=root, key=key, memory_gb=self.memory_gb
+                    made, rows.count, facts, root=root, entry=entry, memory_gb=self.memory_gb
                 )
             except MixedModes:
                 how = replace(how, channels=3)
@@ -137,7 +139,8 @@ def load(
 
     >>> load("digits").shape
     (1, 8, 8)
-    >>> load("data/birds", image_size=64)
+    >>> load("data/birds", image_size=64).shape
+    (3, 64, 64)
 
     ``split`` may also be the source's own name for one ("validation"). Images above ``memory_gb``
     (1e9 bytes) stay memory-mapped. ``cache`` replaces ``$POTSTILL_CACHE``. ``options`` are the

@@ -38,8 +38,8 @@ from potstill.data.checked import (
     rows_per_block,
 )
 from potstill.run import ArtifactError, StorageError, logger
-from potstill.run.checkpoint import load_state, save_state
-from potstill.run.recall import tell_damage
+from potstill.run.cache import Cached, hold_folder
+from potstill.run.memory import Budget
 
 __all__ = ["Bank", "Facts", "Mapped", "collect", "read_entry", "take", "tensor_digest"]
 
@@ -73,9 +73,9 @@ class Bank:
 
 
 def collect(
-    blocks: Blocks, count: int, facts: Facts, *, root: Path, key: str | None, memory_gb: float
+    blocks: Blocks, count: int, facts: Facts, *, root: Path, entry: Cached | None, memory_gb: float
 ) -> Bank:
-    """Gather ``count`` decoded images and, with a ``key``, keep them under ``root``.
+    """Gather ``count`` decoded images and keep them as ``entry``, if given; ``root`` is for files.
 
     Up to ``memory_gb`` they are gathered in memory, and a disk that cannot take a copy costs a
     warning; above, they go to disk as they come and are memory-mapped.
@@ -83,10 +83,10 @@ def collect(
     Raises:
         StorageError: images above ``memory_gb`` cannot be written.
     """
-    blocks = iter(blocks)
+    began, blocks = time.monotonic(), iter(blocks)
     first = next(blocks)
     shape = (count, *first[0].shape[1:])
-    large = math.prod(shape) > memory_gb * 1e9
+    large = math.prod(shape) > Budget(memory_gb).images
     labels = np.empty(count, np.int64)
     content = hashlib.sha256(repr(shape).encode())
 
@@ -105,20 +105,20 @@ def collect(
             bank[done : done + len(images)] = images
             done += len(images)
         fingerprint = _finish(content, labels)
-        if key:
+        if entry is not None:
             try:
-                with _Staging(root, key) as staging:
+                with _Staging(root, entry) as staging:
                     staging.write_images(shape, [bank])
-                    staging.write_facts(labels, facts, fingerprint)
+                    staging.write_facts(labels, facts, fingerprint, time.monotonic() - began)
             except OSError as error:
                 logger.warning("decoded images are not cached (%s); going on without", error)
         return Bank(torch.from_numpy(bank), torch.from_numpy(labels), facts, fingerprint, None)
 
     try:
-        with _Staging(root, key) as staging:
+        with _Staging(root, entry) as staging:
             staging.write_images(shape, pixels())
             fingerprint = _finish(content, labels)
-            staging.write_facts(labels, facts, fingerprint)
+            staging.write_facts(labels, facts, fingerprint, time.monotonic() - began)
             mapped = staging.map_images()
     except OSError as error:
         size = math.prod(shape) / 1e9
@@ -129,13 +129,11 @@ def collect(
     return Bank(mapped.images, torch.from_numpy(labels), facts, fingerprint, mapped)
 
 
-def read_entry(root: Path, key: str, memory_gb: float) -> Bank | None:
+def read_entry(entry: Cached, memory_gb: float) -> Bank | None:
     """Read a cached entry; ``None`` if there is none or it is damaged (it will be made again)."""
-    folder = root / key
-    if not folder.exists():
-        return None
-    try:
-        tensors, known = load_state(folder / _FACTS)
+    folder = entry.folder
+
+    def read(tensors: dict[str, Tensor], known: dict[str, Any]) -> Bank:
         about, path, shape = dict(known["about"]), folder / IMAGES, tuple(known["shape"])
         names = about.pop("classes")
         rows = tuple(tensors["rows"].tolist()) if "rows" in tensors else None
@@ -144,18 +142,18 @@ def read_entry(root: Path, key: str, memory_gb: float) -> Bank | None:
         offset, checks = len(known["header"]) // 2, tensors["checks"].numpy().view(np.uint64)
         counts = {len(tensors["labels"]), shape[0], shape[0] if rows is None else len(rows)}
         if len(counts) > 1 or len(checks) != -(-shape[0] // rows_per_block(shape)):
-            raise ValueError("its parts are not of the same images")
-        if math.prod(shape) > memory_gb * 1e9:
-            mapped = Mapped(root, folder, map_file(path, offset, shape), checks)
+            raise ArtifactError(f"{folder} is damaged (its parts are of other images)")
+        if math.prod(shape) > Budget(memory_gb).images:
+            mapped = Mapped(folder.parent, folder, map_file(path, offset, shape), checks, entry)
             images = mapped.images
         else:
             images, mapped = read_file(path, offset, shape, checks), None
         return Bank(images, tensors["labels"], facts, known["fingerprint"], mapped)
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        damage = error if isinstance(error, ArtifactError) else f"{folder} is damaged ({error})"
-        tell_damage(damage, "decoding again")
+
+    bank = entry.recall(_FACTS, "decoding again", read)
+    if bank is None:
         shutil.rmtree(folder, ignore_errors=True)
-        return None
+    return bank
 
 
 def take(images: Tensor, positions: Tensor, mapped: Mapped | None) -> tuple[Tensor, Mapped | None]:
@@ -188,10 +186,10 @@ def tensor_digest(values: Tensor) -> str:
 
 
 class _Staging:
-    """A folder that is filled and then, with a key, becomes an entry in one step, or vanishes."""
+    """A folder that is filled and then, if it is to, becomes an entry in one step, or vanishes."""
 
-    def __init__(self, root: Path, key: str | None) -> None:
-        self.root, self.key = root, key
+    def __init__(self, root: Path, entry: Cached | None) -> None:
+        self.root, self.entry = root, entry
 
     def __enter__(self) -> _Staging:
         self.root.mkdir(parents=True, exist_ok=True)
@@ -200,13 +198,18 @@ class _Staging:
                 if time.time() - left.stat().st_mtime > _STALE:
                     shutil.rmtree(left)
         self.folder = Path(tempfile.mkdtemp(dir=self.root, prefix=".part-"))
+        self.made = self.entry.at(self.folder) if self.entry else None
+        if self.made is not None:
+            self.made.hold()
+        else:
+            hold_folder(self.folder, self)
         return self
 
     def __exit__(self, kind: type | None, *rest: object) -> None:
-        if self.key and kind is None:
+        if self.entry and kind is None:
             with suppress(OSError):  # another process was quicker
                 self.folder.chmod(0o755)
-                self.folder.rename(self.root / self.key)
+                self.folder.rename(self.entry.folder)
         # Mapped files stay readable after removal.
         shutil.rmtree(self.folder, ignore_errors=True)
 
@@ -215,8 +218,6 @@ class _Staging:
         if shutil.disk_usage(self.folder).free < math.prod(shape):  # sooner than after filling it
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         self.shape, self.header = shape, io.BytesIO()
-        if shutil.disk_usage(self.folder).free < math.prod(shape):  # sooner than after filling it
-            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
         header = {"descr": "|u1", "fortran_order": False, "shape": shape}
         np.lib.format.write_array_header_1_0(self.header, header)
         checks = Checks(shape)
@@ -229,7 +230,9 @@ class _Staging:
             _sync(file)
         self.checks = checks.all()
 
-    def write_facts(self, labels: np.ndarray, facts: Facts, fingerprint: str) -> None:
+    def write_facts(
+        self, labels: np.ndarray, facts: Facts, fingerprint: str, seconds: float
+    ) -> None:
         about = asdict(facts)
         rows = about.pop("rows")
         checks = torch.from_numpy(self.checks.view(np.int64))
@@ -237,15 +240,16 @@ class _Staging:
         tensors |= {} if rows is None else {"rows": torch.tensor(rows)}
         header = self.header.getvalue().hex()
         known = {"shape": self.shape, "header": header, "fingerprint": fingerprint, "about": about}
-        save_state(self.folder / _FACTS, tensors, known)
+        if self.made is not None:
+            self.made.save(_FACTS, tensors, known, seconds)
 
     def map_images(self) -> Mapped:
         """The images as they will stand in the entry."""
         path, header = self.folder / IMAGES, self.header.getvalue()
         require_file(path, header, self.shape)
         images = map_file(path, len(header), self.shape)
-        entry = self.root / self.key if self.key else None
-        return Mapped(self.root, entry, images, self.checks)
+        place = self.entry.folder if self.entry else None
+        return Mapped(self.root, place, images, self.checks, self.made)
 
 
 def _sync(file: BinaryIO) -> None:

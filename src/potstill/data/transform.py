@@ -43,6 +43,10 @@ class Transform(Protocol):
     def inverse(self, x: Tensor) -> Tensor:
         """Network space to RGB 0-1."""
 
+    @property
+    def step_share(self) -> float:
+        """What a step size of network space is in RGB: one over the mean square of its gains."""
+
     def to_tensors(self) -> dict[str, Tensor]:
         """What :func:`transform_from` needs to build it again."""
 
@@ -126,6 +130,11 @@ class Normalize(_OnDevice):
         """Network space (b, c, h, w) to RGB 0-1."""
         return x * self._like("std", x)[:, None, None] + self._like("mean", x)[:, None, None]
 
+    @property
+    def step_share(self) -> float:
+        """The mean variance of a channel."""
+        return float(self.std.double().square().mean())
+
     def to_tensors(self) -> dict[str, Tensor]:
         """``mean`` and ``std``, float32 (c,)."""
         return {"mean": self.mean, "std": self.std}
@@ -204,6 +213,11 @@ class ZCA(_OnDevice):
         """Network space (b, c, h, w) to RGB 0-1."""
         flat = x.flatten(1) @ self._like("inverse_matrix", x) + self._like("mean", x)
         return flat.view(x.shape)
+
+    @property
+    def step_share(self) -> float:
+        """One over the mean square of the matrix's singular values."""
+        return len(self.matrix) / float(self.matrix.double().square().sum())
 
     def to_tensors(self) -> dict[str, Tensor]:
         """Mean, both matrices and ``shape`` as int64 (3,)."""

@@ -27,6 +27,7 @@ from potstill.evaluation.student import (
 )
 from potstill.nets import Examples
 from potstill.run import Run
+from potstill.run.cache import key_facts
 from potstill.synthetic import SyntheticSet
 from potstill.synthetic.iterates import load_iterate, step_of
 from potstill.synthetic.tensors import checksum
@@ -174,13 +175,13 @@ class Bench:
     ) -> Result:  # fmt: skip
         """Return what was measured for the same facts before, or measure it and keep it."""
         transform = self.syn.transform
-        facts |= {
-            "kind": "score-1", "version": __version__, "torch": torch.__version__,
-            "train": self.train.checksum, "test": self.test.checksum, "shape": self.test.shape,
-            "transform": checksum(transform.to_tensors(), {"kind": transform.kind}),
-            "protocol": protocol.hash, "network": network, "runs": runs, "seed": self.run.seed,
-            "device": torch.device(self.run.device).type, "threads": "one per student",
-        }  # fmt: skip
+        known = key_facts(
+            "score-2", self.run, self.train.checksum, threads=False,
+            version=__version__, test=self.test.checksum, shape=self.test.shape,
+            transform=checksum(transform.to_tensors(), {"kind": transform.kind}),
+            protocol=protocol.hash, network=network, runs=runs, **facts,
+        )  # fmt: skip
         if self.run.on_gpu:  # what trains the students there, see student.machine_options
-            facts |= machine_options(self.run)
-        return remembered(self.run, facts, compute)
+            known |= machine_options(self.run)
+        what = f"{facts['what']}, {network} on {self.train.source}"
+        return remembered(self.run, known, what, compute)

@@ -21,7 +21,7 @@ from torch import Tensor
 from potstill.evaluation.labels import receiver_bytes
 from potstill.evaluation.linear_bench import LinearBench
 from potstill.evaluation.record import Result, part
-from potstill.experts.heads import HEAD_PRIORS, Head, train_head
+from potstill.experts.heads import Head, HeadPrior, train_head
 from potstill.nets.backbone import Backbone
 from potstill.nets.head_training import Projector, adam_projector, ridge_projector
 from potstill.run import InputError, logger
@@ -30,7 +30,6 @@ from potstill.run.fields import OneOf, check_value
 __all__ = ["InheritedClassifier", "Inheritance", "fits", "inheritance"]
 
 Projection = Annotated[str, OneOf("ridge", "adam")]
-HeadPrior = Annotated[str, OneOf(*HEAD_PRIORS)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +41,7 @@ class Inheritance:
     """
 
     projector: str = "ridge"  # closed form, or "adam" as published
-    prior: str = "logit_adjusted"  # how the head was debiased, see HEAD_PRIORS
+    prior: str = "logit_adjusted"  # how the head was debiased, of losses.REMEDIES
     kd: bool = False  # distil the head into one of the receiver's own as well
     head: Head | None = None  # the shipped head; None = train it on the real set
 

@@ -25,6 +25,7 @@ __all__ = ["TIERS", "receiver_bytes", "soft_labels", "tier_of", "with_soft_label
 TIERS = {
     "hard": "a class index per image",
     "static": "one stored soft label per training image",
+    "regression": "real numbers per training image, learned by squared error",
     "stored": "soft labels of every augmented view over a number of epochs",
     "online": "the receiver holds the teacher and labels views itself",
     "inherited": "the receiver holds a classifier that was trained on all real images",
@@ -57,12 +58,14 @@ def receiver_bytes(
         raise InputError("teacher is None for tier 'online'; give the network that labels")
     if tier == "inherited" and held < 1:
         raise InputError(f"held is {held} for tier 'inherited'; give the bytes of the classifier")
-    stored = 0 if syn.soft_labels is None else syn.soft_labels.nbytes
+    told = [own for own in (syn.soft_labels, syn.regression_targets) if own is not None]
+    stored = sum(own.nbytes for own in told)
     soft = 4 * syn.num_classes * len(syn.decoded()[0])  # float32, one per training image
     taught = sum(value.nbytes for value in teacher.state_dict().values()) if teacher else 0
     extra = {
         "hard": 0,
         "static": stored or soft,
+        "regression": stored,
         "stored": soft * epochs,
         "online": taught,
         "inherited": held,

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -24,9 +24,12 @@ from potstill.evaluation.record import Result, part
 from potstill.evaluation.student import distinct_images, mosaic_views, random_rows
 from potstill.experts.backbones import backbone_for
 from potstill.experts.features import collect_features, image_features
+from potstill.losses import REMEDIES
 from potstill.nets.backbone import FILE, Backbone
 from potstill.nets.head_training import HeadTraining, train_heads
+from potstill.nets.post_hoc import correct
 from potstill.run import ArtifactError, InputError, Run
+from potstill.run.cache import key_facts
 from potstill.run.checkpoint import load_state
 from potstill.run.records import read_json
 from potstill.synthetic import SyntheticSet
@@ -128,16 +131,24 @@ class LinearBench:
         teacher: Tensor | None = None,
     ) -> Result:
         """Train ``runs`` heads and test each once."""
+        row = REMEDIES[self.probe.prior]
+        labels = (targets.argmax(1) if targets.ndim == 2 else targets).to(backbone.device)
         weight, bias = train_heads(
             table,
             targets,
             self.test.num_classes,
-            training,
+            training if row.sampling == "shuffled" else replace(training, sampling=row.sampling),
             heads=runs,
+            loss=row.loss_for(labels.bincount(minlength=self.test.num_classes)),
             generators=lambda purpose, k, index: self.run.generator(f"probe/{purpose}", k, index),
             weights=weights,
             teacher=teacher,
         )
+        if row.post_hoc != "none":
+            seen = table(0) if callable(table) else table
+            z, y = seen.flatten(0, 1), labels.repeat(len(seen))
+            for k in range(runs):
+                weight[k], bias[k] = correct(row.post_hoc, weight[k], bias[k], lambda: z, y)
         return self.tested(backbone, lambda z: z @ weight.transpose(1, 2) + bias[:, None])
 
     def tested(self, backbone: Backbone, logits: Callable[[Tensor], Tensor]) -> Result:
@@ -216,17 +227,10 @@ class LinearBench:
     def _remembered(
         self, facts: dict[str, Any], backbone: Backbone, runs: int, compute: Callable[[], Result]
     ) -> Result:
-        facts |= {
-            "kind": "probe-1",
-            "version": __version__,
-            "torch": torch.__version__,
-            "train": self.train.checksum,
-            "test": self.test.checksum,
-            "protocol": self.probe.hash,
-            "backbone": backbone.key,
-            "runs": runs,
-            "seed": self.run.seed,
-            "device": torch.device(self.run.device).type,
-            "precision": backbone.precision,
-        }
-        return remembered(self.run, facts, compute)
+        known = key_facts(
+            "probe-2", self.run, self.train.checksum, threads=False,
+            version=__version__, test=self.test.checksum, protocol=self.probe.hash,
+            backbone=backbone.key, runs=runs, precision=backbone.precision, **facts,
+        )  # fmt: skip
+        what = f"{facts['what']}, {backbone.label} on {self.train.source}"
+        return remembered(self.run, known, what, compute)

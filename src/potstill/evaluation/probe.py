@@ -15,6 +15,8 @@ from dataclasses import dataclass, fields, replace
 from typing import Annotated, Any
 
 from potstill.data.views import Views
+from potstill.experts.heads import HeadPrior
+from potstill.losses import REMEDIES
 from potstill.nets.head_training import HeadTraining
 from potstill.run import InputError, nearest
 from potstill.run.checkpoint import digest
@@ -85,6 +87,7 @@ class Probe:
     full_steps: Steps = 10_000  # at least as many steps on all real images
     full_views: Copies = 4  # stored views of each real image
     labels: Annotated[str, OneOf("auto", "hard", "soft")] = "auto"  # soft where there are any
+    prior: HeadPrior = "plain"  # what is done about uneven classes, of losses.REMEDIES
 
     selection = "last"  # of the epoch that counts; for tables
 
@@ -109,7 +112,13 @@ class Probe:
             "full_steps": self.full_steps,
             "labels": self.labels,
             "selection": self.selection,
+            **self._prior_facts,
         }
+
+    @property
+    def _prior_facts(self) -> dict[str, str]:
+        """Nothing by default: hashes made before there was such a field stay what they were."""
+        return {} if self.prior == "plain" else {"prior": self.prior}
 
     @property
     def hash(self) -> str:
@@ -135,6 +144,7 @@ class Probe:
             "stored_views": self.full_views,
             "labels": "hard",
             "selection": self.selection,
+            **self._prior_facts,
         }
         name, key = f"{self.name}-full", short_hash(facts)
         about = self._described(training, f"{self.full_views} stored views")
@@ -149,10 +159,11 @@ class Probe:
 
     def _described(self, training: HeadTraining, seen: str) -> str:
         mirror = f", flip {self.views.flip:g}" if self.views.flip else ", no flip"
+        prior = "" if self.prior == "plain" else f"; {self.prior}: {REMEDIES[self.prior].says}"
         return (
             f"linear head on a frozen backbone, {training.epochs} epochs, Adam lr {training.lr:g} "
             f"for 256 images, cosine, batch {training.batch}; {seen} of each image (crops from "
-            f"{self.views.crop_min:g} of the area{mirror}); accuracy after the last epoch"
+            f"{self.views.crop_min:g} of the area{mirror}){prior}; accuracy after the last epoch"
         )
 
     def students(self, runs: int) -> int:

@@ -15,6 +15,7 @@ from typing import Annotated, Any
 
 from potstill.data.augment import DSA
 from potstill.evaluation.probe import PROBES, Probe, in_use, short_hash
+from potstill.losses import REMEDIES, priors
 from potstill.nets import Training
 from potstill.run import InputError, nearest
 from potstill.run.fields import Batch, Epoch, Epochs, OneOf, check_fields, check_value
@@ -29,7 +30,7 @@ _SELECTIONS = {
     "student each (test_max, only to compare with papers)",
 }
 _LABELS = {
-    "auto": "soft labels where the training images have some, else hard labels",
+    "auto": "soft labels or regression targets where there are some, else hard labels",
     "hard": "hard labels, stored soft labels are ignored",
     "soft": "soft labels, which the artifact must have",
 }
@@ -38,6 +39,9 @@ _LABELS = {
 @dataclass(frozen=True, kw_only=True)
 class Protocol:
     """How a student is trained and which of its epochs counts.
+
+    ``prior`` is a row of :data:`potstill.losses.REMEDIES`, by the counts of what is trained on: it
+    changes the reference on all real images most, and nothing that has equally many of each class.
 
     ``selection="val"`` holds images out of the real training set before the random baseline and the
     full reference are drawn from it. The artifact may have been distilled from those very images,
@@ -52,6 +56,7 @@ class Protocol:
     selection: Annotated[str, OneOf(*_SELECTIONS)] = "last"
     test_every: Epoch = 0  # epochs between looks under "val" and "test_max"; the last always counts
     held_out: Batch | None = None  # images per class under "val"; None: 0.1 of the smallest class
+    prior: Annotated[str, OneOf(*priors())] = "plain"  # what is done about uneven classes
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -83,6 +88,8 @@ class Protocol:
         """Every field but the name, JSON-like."""
         facts = asdict(self) | {"training": self.training.facts}
         del facts["name"]
+        if self.prior == "plain":  # hashes made before there was such a field stay what they were
+            del facts["prior"]
         return json.loads(json.dumps(facts))
 
     @property
@@ -116,11 +123,12 @@ class Protocol:
         augment = f"{'_'.join(t.augment.ops)} ({t.augment.rule} rule)" if t.augment else "none"
         augment += f", CutMix {t.cutmix:g}" if t.cutmix else ""
         sharp = f", GSAM rho {t.sharpness.rho:g} alpha {t.sharpness.alpha:g}" if t.sharpness else ""
+        prior = "" if self.prior == "plain" else f"; {self.prior}: {REMEDIES[self.prior].says}"
         looks = f", {self.test_every} epochs apart" if self.test_every else ""
         return (
             f"{self.name} [{self.hash}]: {epochs}, {t.optimizer} {rate},{momentum} weight decay "
-            f"{t.weight_decay:g}{sharp}, {schedule}, batch {t.batch}; augmentation {augment}; "
-            f"{_LABELS[self.labels]}; {_SELECTIONS[self.selection]}{looks}"
+            f"{t.weight_decay:g}{sharp}, {schedule}, batch {t.batch}; augmentation {augment}"
+            f"{prior}; {_LABELS[self.labels]}; {_SELECTIONS[self.selection]}{looks}"
         )
 
     def with_(self, **changes: Any) -> Protocol:
@@ -162,14 +170,18 @@ class Protocol:
         return training
 
 
-def find_protocol(protocol: str | Protocol | Probe) -> Protocol | Probe:
-    """Return the protocol or probe of that name, or the given one; InputError names the nearest."""
-    if isinstance(protocol, Protocol | Probe):
-        return protocol
+def find_protocol(protocol: str | Protocol | Probe, prior: str | None = None) -> Protocol | Probe:
+    """Return the protocol or probe of that name, or the given one; InputError names the nearest.
+
+    A ``prior`` other than its own goes into its name, as in "quick-balanced_softmax".
+    """
     known: dict[str, Protocol | Probe] = {**PROTOCOLS, **PROBES}
-    if protocol not in known:
+    if isinstance(protocol, str) and protocol not in known:
         raise InputError(f"protocol is {protocol!r}{nearest(protocol, known)}")
-    return known[protocol]
+    found = known[protocol] if isinstance(protocol, str) else protocol
+    if prior in (None, found.prior):
+        return found
+    return found.with_(prior=prior, name=f"{found.name}-{prior}")
 
 
 _ALL = "color_crop_cutout_flip_scale_rotate"  # DSA, Zhao & Bilen, ICML 2021

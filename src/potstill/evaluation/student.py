@@ -7,6 +7,7 @@ depend on how many students are trained beside it.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from copy import deepcopy
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,7 +19,9 @@ from potstill.data import ImageSet
 from potstill.data.transform import Transform
 from potstill.evaluation.metrics import class_accuracy, overall
 from potstill.evaluation.protocol import Protocol
+from potstill.losses import REMEDIES, squared_error
 from potstill.nets import Examples, Network, Training, create, predict, train_many
+from potstill.nets.post_hoc import correct_
 from potstill.run import InputError, Run
 from potstill.run.memory import Portion
 from potstill.synthetic import SyntheticSet
@@ -50,7 +53,8 @@ def synthetic_examples(syn: SyntheticSet, labels: str = "auto") -> Examples:
     """Return what a receiver trains on: decoded images with hard or stored soft labels.
 
     Args:
-        syn: the artifact. labels: "auto" (soft where there are any), "hard" or "soft".
+        syn: the artifact. labels: "auto" (soft labels or regression targets where there are
+            any), "hard" or "soft".
 
     Raises:
         InputError: soft labels are asked for and there are none.
@@ -58,6 +62,9 @@ def synthetic_examples(syn: SyntheticSet, labels: str = "auto") -> Examples:
     images, hard, soft, weights = syn.decoded()
     if labels == "soft" and soft is None:
         raise InputError("labels is 'soft' but the artifact has none; use 'auto' or 'hard'")
+    goals = syn.decoded_targets()
+    if goals is not None and labels == "auto":
+        return Examples(images, goals, syn.transform, weights, regression=True)
     targets = hard if soft is None or labels == "hard" else soft
     return Examples(images, targets, syn.transform, weights)
 
@@ -164,15 +171,21 @@ def train_students(
         )
         for k in range(runs)
     ]
+    row = REMEDIES[protocol.prior]
+    loss = row.loss_for(examples.labels.bincount(minlength=test.num_classes))
+    if examples.regression:  # what is done about a prior has no meaning for it
+        loss = squared_error
     fits = Portion("images", "a pass of the students")
     watched = {"val": watch, "test_max": test}.get(protocol.selection)
     looks = None
     if watched is not None:
-        looks = _Looks(watched, examples.transform, protocol.test_every, training.epochs, run, fits)
+        every, epochs = protocol.test_every, training.epochs
+        looks = _Looks(watched, examples, row.post_hoc, every, epochs, run, fits)
     train_many(
         students,
         examples,
-        training,
+        training.under(protocol.prior),
+        loss=loss,
         generators=lambda purpose, k, index: run.generator(f"student/{purpose}", k, index),
         device=run.device,
         on_epoch=looks,
@@ -182,6 +195,8 @@ def train_students(
     )
     if looks is not None and watched is test:
         return Outcome(looks.rows("best"), looks.rows("last"), looks.epochs)
+    for student in students:
+        correct_(student, row.post_hoc, examples)
     last = torch.stack(
         [_test(student, test, examples.transform, run, fits) for student in students]
     )
@@ -217,11 +232,11 @@ class _Looks:
     """Remembers each student's best and last look; the earlier of two equal epochs is best."""
 
     def __init__(
-        self, watched: ImageSet, transform: Transform, every: int, epochs: int, run: Run,
-        fits: Portion,
+        self, watched: ImageSet, examples: Examples, post_hoc: str, every: int, epochs: int,
+        run: Run, fits: Portion,
     ) -> None:  # fmt: skip
-        self.watched, self.transform, self.run, self.fits = watched, transform, run, fits
-        self.every, self.total = every, epochs
+        self.watched, self.examples, self.run, self.fits = watched, examples, run, fits
+        self.post_hoc, self.every, self.total = post_hoc, every, epochs
         self.best: dict[int, _Look] = {}
         self.last: dict[int, _Look] = {}
 
@@ -230,7 +245,10 @@ class _Looks:
         epoch += 1
         if epoch % self.every and epoch < self.total:
             return
-        row = _test(student, self.watched, self.transform, self.run, self.fits)
+        if self.post_hoc != "none":
+            student = deepcopy(student)  # the student itself trains on
+            correct_(student, self.post_hoc, self.examples)
+        row = _test(student, self.watched, self.examples.transform, self.run, self.fits)
         (score,) = overall(row[None], self.watched.counts)
         state = {name: value.detach().clone() for name, value in student.state_dict().items()}
         self.last[member] = look = _Look(epoch, score, row, state)

@@ -2,17 +2,13 @@
 
 from potstill.experts.classifiers import ClassifierTrajectories, train_classifiers
 from potstill.experts.pool import Pool, train_pool
-from potstill.experts.real_statistics import Entry, Eye, RealSide
 from potstill.experts.teachers import mean_right_logits, right_candidates
 from potstill.experts.trajectories import Params, Trajectories, train_experts
 
 __all__ = [
     "ClassifierTrajectories",
-    "Entry",
-    "Eye",
     "Params",
     "Pool",
-    "RealSide",
     "Trajectories",
     "mean_right_logits",
     "right_candidates",

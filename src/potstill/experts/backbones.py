@@ -24,6 +24,7 @@ from potstill.nets.backbone import (
     split_name,
 )
 from potstill.run import InputError, Run
+from potstill.run.cache import Cached
 from potstill.run.checkpoint import digest, load_state
 from potstill.run.recall import tell_damage
 
@@ -90,16 +91,19 @@ def _content(folder: Path) -> list[tuple[str, str]]:
     return found
 
 
-def _kept(real: ImageSet, how: SelfSupervision, run: Run, folder: Path) -> Backbone | None:
-    """Return the backbone of a cache folder; None if there is none, or none to be believed."""
-    if not (folder / FILE).exists():
-        return None
-    try:
-        return train_backbone(real, how, run, folder)  # which reads it
-    except InputError as error:
-        tell_damage(error, "training it again")
-        (folder / FILE).unlink()
-        return None
+def _in_cache(real: ImageSet, how: SelfSupervision, run: Run, entry: Cached) -> Backbone:
+    """Return the backbone of a cache entry; it is trained if there is none to be believed."""
+    entry.hold()
+    path = entry.folder / FILE
+    if path.exists():
+        try:
+            return train_backbone(real, how, run, entry.folder)  # which reads it
+        except InputError as error:
+            tell_damage(error, "training it again")
+            path.unlink()
+    found = train_backbone(real, how, run, entry.folder)
+    entry.note(found.trained_seconds)
+    return found
 
 
 def backbone_for(
@@ -115,9 +119,9 @@ def backbone_for(
     """
     how = self_training(name, epochs, flip)
     if how is not None:
-        assert run.cache is not None
-        folder = run.cache / "backbones" / digest(recipe(real, how, run))
-        found = _kept(real, how, run, folder) or train_backbone(real, how, run, folder)
+        facts = recipe(real, how, run)
+        what = f"{how.objective} {facts['how']['network']} on {real.source}"
+        found = _in_cache(real, how, run, Cached(run.cache, "backbones", facts, what))
     else:
         draw = run.generator("backbone/weights")
         found = open_backbone(name, real.shape, draw, Normalize.fit(real))

@@ -15,12 +15,12 @@ import torch
 from potstill.data import ImageSet
 from potstill.data.transform import Transform
 from potstill.experts.rows import Rows
-from potstill.experts.trainer import Trainer, circumstances
+from potstill.experts.trainer import Trainer, training_facts
 from potstill.experts.trajectories import Params, Trajectories
 from potstill.losses import cross_entropy
 from potstill.nets import Network, Training, create_for
 from potstill.run import InputError, Run
-from potstill.run.checkpoint import digest
+from potstill.run.cache import Cached, key_facts
 
 __all__ = ["ClassifierTrajectories", "train_classifiers"]
 
@@ -95,16 +95,21 @@ def train_classifiers(
         network.body.requires_grad_(False)
         return network
 
-    facts = {
-        "kind": "classifiers-1",  # raise it when training or augmentation change
-        "experts": experts.key,
-        "start_epoch": start_epoch,
-        **{name: experts.facts[name] for name in ("network", "data", "classes", "transform")},
-        **circumstances(training, run),
-    }
+    facts = key_facts(
+        "classifiers-1",  # raise it when training or augmentation change
+        run,
+        real.checksum,
+        threads=False,
+        experts=experts.key,
+        start_epoch=start_epoch,
+        **{name: experts.facts[name] for name in ("network", "classes", "transform")},
+        training=training_facts(training),
+        precision=run.precision if run.on_gpu else "fp32",
+    )
+    what = f"classifiers of {experts.facts['network']} on {real.source}"
+    entry = Cached(run.cache, "experts", facts, what)
     layout = {name: s for name, s in experts.rows.layout.items() if name.startswith(_HEAD)}
-    assert run.cache is not None
-    rows = Rows(run.cache / "experts" / digest(facts), facts, layout)
+    rows = Rows(entry, layout)
 
     def ensure(members: int, epochs: Collection[int]) -> float:
         trainer = Trainer(real, transform, training, cross_entropy, run, rows, new, "classifiers")
@@ -112,4 +117,4 @@ def train_classifiers(
 
     saved = ensure(experts.members, epochs)
     rows.repair = lambda member, epoch: ensure(member + 1, [epoch])
-    return ClassifierTrajectories(digest(facts), experts, start_epoch, rows, saved)
+    return ClassifierTrajectories(entry.key, experts, start_epoch, rows, saved)

@@ -29,6 +29,7 @@ from potstill.experts.feature_stats import (
 )
 from potstill.nets.backbone import Backbone
 from potstill.run import InputError, Run, StorageError, logger, progress
+from potstill.run.cache import Cached
 from potstill.run.checkpoint import digest, save_state
 from potstill.run.memory import Portion
 from potstill.run.recall import recall
@@ -48,12 +49,11 @@ class FeaturePass:
         count: int,
         moment: str,
         bank: bool,
-        folder: Path,
-        facts: dict[str, Any],
+        entry: Cached,
     ) -> None:
         self.real, self.backbone, self.run = real, backbone, run
         self.views, self.count = views, count
-        self.folder, self.facts, self.key = folder, facts, digest([facts, bank])
+        self.entry, self.folder, self.key = entry, entry.folder, digest([entry.facts, bank])
         classes, dim, device = real.num_classes, backbone.dim, run.device
         self.sums = torch.zeros(classes, dim, dtype=torch.float64, device=device)
         self.squares = torch.zeros_like(self.sums)
@@ -67,7 +67,7 @@ class FeaturePass:
         }
         self.weights = weights.get(moment, counts).to(device)  # of an image in the moment
         self.fits = Portion("images", f"a pass of backbone {backbone.label!r}")
-        self.bank = folder / BANK if bank else None
+        self.bank = self.folder / BANK if bank else None
         self.shape = (count, len(real), dim)
         self.checks = np.zeros(self.blocks * count, np.uint64)  # of the bank's blocks
         self.next, self.spent, self.began = 0, 0.0, time.monotonic()
@@ -96,14 +96,13 @@ class FeaturePass:
             sums=self.sums.cpu(),
             squares=self.squares.cpu(),
             views=self.count,
-            facts=self.facts,
-            key=digest(self.facts),
+            facts=self.entry.facts,
+            key=self.entry.key,
             moment=None if self.moment is None else self.moment.cpu(),
         )
         seconds = self.spent + time.monotonic() - self.began
-        about = {"key": stats.key, "seconds": seconds}
-        save_state(self.folder / ABOUT, self._checks(), about)
-        stats.save(self.folder / STATS)
+        self.entry.save(ABOUT, self._checks(), {}, seconds)
+        self.entry.save(STATS, *stats.state(), 0.0)
         partial.unlink(missing_ok=True)
         return stats
 
@@ -185,6 +184,7 @@ class FeaturePass:
     def _reserve(self) -> None:
         """Give the bank its full size before the first image is passed."""
         self.folder.mkdir(parents=True, exist_ok=True)
+        self.entry.hold()
         for name in (STATS, ABOUT):  # they must not vouch for a bank in the making
             (self.folder / name).unlink(missing_ok=True)
         if self.bank is None or bank_is_whole(self.bank, self.shape):

@@ -15,7 +15,8 @@ from torch import Tensor
 from potstill.data import ImageSet
 from potstill.nets.backbone import Backbone
 from potstill.run import ArtifactError, InputError
-from potstill.run.checkpoint import load_state, save_state
+from potstill.run.cache import Cached
+from potstill.run.checkpoint import digest
 
 __all__ = [
     "ABOUT",
@@ -46,6 +47,7 @@ class FeatureStats:
     moment: Tensor | None = None  # float64 (d, d), mean of z z^T (see MOMENTS)
     bank: Tensor | None = None  # float16 (views, n, d), perhaps mapped from disk
     labels: Tensor | None = None  # int64 (n,), of the bank's rows
+    entry: Cached | None = None  # where the bank lies; stays there while these are looked at
     seconds_saved: float = 0.0  # what the pass read from the cache once took
 
     @property
@@ -71,30 +73,15 @@ class FeatureStats:
                     f"with this {name}"
                 )
 
-    def save(self, path: Path) -> None:
-        """Write everything but the bank."""
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Everything but the bank, for :meth:`of`."""
         tensors = {"counts": self.counts, "sums": self.sums, "squares": self.squares}
         tensors |= {} if self.moment is None else {"moment": self.moment}
-        facts = {"views": self.views, "facts": self.facts, "key": self.key}
-        save_state(path, tensors, {"kind": "feature-stats", **facts})
-
-    @staticmethod
-    def load(path: Path) -> FeatureStats:
-        """Read what :meth:`save` wrote.
-
-        Raises:
-            ArtifactError: damaged, or something else.
-        """
-        try:
-            return FeatureStats.of(*load_state(path))
-        except (KeyError, TypeError, RuntimeError) as error:
-            raise ArtifactError(
-                f"{path} holds no feature statistics ({error}); delete it"
-            ) from None
+        return tensors, {"kind": "feature-stats", "views": self.views, "facts": self.facts}
 
     @staticmethod
     def of(tensors: dict[str, Tensor], facts: dict[str, Any]) -> FeatureStats:
-        """Statistics from the state that :meth:`save` writes; raises KeyError or TypeError."""
+        """Statistics from what :meth:`state` returns; raises KeyError or TypeError."""
         if facts.get("kind") != "feature-stats":
             raise KeyError("another kind")
         sums = tensors["sums"]
@@ -106,7 +93,7 @@ class FeatureStats:
             squares=tensors["squares"],
             views=int(facts["views"]),
             facts=dict(facts["facts"]),
-            key=str(facts["key"]),
+            key=digest(facts["facts"]),
             moment=tensors.get("moment"),
         )
 

@@ -9,7 +9,6 @@ what it found is cached by content: data, backbone, views and seed.
 from __future__ import annotations
 
 from dataclasses import replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -30,9 +29,9 @@ from potstill.experts.feature_stats import (
 )
 from potstill.nets.backbone import Backbone
 from potstill.run import ArtifactError, InputError, Run
-from potstill.run.checkpoint import digest
+from potstill.run.cache import Cached, key_facts
 from potstill.run.memory import Portion
-from potstill.run.recall import recall, tell_damage
+from potstill.run.recall import tell_damage
 
 __all__ = ["FeatureStats", "collect_features", "image_features", "sub_centres"]
 
@@ -66,30 +65,27 @@ def collect_features(
         raise InputError(
             f"count is {count}; use 1 for the clean view and at least 1 for random ones"
         )
-    facts = {
-        "kind": "features-2",  # raise it when views or sums change
-        "data": real.checksum,
-        "backbone": backbone.key,
-        "views": None if views is None else views.facts,
-        "count": count,
-        "moment": moment,
-        "seed": run.seed if views is not None else 0,
-        "precision": backbone.precision,
-        "device": run.device.split(":")[0],
-        "threads": 0 if run.on_gpu else torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    assert run.cache is not None
-    folder = run.cache / "features" / digest(facts)
-    if (known := _recalled(folder, digest(facts), real, backbone, bank, run)) is not None:
+    facts = key_facts(
+        "features-3",  # raise it when views or sums change
+        run,
+        real.checksum,
+        backbone=backbone.key,
+        views=None if views is None else views.facts,
+        count=count,
+        moment=moment,
+        seed=run.seed if views is not None else 0,
+        precision=backbone.precision,
+    )
+    entry = Cached(run.cache, "features", facts, f"{backbone.label} on {real.source}, {count} x")
+    if (known := _recalled(entry, real, backbone, bank, run)) is not None:
         return known
-    one = FeaturePass(real, backbone, run, views, count, moment, bank, folder, facts)
+    one = FeaturePass(real, backbone, run, views, count, moment, bank, entry)
     stats = one.finish()
-    return _with_bank(stats, real, folder, one.checks, run) if bank else stats
+    return _with_bank(stats, real, entry, one.checks, run) if bank else stats
 
 
 def _recalled(
-    folder: Path, key: str, real: ImageSet, backbone: Backbone, bank: bool, run: Run
+    entry: Cached, real: ImageSet, backbone: Backbone, bank: bool, run: Run
 ) -> FeatureStats | None:
     """What an earlier pass found; None where there was none, or none to be believed."""
     again = "passing the images again"
@@ -99,10 +95,8 @@ def _recalled(
         stats.check(real, backbone)
         return stats
 
-    stats = recall(folder / STATS, again, read, key=key)
-    about = recall(
-        folder / ABOUT, again, lambda own, facts: (own, float(facts["seconds"])), key=key
-    )
+    stats = entry.recall(STATS, again, read)
+    about = entry.recall(ABOUT, again, lambda own, facts: (own, float(facts["seconds"])))
     if stats is None or about is None:
         return None
     checks, seconds = about
@@ -112,20 +106,20 @@ def _recalled(
     if "bank" not in checks:  # that pass kept none
         return None
     try:
-        return _with_bank(stats, real, folder, checks["bank"].numpy().view(np.uint64), run)
+        return _with_bank(stats, real, entry, checks["bank"].numpy().view(np.uint64), run)
     except ArtifactError as error:
         tell_damage(error, again)
         return None
 
 
 def _with_bank(
-    stats: FeatureStats, real: ImageSet, folder: Path, checks: np.ndarray, run: Run
+    stats: FeatureStats, real: ImageSet, entry: Cached, checks: np.ndarray, run: Run
 ) -> FeatureStats:
     """Open the bank: in memory up to a quarter of the budget, else mapped."""
     shape = (stats.views, len(real), stats.sums.shape[1])
-    mapped = 2 * int(np.prod(shape)) > 0.25e9 * run.memory_gb
-    bank = open_bank(folder / BANK, shape, checks, mapped=mapped)
-    return replace(stats, bank=bank, labels=real.labels)
+    mapped = 2 * int(np.prod(shape)) > run.budget.mapped
+    bank = open_bank(entry.folder / BANK, shape, checks, mapped=mapped)
+    return replace(stats, bank=bank, labels=real.labels, entry=entry)
 
 
 @torch.no_grad()

@@ -10,29 +10,27 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
-import torch
 from torch import Tensor
 
 from potstill.data import ImageSet
 from potstill.data.views import Views
 from potstill.experts.features import collect_features
-from potstill.losses import adjust, cross_entropy, logit_adjusted
+from potstill.losses import REMEDIES, priors
 from potstill.nets.backbone import Backbone
 from potstill.nets.head_training import HeadTraining, train_heads
-from potstill.run import ArtifactError, InputError, Run, nearest
-from potstill.run.checkpoint import digest, load_state, save_state
-from potstill.run.recall import recall
+from potstill.nets.post_hoc import correct
+from potstill.run import ArtifactError, InputError, Run
+from potstill.run.cache import Cached, key_facts
+from potstill.run.checkpoint import load_state, save_state
+from potstill.run.fields import OneOf, check_value
 
-__all__ = ["HEAD_PRIORS", "Head", "train_head"]
+__all__ = ["HEAD_PRIORS", "Head", "HeadPrior", "train_head"]
 
-HEAD_PRIORS = {
-    "plain": "cross-entropy, as published; a long tail's bias is inherited",
-    "balanced": "class-balanced sampling",
-    "logit_adjusted": "logits plus log class prior in training (Menon et al., ICLR 2021, eq. 10)",
-    "post_hoc": "plain, then biases minus log class prior (Menon et al., eq. 9)",
-}
+_FILE = "head.safetensors"
+HEAD_PRIORS = priors(mixing=False)  # features of views are stored, images are gone
+HeadPrior = Annotated[str, OneOf(*HEAD_PRIORS)]
 
 
 @dataclass(frozen=True, eq=False)
@@ -64,12 +62,14 @@ class Head:
         if self.classes != classes:
             raise InputError("head has other classes than the images; train one for these data")
 
+    def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
+        """Tensors and facts from which :meth:`of` makes it again."""
+        facts = {"classes": list(self.classes), "backbone": self.backbone, "facts": self.facts}
+        return {"weight": self.weight, "bias": self.bias}, {"kind": "potstill-head", **facts}
+
     def save(self, path: Path) -> None:
         """Write the file that is shipped, in one step."""
-        facts = {"classes": list(self.classes), "backbone": self.backbone, "facts": self.facts}
-        save_state(
-            path, {"weight": self.weight, "bias": self.bias}, {"kind": "potstill-head", **facts}
-        )
+        save_state(path, *self.state())
 
     @staticmethod
     def load(path: Path) -> Head:
@@ -89,7 +89,7 @@ class Head:
 
     @staticmethod
     def of(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Head:
-        """A head from the state that :meth:`save` writes; raises KeyError or ValueError."""
+        """A head from what :meth:`state` returns; raises KeyError or ValueError."""
         if facts.get("kind") != "potstill-head":
             raise ValueError("another kind")
         weight, bias = tensors["weight"].float(), tensors["bias"].float()
@@ -115,7 +115,8 @@ def train_head(
     """Train a head on all of ``real``, or read it from the cache.
 
     Args:
-        prior: what is done about uneven classes, see :data:`HEAD_PRIORS`.
+        prior: what is done about uneven classes, of :data:`potstill.losses.REMEDIES`; under
+            "plain", as published, a long tail's bias is inherited.
         views: random views of the real images; by default crops and mirrors without noise.
         stored_views: how many per image are passed through the backbone.
         epochs, batch: 10 and 128 as in the released script; Adam, cosine.
@@ -124,59 +125,53 @@ def train_head(
     Raises:
         InputError: unknown prior.
     """
-    if prior not in HEAD_PRIORS:
-        raise InputError(f"prior is {prior!r}{nearest(prior, HEAD_PRIORS)}")
+    check_value("prior", prior, HeadPrior)
     began = time.monotonic()
     views = views or Views(noise=0.0)
-    sampling = "balanced" if prior == "balanced" else "shuffled"
+    row = REMEDIES[prior]
     epochs = max(epochs, -(-least_steps // -(-len(real) // batch)))
-    training = HeadTraining(epochs=epochs, batch=batch, sampling=sampling)
-    facts = {
-        "kind": "head-1",  # raise it when training changes
-        "data": real.checksum,
-        "backbone": backbone.key,
-        "prior": prior,
-        "views": views.facts,
-        "stored_views": stored_views,
-        "training": training.facts,
-        "seed": run.seed,
-        "device": run.device.split(":")[0],
-        "precision": run.precision,
-        "threads": 0 if run.on_gpu else torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
-    assert run.cache is not None
-    path = run.cache / "heads" / f"{digest(facts)}.safetensors"
+    training = HeadTraining(epochs=epochs, batch=batch, sampling=row.sampling)
+    facts = key_facts(
+        "head-1",  # raise it when training changes
+        run,
+        real.checksum,
+        backbone=backbone.key,
+        prior=prior,
+        views=views.facts,
+        stored_views=stored_views,
+        training=training.facts,
+    )
+    entry = Cached(run.cache, "heads", facts, f"{prior} on {backbone.label} on {real.source}")
 
     def read(tensors: dict[str, Tensor], facts: dict[str, Any]) -> Head:
         known = Head.of(tensors, facts)
         known.check(backbone, real.classes)
         return known
 
-    if (known := recall(path, "training the head again", read)) is not None:
+    if (known := entry.recall(_FILE, "training the head again", read)) is not None:
         return known
     stats = collect_features(real, backbone, run, views=views, count=stored_views, bank=True)
     assert stats.bank is not None
     weight, bias = train_heads(
-        stats.bank.to(run.device),
+        bank := stats.bank.to(run.device),
         real.labels,
         real.num_classes,
         training,
         heads=1,
         generators=lambda purpose, k, index: run.generator(f"head/{purpose}", k, index),
-        loss=logit_adjusted(real.counts) if prior == "logit_adjusted" else cross_entropy,
+        loss=row.loss_for(real.counts),
     )
-    own = bias[0].cpu()
-    if prior == "post_hoc":
-        own = adjust(own[None], real.counts)[0]
+    labels = real.labels.repeat(stored_views).to(run.device)
+    own = correct(row.post_hoc, weight[0], bias[0], lambda: bank.flatten(0, 1), labels)
+    seconds = round(time.monotonic() - began + stats.seconds_saved, 2)
     about = {
         "label": backbone.label,
         "prior": prior,
         "data": real.checksum,
         "images": len(real),
         "epochs": epochs,
-        "seconds": round(time.monotonic() - began + stats.seconds_saved, 2),
+        "seconds": seconds,
     }
-    head = Head(weight[0].cpu(), own, real.classes, backbone.key, about)
-    head.save(path)
+    head = Head(own[0].cpu(), own[1].cpu(), real.classes, backbone.key, about)
+    entry.save(_FILE, *head.state(), seconds)
     return head

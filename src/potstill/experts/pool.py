@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Annotated, Any
 
 import torch
@@ -18,18 +17,18 @@ from torch import Tensor
 
 from potstill.data import ImageSet
 from potstill.data.transform import Transform
-from potstill.losses import Loss, cross_entropy, logit_adjusted
+from potstill.losses import REMEDIES, priors
 from potstill.nets import Network, create_for, parse
 from potstill.nets.many import Examples, Training, train_many
 from potstill.nets.places import Places
+from potstill.nets.post_hoc import correct_
 from potstill.run import Run
-from potstill.run.checkpoint import digest, save_state
+from potstill.run.cache import Cached, key_facts
 from potstill.run.fields import Count, OneOf, check_value
-from potstill.run.recall import recall
 
 __all__ = ["Pool", "Prior", "train_pool"]
 
-Prior = Annotated[str, OneOf("plain", "balanced", "logit_adjusted")]
+Prior = Annotated[str, OneOf(*priors())]
 State = dict[str, Tensor]
 
 
@@ -68,22 +67,21 @@ class Pool:
         }
 
 
-def _recipe(
+def _entry(
     real: ImageSet, network: str, training: Training, prior: str, transform: Transform, run: Run
-) -> str:
-    facts = {
-        "data": real.checksum,
-        "network": str(parse(network).at((real.shape[1], real.shape[2]))),
-        "training": training.facts,
-        "prior": prior,
-        "transform": fingerprint(transform),
-        "seed": run.seed,
-        "kind": "pool-2",  # raise it when networks, training or augmentation change
-        "device": run.device.split(":")[0],
-        "precision": run.precision,
-        "torch": torch.__version__,
-    }
-    return digest(facts)
+) -> Cached:
+    spec = str(parse(network).at((real.shape[1], real.shape[2])))
+    facts = key_facts(
+        "pool-3",  # raise it when networks, training or augmentation change
+        run,
+        real.checksum,
+        threads=False,
+        network=spec,
+        training=training.facts,
+        prior=prior,
+        transform=fingerprint(transform),
+    )
+    return Cached(run.cache, "pools", facts, f"{spec} on {real.source}")
 
 
 def fingerprint(transform: Transform) -> str:
@@ -94,7 +92,7 @@ def fingerprint(transform: Transform) -> str:
     return total.hexdigest()[:16]
 
 
-def _stored(path: Path, key: str) -> tuple[State, State, float] | None:
+def _stored(entry: Cached, member: int) -> tuple[State, State, float] | None:
     def read(tensors: State, facts: dict[str, Any]) -> tuple[State, State, float]:
         initial, trained = (
             {n[len(p) :]: t for n, t in tensors.items() if n.startswith(p)}
@@ -102,7 +100,7 @@ def _stored(path: Path, key: str) -> tuple[State, State, float] | None:
         )
         return initial, trained, float(facts["seconds"])
 
-    return recall(path, "training that network again", read, key=key)
+    return entry.recall(_name(member), "training that network again", read)
 
 
 def train_pool(
@@ -118,46 +116,43 @@ def train_pool(
     """Train ``members`` networks on ``real`` (or read them from the cache).
 
     Args:
-        prior: what is done about an uneven class prior: "plain" (nothing, as published),
-            "balanced" (class-balanced sampling) or "logit_adjusted" (Menon et al., ICLR 2021).
+        prior: what is done about uneven classes, of :data:`potstill.losses.REMEDIES`; "plain" is
+            as published.
     """
     check_value("pool_prior", prior, Prior)
     check_value("networks", members, Count)
-    key = _recipe(real, network, training, prior, transform, run)
-    assert run.cache is not None
-    folder = run.cache / "pools" / key
-    paths = [_path(folder, member) for member in range(members)]
-    stored = {m: pair for m, path in enumerate(paths) if (pair := _stored(path, key)) is not None}
+    training = training.under(prior)
+    entry = _entry(real, network, training, prior, transform, run)
+    stored = {m: pair for m in range(members) if (pair := _stored(entry, m)) is not None}
     found = {m: (first, last) for m, (first, last, _) in stored.items()}
     if missing := [m for m in range(members) if m not in found]:
-        loss = logit_adjusted(real.counts) if prior == "logit_adjusted" else cross_entropy
-        trainer = _Trainer(real, transform, network, training, loss, run, folder, key)
+        trainer = _Trainer(real, transform, network, training, prior, run, entry)
         found |= trainer.train(missing)
     pairs = [found[m] for m in range(members)]
     saved = sum(seconds for _, _, seconds in stored.values())
-    return Pool(network, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), key, saved)
+    return Pool(network, tuple(p[0] for p in pairs), tuple(p[1] for p in pairs), entry.key, saved)
 
 
-def _path(folder: Path, member: int) -> Path:
-    return folder / f"network-{member:03d}.safetensors"
+def _name(member: int) -> str:
+    return f"network-{member:03d}.safetensors"
 
 
 @dataclass(frozen=True, eq=False)
 class _Trainer:
-    """Trains members of a pool and puts each into ``folder`` when it is done."""
+    """Trains members of a pool and puts each into the ``entry`` when it is done."""
 
     real: ImageSet
     transform: Transform
     network: str
     training: Training
-    loss: Loss
+    prior: str
     run: Run
-    folder: Path
-    key: str
+    entry: Cached
 
     def train(self, missing: list[int]) -> dict[int, tuple[State, State]]:
         """Return the initial and the trained weights of the ``missing``."""
-        places = Places(self.folder, self.key, self.run.checkpoint_seconds)
+        self.entry.hold()
+        places = Places(self.entry.folder, self.entry.key, self.run.checkpoint_seconds)
         places.find(self.new(missing[0]))
         together = len(missing) if self.run.on_gpu else max(1, torch.get_num_threads())
         found: dict[int, tuple[State, State]] = {}
@@ -171,7 +166,8 @@ class _Trainer:
         self, group: list[int], places: Places, label: str
     ) -> dict[int, tuple[State, State]]:
         nets = [self.new(member) for member in group]
-        initial = [_snapshot(net) for net in nets]
+        initial, row = [_snapshot(net) for net in nets], REMEDIES[self.prior]
+        examples = Examples(self.real.rows(), self.real.labels, self.transform)
         found: dict[int, tuple[State, State]] = {}
 
         def draws(purpose: str, k: int, index: int) -> torch.Generator:
@@ -179,15 +175,16 @@ class _Trainer:
 
         def keep(k: int, epoch: int, net: Network) -> None:
             if epoch == self.training.epochs - 1:
+                correct_(net, row.post_hoc, examples)
                 found[group[k]] = initial[k], _snapshot(net)
                 self._save(group[k], *found[group[k]], places.lap(group[k]))
                 places.forget(group[k])
 
         train_many(
             nets,
-            Examples(self.real.rows(), self.real.labels, self.transform),
+            examples,
             self.training,
-            loss=self.loss,
+            loss=row.loss_for(self.real.counts),
             device=self.run.device,
             precision=self.run.precision if self.run.on_gpu else "fp32",
             channels_last=self.run.on_gpu,
@@ -206,8 +203,7 @@ class _Trainer:
     def _save(self, member: int, initial: State, trained: State, seconds: float) -> None:
         tensors = {f"initial.{n}": t for n, t in initial.items()}
         tensors |= {f"trained.{n}": t for n, t in trained.items()}
-        facts = {"key": self.key, "seconds": seconds}
-        save_state(_path(self.folder, member), tensors, facts)
+        self.entry.save(_name(member), tensors, {}, seconds)
 
     def new(self, member: int) -> Network:
         """Return a member as it is before training."""

@@ -24,6 +24,7 @@ from torch import Tensor
 
 from potstill.experts.blocks import Block, content
 from potstill.run import ArtifactError, InputError, StorageError, logger
+from potstill.run.cache import Cached
 from potstill.run.checkpoint import content_check, write_bytes
 from potstill.run.recall import tell_damage
 from potstill.run.records import read_json
@@ -36,34 +37,35 @@ _ELSEWHERE = "free space, or point $POTSTILL_CACHE to another disk"
 
 
 class Rows:
-    """Rows (P,) float32 by member and epoch in ``folder``.
+    """Rows (P,) float32 by member and epoch in the folder of a cache entry.
 
     Args:
-        facts: JSON-like; what the rows are of.
+        entry: its facts say what the rows are of; it stays while these rows are looked at.
         layout: names and shapes of the tensors that follow each other in a row.
 
     Raises:
         ArtifactError: the folder holds rows of something else.
     """
 
-    def __init__(
-        self, folder: Path, facts: Mapping[str, Any], layout: Mapping[str, Sequence[int]]
-    ) -> None:
-        self.folder = folder
+    def __init__(self, entry: Cached, layout: Mapping[str, Sequence[int]]) -> None:
+        self.entry, self.folder = entry, entry.folder
         self.layout = {name: torch.Size(shape) for name, shape in layout.items()}
         self.columns = sum(shape.numel() for shape in self.layout.values())
         shapes = {name: list(shape) for name, shape in self.layout.items()}
-        self.facts = json.loads(json.dumps({"format": _FORMAT, **facts, "layout": shapes}))
+        self.facts = json.loads(json.dumps({"format": _FORMAT, **entry.facts, "layout": shapes}))
         self._blocks: dict[tuple[int, int], Block] = {}
         self._known: dict[tuple[int, int], tuple[int, float]] = {}  # CRC-32 and seconds
         self._checked: set[tuple[int, int]] = set()
         self.repair: Callable[[int, int], object] | None = None  # makes one row anew
         self._dirty: set[Path] = set()
+        self._spent = 0.0  # seconds of rows since the last flush
         self._flushed = time.monotonic()
         self.reload()
 
     def reload(self) -> None:
         """Read the index anew, leaving out rows whose file is missing or damaged."""
+        if (self.folder / "index.json").exists():
+            self.entry.hold()
         self._known = self._read_index()
         for block in {self._block(*place) for place in self._known}:
             if (fault := block.fault()) is not None:
@@ -138,6 +140,7 @@ class Rows:
         self._dirty.add(block.path)
         self._known[member, epoch] = (zlib.crc32(content(row)), round(seconds, 3))
         self._checked.add((member, epoch))
+        self._spent += seconds
 
     def flush(self, every: float = 0.0) -> None:
         """Bring rows and then the index to the disk, unless it was done ``every`` seconds ago.
@@ -154,7 +157,9 @@ class Rows:
             except OSError as error:
                 raise self._unwritable(path, error) from error
         self._write_index()
+        self.entry.note(self._spent)
         self._dirty.clear()
+        self._spent = 0.0
         self._flushed = time.monotonic()
 
     def unpack(self, row: Tensor) -> dict[str, Tensor]:
@@ -191,6 +196,7 @@ class Rows:
 
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
+            self.entry.hold()
             try:
                 self._lock.acquire(timeout=0)
             except Timeout:

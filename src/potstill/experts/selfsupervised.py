@@ -27,6 +27,7 @@ from potstill.nets.backbone import FILE, REPAIR, Backbone, open_backbone, save_b
 from potstill.nets.frozen import frozen
 from potstill.nets.training import rgb
 from potstill.run import ArtifactError, DivergedError, InputError, Run, logger, progress
+from potstill.run.cache import key_facts
 from potstill.run.checkpoint import digest, load_state
 from potstill.run.descent import pack, unpack
 from potstill.run.fields import (
@@ -95,18 +96,13 @@ class _Projection(nn.Module):
 
 def recipe(real: ImageSet, how: SelfSupervision, run: Run) -> dict[str, Any]:
     """What determines the weights, JSON-like."""
-    return {
-        "kind": "self-supervised-1",  # raise it when training or augmentation change
-        "data": real.checksum,
-        "shape": list(real.shape),
-        "how": asdict(how) | {"network": str(parse(how.network).at(real.shape[1:]))},
-        "seed": run.seed,
-        "device": run.device.split(":")[0],
-        "precision": run.precision,
-        # sums over a batch depend on how many threads share them
-        "threads": 0 if run.on_gpu else torch.get_num_threads(),
-        "torch": torch.__version__,
-    }
+    return key_facts(
+        "self-supervised-1",  # raise it when training or augmentation change
+        run,
+        real.checksum,
+        shape=list(real.shape),
+        how=asdict(how) | {"network": str(parse(how.network).at(real.shape[1:]))},
+    )
 
 
 def train_backbone(real: ImageSet, how: SelfSupervision, run: Run, folder: Path) -> Backbone:
@@ -164,7 +160,7 @@ class _Training:
         self, real: ImageSet, transform: Normalize, how: SelfSupervision, run: Run, folder: Path,
         key: str,
     ) -> None:  # fmt: skip
-        if run.on_gpu and real.images.nbytes < 1e9 * run.memory_gb:
+        if run.on_gpu and real.images.nbytes < run.budget.images:
             real = real.to(run.device)
         self.real, self.transform, self.how, self.run, self.key = real, transform, how, run, key
         spec, draw = parse(how.network).at(real.shape[1:]), run.generator("self/weights")

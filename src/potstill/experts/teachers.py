@@ -69,7 +69,7 @@ def teacher_logits(
     """
     channels, height, width = images.shape[1:]
     reader, fits = _Reader(network, (channels, height, width), run), False
-    if 8 * images.numel() <= 0.5e9 * run.memory_gb:  # transformed once for all experts
+    if 8 * images.numel() <= run.budget.kept:  # transformed once for all experts
         with torch.no_grad():
             parts = (transform.forward(rgb(part)) for part in images.split(CPU_CHUNK))
             images, fits = torch.cat([*parts]).to(run.device), True

@@ -16,31 +16,32 @@ from torch import Tensor
 from potstill.data import ImageSet
 from potstill.data.transform import Transform
 from potstill.experts.rows import Rows
-from potstill.losses import Loss
+from potstill.losses import Loss, Scheduled, cross_entropy
 from potstill.nets import Examples, Network, Training, train_many
 from potstill.nets.places import Place, Places
 from potstill.run import ArtifactError, InputError, Run, logger
 from potstill.run.checkpoint import digest
+from potstill.run.memory import bytes_per_image
 
-__all__ = ["Trainer", "circumstances"]
+__all__ = ["Trainer", "training_facts"]
 
 # Pixels up to which all images are kept as floats, 2 GB with their transforms. Not a share of the
 # memory budget: a transform may round for a batch in another way than for all images.
 _AS_FLOATS = 250_000_000
 
 
-def circumstances(training: Training, run: Run) -> dict[str, Any]:
-    """What determines experts beside network, data and stage, JSON-like."""
+def training_facts(training: Training, loss: Loss | Scheduled = cross_entropy) -> dict[str, Any]:
+    """What a training is in the key of experts, JSON-like."""
     how = json.loads(json.dumps(training.facts), parse_int=float)  # 0 and 0.0 are one momentum
-    if training.schedule == "constant":
+    if _open_ended(training, loss):
         del how["epochs"]
-    return {
-        "training": how,
-        "seed": run.seed,
-        "device": run.device.split(":")[0],
-        "precision": run.precision if run.on_gpu else "fp32",
-        "torch": torch.__version__,
-    }
+    return how
+
+
+def _open_ended(training: Training, loss: Loss | Scheduled) -> bool:
+    """Whether an epoch is the same however many follow it."""
+    constant = training.schedule == "constant" and training.sampling != "progressive"
+    return constant and not isinstance(loss, Scheduled)
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Trainer:
     real: ImageSet
     transform: Transform
     training: Training
-    loss: Loss
+    loss: Loss | Scheduled
     run: Run
     rows: Rows
     new: Callable[[int], Network]
@@ -78,7 +79,7 @@ class Trainer:
             InputError: no members, no epochs, or epochs that the training does not have.
         """
         wanted = sorted(set(epochs))
-        last = None if self.training.schedule == "constant" else self.training.epochs
+        last = None if _open_ended(self.training, self.loss) else self.training.epochs
         if members < 1:
             raise InputError(f"{self.kind} is {members}; use at least 1")
         if not wanted or wanted[0] < 0 or (last is not None and wanted[-1] > last):
@@ -155,24 +156,16 @@ class Trainer:
     @cached_property
     def _together(self) -> int:
         """How many members are trained at a time: what fits the memory budget."""
-        budget, network = 1e9 * self.run.memory_gb, self.new(0)
+        budget, network = self.run.budget, self.new(0)
         if not self.run.on_gpu:
             size = sum(p.nbytes for p in network.parameters())
-            return max(1, torch.get_num_threads(), int(0.25 * budget / size))
-        return max(1, int(budget / (self.training.batch * self._image_bytes(network))))
+            return max(1, torch.get_num_threads(), budget.beside // size)
+        return max(1, budget.lockstep // (self.training.batch * self._image_bytes(network)))
 
     def _image_bytes(self, network: Network) -> int:
         """Bytes that a network keeps for the backward pass of one image."""
-        total = 0
-
-        def count(tensor: Tensor) -> Tensor:
-            nonlocal total
-            total += tensor.nbytes if tensor.ndim > 1 and len(tensor) == 1 else 0
-            return tensor.detach()
-
-        with torch.autograd.graph.saved_tensors_hooks(count, lambda kept: kept):
-            network.requires_grad_(True)(torch.zeros(1, *self.real.shape))
-        return max(1, total)
+        network.requires_grad_(True)
+        return bytes_per_image(lambda n: network(torch.zeros(n, *self.real.shape)))
 
     @cached_property
     def _examples(self) -> Examples:
@@ -185,7 +178,7 @@ class Trainer:
         """Train some members with one ``stop`` together, keeping what they are told to."""
         nets, starts = zip(*map(self._begin, spans), strict=True)
         self.rows.flush()
-        stop, constant = spans[0].stop, self.training.schedule == "constant"
+        stop, endless = spans[0].stop, _open_ended(self.training, self.loss)
 
         def draws(purpose: str, k: int, index: int) -> torch.Generator:
             return self.run.generator(f"{self.kind}/{purpose}", spans[k].member, index)
@@ -194,7 +187,7 @@ class Trainer:
         train_many(
             nets,
             self._examples,
-            replace(self.training, epochs=stop) if constant else self.training,
+            replace(self.training, epochs=stop) if endless else self.training,
             loss=self.loss,
             device=self.run.device,
             precision=self.run.precision if self.run.on_gpu else "fp32",

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Collection
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -19,16 +19,17 @@ from potstill.data import ImageSet
 from potstill.data.transform import Transform
 from potstill.experts.pool import fingerprint
 from potstill.experts.rows import Rows, in_short
-from potstill.experts.trainer import Trainer, circumstances
-from potstill.losses import cross_entropy, logit_adjusted
+from potstill.experts.trainer import Trainer, training_facts
+from potstill.losses import REMEDIES, priors
 from potstill.nets import Network, Training, create_for, parse
 from potstill.run import InputError, Run
-from potstill.run.checkpoint import digest
+from potstill.run.cache import Cached, key_facts
+from potstill.run.fields import OneOf, check_value
 
-__all__ = ["LOSSES", "Params", "Trajectories", "train_experts"]
+__all__ = ["ExpertPrior", "Params", "Trajectories", "train_experts"]
 
 Params = dict[str, Tensor]  # by name, as in Network.named_parameters()
-LOSSES = ("plain", "logit_adjusted")
+ExpertPrior = Annotated[str, OneOf(*priors(post_hoc=False))]  # what acts while a network learns
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +82,7 @@ def train_experts(
     run: Run,
     *,
     epochs: Collection[int],
-    loss: str = "plain",
+    prior: str = "plain",
     reserve: int = 0,
 ) -> Trajectories:
     """Train ``members`` networks on ``real`` (or read them from the cache) as far as needed.
@@ -89,7 +90,7 @@ def train_experts(
     Args:
         training: with a constant lr its number of epochs changes nothing, and is in no key.
         epochs: the snapshots that must exist afterwards, e.g. ``range(23)``; 0 = before training.
-        loss: "plain" cross-entropy or "logit_adjusted" (Menon et al., ICLR 2021).
+        prior: what is done about uneven classes, of :data:`potstill.losses.REMEDIES`.
         reserve: bytes that will be needed beside them, for the check of free space.
 
     Raises:
@@ -97,8 +98,9 @@ def train_experts(
         StorageError: the disk is too small; said before training begins.
         DivergedError: an expert's loss became NaN or infinite.
     """
-    if loss not in LOSSES:
-        raise InputError(f"loss is {loss!r}; use one of {', '.join(LOSSES)}")
+    check_value("prior", prior, ExpertPrior)
+    row, training = REMEDIES[prior], training.under(prior)
+    loss = row.loss_for(real.counts)
     _, height, width = real.shape
     spec = parse(network).at((height, width))
 
@@ -111,24 +113,26 @@ def train_experts(
             f"network is {network!r}, whose batch norm keeps statistics outside its parameters; "
             f"use {str(replace(spec, norm='in'))!r}"
         )
-    facts = {
-        "kind": "trajectories-1",  # raise it when networks, training or augmentation change
-        "network": str(spec),
-        "data": real.checksum,
-        "classes": list(real.classes),
-        "transform": fingerprint(transform),
-        "loss": loss,
-        **circumstances(training, run),
-    }
-    key, layout = digest(facts), {name: p.shape for name, p in skeleton.named_parameters()}
-    assert run.cache is not None
-    rows = Rows(run.cache / "experts" / key, facts, layout)
-    value = logit_adjusted(real.counts) if loss == "logit_adjusted" else cross_entropy
+    facts = key_facts(
+        "trajectories-1",  # raise it when networks, training or augmentation change
+        run,
+        real.checksum,
+        threads=False,
+        network=str(spec),
+        classes=list(real.classes),
+        transform=fingerprint(transform),
+        loss=row.loss,
+        training=training_facts(training, loss),
+        precision=run.precision if run.on_gpu else "fp32",
+    )
+    entry = Cached(run.cache, "experts", facts, f"{spec} on {real.source}")
+    layout = {name: p.shape for name, p in skeleton.named_parameters()}
+    rows = Rows(entry, layout)
 
     def ensure(members: int, epochs: Collection[int]) -> float:
-        trainer = Trainer(real, transform, training, value, run, rows, new, "experts", reserve)
+        trainer = Trainer(real, transform, training, loss, run, rows, new, "experts", reserve)
         return trainer.ensure(members, epochs)
 
     saved = ensure(members, epochs)
     rows.repair = lambda member, epoch: ensure(member + 1, [epoch])
-    return Trajectories(key, network, members, rows, saved)
+    return Trajectories(entry.key, network, members, rows, saved)

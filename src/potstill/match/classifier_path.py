@@ -26,12 +26,12 @@ from potstill.match.rollout import (
     StudentStep,
     check_steps,
     known,
-    saved_bytes,
     squared_distance,
     start_distance,
 )
 from potstill.run import InputError
 from potstill.run.machine import CPU_CHUNK
+from potstill.run.memory import saved_bytes
 
 __all__ = ["classifier_distance"]
 

@@ -34,11 +34,11 @@ from potstill.match.rollout import (
     StudentStep,
     check_steps,
     known,
-    saved_bytes,
     squared_distance,
     start_distance,
 )
 from potstill.run import InputError, nearest
+from potstill.run.memory import saved_bytes
 
 __all__ = ["GRADIENTS", "Forward", "StudentStep", "check_gradient", "trajectory_distance"]
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from functools import partial
@@ -25,7 +25,6 @@ __all__ = [
     "StudentStep",
     "check_steps",
     "known",
-    "saved_bytes",
     "squared_distance",
     "start_distance",
 ]
@@ -217,24 +216,6 @@ def check_steps(
         raise InputError(
             "steps hold augmentation draws but dsa is None; give the DSA that drew them"
         )
-
-
-def saved_bytes(build: Callable[[], Any], without: Container[int] = ()) -> tuple[Any, int]:
-    """Return what ``build`` returns and the bytes that the graphs built in it hold.
-
-    ``without``: addresses of storages that do not count, such as weights that are there anyway.
-    """
-    sizes: dict[int, int] = {}
-
-    def pack(tensor: Tensor) -> Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in without:
-            sizes[storage.data_ptr()] = storage.nbytes()
-        return tensor.detach()  # a node that keeps its own output would never be freed
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        built = build()
-    return built, sum(sizes.values())
 
 
 class _Known(torch.autograd.Function):

@@ -4,13 +4,14 @@ A new method is one import and one entry here (see CONTRIBUTING.md).
 """
 
 from potstill.methods.base import BUDGETS, Matcher, Method, MethodInfo, Selector
-from potstill.methods.distribution.class_matching import DistributionMatcher
 from potstill.methods.distribution.csdm import CSDM
 from potstill.methods.distribution.dm import DM
 from potstill.methods.distribution.m3d import M3D
 from potstill.methods.distribution.ncfm import NCFM
 from potstill.methods.distribution.sdm import SDM
-from potstill.methods.pretrained.backbone_matching import BackboneMatcher
+from potstill.methods.gradient.dc import DC
+from potstill.methods.gradient.dsa import DSA
+from potstill.methods.kernel.kip import KIP
 from potstill.methods.pretrained.lgm import LGM
 from potstill.methods.pretrained.sfm import SFM
 from potstill.methods.selection.centroids import Centroids
@@ -22,7 +23,6 @@ from potstill.methods.trajectory.ftd import FTD
 from potstill.methods.trajectory.lad import LAD
 from potstill.methods.trajectory.mtt import MTT
 from potstill.methods.trajectory.tesla import TESLA
-from potstill.methods.trajectory.trajectory_matching import TrajectoryMatcher
 from potstill.run import InputError, nearest
 
 __all__ = [
@@ -30,8 +30,11 @@ __all__ = [
     "CATALOGUE",
     "CSDM",
     "DATM",
+    "DC",
     "DM",
+    "DSA",
     "FTD",
+    "KIP",
     "LAD",
     "LGM",
     "M3D",
@@ -40,9 +43,7 @@ __all__ = [
     "SDM",
     "SFM",
     "TESLA",
-    "BackboneMatcher",
     "Centroids",
-    "DistributionMatcher",
     "Matcher",
     "Method",
     "MethodInfo",
@@ -50,7 +51,6 @@ __all__ = [
     "Neighbours",
     "Random",
     "Selector",
-    "TrajectoryMatcher",
     "find",
 ]
 
@@ -73,6 +73,9 @@ CATALOGUE: dict[str, type[Method]] = {
         LAD,
         LGM,
         SFM,
+        DC,
+        DSA,
+        KIP,
     )
 }
 

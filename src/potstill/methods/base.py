@@ -1,33 +1,36 @@
-"""What a method is: a dataclass of hyper-parameters that turns real data into a synthetic set.
+"""What a method is: a frozen dataclass of parts that turns real data into a synthetic set.
 
 ``method(real, ipc, run) -> SyntheticSet``. The fields are the configuration: the same dataclass is
-the command line's flags, a recipe's table, the JSON in the artifact and the identity of a run.
+the command line's flags, a recipe's table, the JSON in the artifact and the identity of a run. What
+a run computes lives in the objective that ``prepare`` returns, never in the method.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import os
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
 from torch import Tensor
 
-from potstill.canvas import Canvas
+from potstill.canvas import Canvas, CanvasSpec, Pixels
 from potstill.data import ImageSet, Normalize
-from potstill.data.transform import Transform
+from potstill.labels import Hard, LabelSpec
+from potstill.networks import Networks, NetworkSpec, NoNets
 from potstill.run import InputError, Run, nearest
 from potstill.run.checkpoint import digest
-from potstill.run.descent import Course, Optimizer
-from potstill.run.fields import Batch, Decay, Positive, Steps, check_fields, check_value
-from potstill.run.loop import Descent, Rate, Term, descend
+from potstill.run.descent import Descent
+from potstill.run.fields import Batch, check_value
+from potstill.run.loop import Objective as Steps
+from potstill.run.loop import descend
 from potstill.run.machine import describe, peak_memory_gb
+from potstill.run.parts import Part, changed, check_parts, flat
 from potstill.synthetic import SyntheticSet
 
-__all__ = ["BUDGETS", "Matcher", "Method", "MethodInfo", "Selector"]
+__all__ = ["BUDGETS", "Matcher", "Method", "MethodInfo", "Objective", "Selector", "chunks"]
 
 BUDGETS = ("quick", "standard", "paper")
 
@@ -47,7 +50,7 @@ class MethodInfo:
     cost: str  # what a run costs, in words
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Method:
     """Anything that turns real data into a small synthetic set."""
 
@@ -55,23 +58,31 @@ class Method:
     sizes: ClassVar[
         dict[str, dict[str, Any]]
     ] = {}  # budget -> fields that differ from the defaults
+    # kinds of parts that make sense together, by the name of the part; see the guide's table
+    pairs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @classmethod
     def budget(cls, name: str, **fields: Any) -> Self:
         """Return the method at a named size: "quick", "standard" or "paper" (the defaults).
 
-        ``fields`` override single hyper-parameters.
+        ``fields`` override single entries of the flat table, kinds of parts among them. What a
+        budget says of a part of another kind is left out.
+
+        Raises:
+            InputError: there is no such budget, field or kind.
         """
         if name not in BUDGETS:
             raise InputError(f"budget is {name!r}{nearest(name, BUDGETS)}")
-        known = [f.name for f in dataclasses.fields(cls)]
-        for field in fields:
-            if field not in known:
-                raise InputError(f"{cls.info.name} has no field {field!r}{nearest(field, known)}")
-        merged: dict[str, Any] = {}
-        for base in reversed(cls.__mro__):
-            merged |= vars(base).get("sizes", {}).get(name, {})
-        return cls(**{k: v for k, v in merged.items() if k in known} | fields)
+        own = cls()
+        kinds = {k: v for k, v in fields.items() if isinstance(getattr(own, k, None), Part)}
+        own = changed(own, kinds, cls.info.name)
+        known, size = flat(own), cls.sizes.get(name, {})
+        sized = changed(own, {k: v for k, v in size.items() if k in known})
+        return changed(sized, fields, cls.info.name)
+
+    def with_(self, **fields: Any) -> Self:
+        """Return a copy with some entries of the flat table replaced."""
+        return changed(self, fields, self.info.name)
 
     def check(self, real: ImageSet | None = None) -> None:
         """Refuse bad hyper-parameters before anything is loaded, trained or written.
@@ -81,11 +92,18 @@ class Method:
         Raises:
             InputError: naming the field, its value and what to use.
         """
-        check_fields(self)
+        for room, kinds in self.pairs.items():
+            kind = getattr(self, room).kind
+            if kind not in kinds:
+                raise InputError(
+                    f"{room} is {kind!r}, of which {self.info.name} can make nothing; use "
+                    f"{' or '.join(kinds)}"
+                )
+        check_parts(self, real)
 
     def fields(self) -> dict[str, Any]:
-        """Return the hyper-parameters as JSON-like values."""
-        return dataclasses.asdict(self)
+        """Return the hyper-parameters and kinds of parts, flat, as JSON-like values."""
+        return flat(self)
 
     def shown(self) -> dict[str, Any]:
         """Return the fields as they travel in an artifact: folders without their place."""
@@ -94,23 +112,16 @@ class Method:
             place = isinstance(value, str) and os.sep in value and Path(value).expanduser().exists()
             return Path(value).name if place else value
 
-        return {name: travels(value) for name, value in self.fields().items()}
-
-    def facts(self) -> dict[str, Any]:
-        """JSON-like facts about a finished run that belong into its provenance."""
-        return {}
-
-    def seconds_saved(self) -> float:
-        """Seconds that caches saved this run; they are part of what the result costs."""
-        return 0.0
-
-    def seconds_apart(self) -> float:
-        """Seconds of this run that are not the result's, such as training a backbone."""
-        return 0.0
+        table = {name: travels(value) for name, value in self.fields().items()}
+        networks: Any = getattr(self, "networks", None)
+        return table | ({"backbone": networks.shown} if "backbone" in table else {})
 
     def key(self, real: ImageSet, ipc: int, run: Run) -> str:
         """Identify (method, fields, data, ipc, seed): what determines the result."""
-        return digest([self.info.name, self.fields(), real.checksum, ipc, run.seed, run.precision])
+        facts = [self.info.name, self.fields(), real.checksum, ipc, run.seed, run.precision]
+        networks: NetworkSpec | None = getattr(self, "networks", None)
+        meaning = "" if networks is None else networks.meaning(real, run)
+        return digest([*facts, meaning] if meaning else facts)
 
     def provenance(self, real: ImageSet, ipc: int, run: Run, seconds: float) -> dict[str, Any]:
         """Return how the result came about, JSON-like."""
@@ -145,12 +156,12 @@ class Method:
         raise NotImplementedError
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Selector(Method):
     """Methods that choose real images."""
 
-    def select(self, real: ImageSet, ipc: int, run: Run) -> Tensor:
-        """Return positions (n,) in ``real``, class-sorted."""
+    def select(self, real: ImageSet, ipc: int, run: Run) -> tuple[Tensor, Networks | None]:
+        """Return positions (n,) in ``real``, class-sorted, and the networks that chose them."""
         raise NotImplementedError
 
     def __call__(self, real: ImageSet, ipc: int, run: Run) -> SyntheticSet:
@@ -158,11 +169,13 @@ class Selector(Method):
         check_value("ipc", ipc, Batch)
         self.check(real)
         began = time.monotonic()
-        positions = self.select(real, ipc, run)
-        seconds = time.monotonic() - began + self.seconds_saved() - self.seconds_apart()
+        positions, networks = self.select(real, ipc, run)
+        seconds = time.monotonic() - began
+        if networks is not None:
+            seconds += networks.seconds_saved - networks.seconds_apart
         provenance = self.provenance(real, ipc, run, seconds)
         provenance["indices"] = real.indices[positions].tolist()
-        provenance |= self.facts()
+        provenance |= {} if networks is None else networks.facts()
         return SyntheticSet(
             images=real.batch(positions),
             labels=real.labels[positions].clone(),
@@ -174,112 +187,98 @@ class Selector(Method):
         )
 
 
-@dataclass(kw_only=True)
-class Matcher(Method):
-    """Methods that descend on a canvas. Fields are hyper-parameters; state ends in ``_``."""
+class Objective(Steps):
+    """The objective of a method on a canvas; see :class:`potstill.run.loop.Objective`.
 
-    steps: Steps = 20_000  # optimisation steps, all classes together in each
-    lr_images: Positive = 1e-3  # step size of the images
-    optimizer: Optimizer = "adam"  # "adam" or "sgd"
-    momentum: Decay = 0.5  # of SGD
-    schedule: Course = "constant"  # step size over time: "constant", "cosine" or "plateau"
+    Attributes:
+        canvas: what the loop descends on, on the run's device.
+        seconds_saved: what making that which was read from a cache once took, networks apart.
+    """
 
-    def check(self, real: ImageSet | None = None) -> None:
-        """Check the descent."""
-        super().check(real)
-        self._descent(self.lr_images)
+    canvas: Canvas
+    seconds_saved: float = 0.0
 
-    def rates(self) -> dict[str, Rate]:
-        """Step sizes of leaves besides the images."""
-        return {}
+    def pieces(self, run: Run) -> int:
+        """Return how many units :meth:`terms` may take at once within the memory budget.
 
-    def _descent(self, lr: float) -> Descent:
-        return Descent(
-            steps=self.steps,
-            lr=lr,
-            optimizer=self.optimizer,
-            momentum=self.momentum,
-            schedule=self.schedule,
-            rates=self.rates(),
-        )
+        The unit is the class here, and half of the budget is for activations.
+        """
+        fit = run.budget.step // max(1, self.image_bytes() * self.canvas.most)
+        return max(1, min(self.canvas.classes, fit))
 
-    def make_canvas(self, real: ImageSet, ipc: int, run: Run) -> Canvas:
-        """Return the canvas before step 0, on the CPU."""
+    def image_bytes(self) -> int:
+        """Return the bytes that one decoded image keeps alive for the backward pass."""
         raise NotImplementedError
-
-    def transform(self, real: ImageSet) -> Transform:
-        """Fit what a receiver puts between RGB 0-1 and networks."""
-        raise NotImplementedError
-
-    def setup(self, real: ImageSet, canvas: Canvas, run: Run) -> None:
-        """Make what must exist before step 0; runs again, with the same result, on resume."""
-        raise NotImplementedError
-
-    def terms(self, step: int, canvas: Canvas, chunk: int) -> Iterator[Term]:
-        """Yield the losses of one step, at most ``chunk`` classes each."""
-        raise NotImplementedError
-
-    def after(self, step: int, canvas: Canvas) -> None:
-        """Hear that ``step`` is done and the canvas has moved."""
-
-    def state(self) -> dict[str, Tensor]:
-        """Return what changes from step to step besides the canvas; most methods: nothing."""
-        return {}
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Put back what :meth:`state` returned."""
-
-    def step_size(self, classes: int) -> float:
-        """Step size of one step of all classes together."""
-        return self.lr_images
-
-    def image_bytes(self, canvas: Canvas) -> int:
-        """Bytes that one decoded image keeps alive for the backward pass."""
-        raise NotImplementedError
-
-    def __call__(self, real: ImageSet, ipc: int, run: Run) -> SyntheticSet:
-        """Distil ``real`` into ``ipc`` stored images per class; resumes from the run's folder."""
-        began = time.monotonic()
-        self.check(real)
-        canvas = self.make_canvas(real, ipc, run).to(run.device)
-        self.setup(real, canvas, run)
-        prepared = time.monotonic() - began
-        outcome = descend(
-            self,
-            canvas,
-            run,
-            self._descent(self.step_size(real.num_classes)),
-            classes=real.classes,
-            chunk=self._chunk(canvas, run),
-            key=self.key(real, ipc, run),
-            label=self.info.name,
-        )
-        saved = self.seconds_saved()
-        seconds = prepared + outcome["seconds"] + saved - self.seconds_apart()
-        provenance = self.provenance(real, ipc, run, seconds)
-        provenance["seconds_from_cache"] = round(saved, 2)
-        return SyntheticSet(
-            labels=canvas.labels.cpu(),
-            classes=real.classes,
-            transform=self.transform(real),
-            decode=canvas.spec,
-            source_indices=real.indices if real.history else None,
-            provenance=provenance | self.facts(),
-            **self.outcome(canvas),
-        )
 
     def outcome(self, canvas: Canvas) -> dict[str, Any]:
         """Return what was learned, as arguments of :class:`SyntheticSet`: images at least."""
         return {"images": canvas.pictures().float().cpu()}
 
-    def _chunk(self, canvas: Canvas, run: Run) -> int:
-        """Classes per term that fit half the memory budget; weights and buffers get the rest."""
-        most = (
-            max(b - a for a, b in zip(canvas.starts, canvas.starts[1:], strict=False))
-            * canvas.views
+    def facts(self) -> dict[str, Any]:
+        """JSON-like facts about a finished run that belong into its provenance."""
+        return {}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matcher(Method):
+    """Methods that descend on a canvas."""
+
+    canvas: CanvasSpec = Pixels()  # what is stored and optimised
+    labels: LabelSpec = Hard()  # what a receiver learns from
+    networks: NetworkSpec = NoNets()  # through what both sides are seen
+    descent: Descent = Descent()  # how the canvas moves
+
+    def open(self, real: ImageSet, run: Run) -> Networks:
+        """Make the networks or read them from the cache."""
+        return self.networks.open(real, run)
+
+    def start(self, real: ImageSet, ipc: int, networks: Any, run: Run) -> Canvas:
+        """Return the canvas before step 0, on the CPU."""
+        return self.canvas.make(real, ipc, run)
+
+    def prepare(self, real: ImageSet, canvas: Canvas, networks: Any, run: Run) -> Objective:
+        """Make what must exist before step 0; runs again, with the same result, on resume.
+
+        The objective's canvas is the one that moves; it may be another form of ``canvas``.
+        """
+        raise NotImplementedError
+
+    def begin(self, real: ImageSet, ipc: int, run: Run) -> tuple[Objective, Networks]:
+        """Return everything before step 0."""
+        networks = self.open(real, run)
+        canvas = self.start(real, ipc, networks, run).to(run.device)
+        return self.prepare(real, canvas, networks, run), networks
+
+    def __call__(self, real: ImageSet, ipc: int, run: Run) -> SyntheticSet:
+        """Distil ``real`` into ``ipc`` stored images per class; resumes from the run's folder."""
+        check_value("ipc", ipc, Batch)
+        began = time.monotonic()
+        self.check(real)
+        objective, networks = self.begin(real, ipc, run)
+        canvas, prepared = objective.canvas, time.monotonic() - began
+        outcome = descend(
+            objective,
+            canvas,
+            run,
+            self.descent,
+            classes=real.classes,
+            chunk=objective.pieces(run),
+            key=self.key(real, ipc, run),
+            label=self.info.name,
         )
-        fit = int(0.5e9 * run.memory_gb / max(1, self.image_bytes(canvas) * most))
-        return max(1, min(canvas.classes, fit))
+        saved = networks.seconds_saved + objective.seconds_saved
+        seconds = prepared + outcome["seconds"] + saved - networks.seconds_apart
+        provenance = self.provenance(real, ipc, run, seconds)
+        provenance["seconds_from_cache"] = round(saved, 2)
+        return SyntheticSet(
+            labels=canvas.labels.cpu(),
+            classes=real.classes,
+            transform=networks.transform,
+            decode=canvas.spec,
+            source_indices=real.indices if real.history else None,
+            provenance=provenance | networks.facts() | objective.facts(),
+            **objective.outcome(canvas),
+        )
 
 
 def chunks(classes: int, size: int) -> Iterator[tuple[int, int]]:

@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from potstill.data.transform import Normalize
-from potstill.match.rollout import saved_bytes
 from potstill.run import InputError
+from potstill.run.memory import bytes_per_image
 
 __all__ = ["Backbone", "content_key", "frozen"]
 
@@ -74,15 +74,12 @@ class Backbone:
 
     def image_bytes(self) -> int:
         """Bytes that the graph of one more image keeps for its backward pass, measured."""
-        weights = {value.untyped_storage().data_ptr() for value in self.body.state_dict().values()}
 
-        def kept(images: int) -> int:
-            shape = (images, self.channels, *self.size)
-            x = torch.zeros(shape, device=self.device).requires_grad_(True)
-            with torch.enable_grad():
-                return saved_bytes(lambda: self.features(x), without=weights)[1]
+        def see(n: int) -> Tensor:
+            x = torch.zeros((n, self.channels, *self.size), device=self.device)
+            return self.features(x.requires_grad_(True))
 
-        return max(1, kept(2) - kept(1))  # autocast keeps a copy of the weights with either
+        return bytes_per_image(see)
 
 
 def content_key(body: nn.Module, transform: Normalize, facts: Mapping[str, Any]) -> str:

@@ -9,20 +9,19 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from potstill.losses import Loss, cross_entropy
-from potstill.nets.training import balanced_order
+from potstill.losses import Loss, Scheduled, cross_entropy, loss_at
+from potstill.nets.sampling import Sampling, epoch_order
 from potstill.run import InputError
-from potstill.run.fields import Batch, Epochs, NotNegative, OneOf, Positive, check_fields
+from potstill.run.fields import Batch, Epochs, NotNegative, Positive, check_fields
 
 __all__ = ["HeadTraining", "Projector", "adam_projector", "ridge_projector", "train_heads"]
 
 Generators = Callable[[str, int, int], torch.Generator]  # (purpose, head, epoch)
-Sampling = Annotated[str, OneOf("shuffled", "balanced")]
 Table = Tensor | Callable[[int], Tensor]
 
 
@@ -38,7 +37,7 @@ class HeadTraining:
     batch: Batch = 100  # images per step, or all if there are fewer
     lr: Positive = 1e-3  # for 256 images a step; scales with the batch
     init_std: NotNegative = 0.01  # of the weights; biases start at 0
-    sampling: Sampling = "shuffled"  # or "balanced": every class equally often
+    sampling: Sampling = "shuffled"  # see potstill.nets.sampling; epochs keep their length
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -57,7 +56,7 @@ def train_heads(
     *,
     heads: int,
     generators: Generators,
-    loss: Loss = cross_entropy,
+    loss: Loss | Scheduled = cross_entropy,
     weights: Tensor | None = None,
     teacher: Tensor | None = None,
     distil: tuple[float, float] = (0.5, 4.0),
@@ -99,9 +98,12 @@ def train_heads(
     total = steps * training.epochs
     which = torch.arange(heads, device=device)[:, None]
     for epoch in range(training.epochs):
-        rows = torch.stack(
-            [_order(n, groups, training, generators("order", k, epoch)) for k in range(heads)]
-        ).to(device)
+        over = epoch / training.epochs
+        orders = [
+            epoch_order(training.sampling, groups, n, over, generators("order", k, epoch))
+            for k in range(heads)
+        ]
+        rows, value = torch.stack(orders).to(device), loss_at(loss, over)
         seen = first if epoch == 0 or not callable(table) else table(epoch)
         if fresh:
             view = which.expand(heads, n)
@@ -116,7 +118,7 @@ def train_heads(
             own = view.gather(1, part)
             x = seen[own, part].float()
             logits = torch.baddbmm(bias[:, None], x, weight.transpose(1, 2))
-            values = loss(logits.flatten(0, 1), targets[part].flatten(0, 1)).view(part.shape)
+            values = value(logits.flatten(0, 1), targets[part].flatten(0, 1)).view(part.shape)
             if teacher is not None:
                 values = _mixed(logits, teacher[own, part].float(), values, *distil)
             if share is not None:
@@ -128,14 +130,6 @@ def train_heads(
             values.mean(1).sum().backward()
             adam.step()
     return weight.detach(), bias.detach()
-
-
-def _order(
-    n: int, groups: list[Tensor], training: HeadTraining, generator: torch.Generator
-) -> Tensor:
-    if training.sampling == "balanced":
-        return balanced_order(groups, n, generator)
-    return torch.randperm(n, generator=generator)
 
 
 def _mixed(logits: Tensor, teacher: Tensor, hard: Tensor, alpha: float, heat: float) -> Tensor:

@@ -166,9 +166,11 @@ def predict(
     device: torch.device | str = "cpu",
     chunk: int | None = None,
     fits: Portion | None = None,
+    features: bool = False,
 ) -> Tensor:
     """Return the logits (n, K) of ``images`` (n, c, h, w), uint8 or float RGB 0-1, on ``device``.
 
+    Or their ``features`` (n, d).
     In evaluation mode and in chunks (64 images on a CPU, 1024 on a GPU, fewer where memory does not
     suffice: ``fits`` remembers how many from call to call); the mode is put back.
     """
@@ -177,11 +179,12 @@ def predict(
     network.to(device).eval()
     dtype, fits = network.classifier.weight.dtype, fits or Portion("images", "a network's pass")
 
-    def logits(part: Tensor) -> Tensor:
-        return network(transform.forward(rgb(part.to(device))).to(dtype))
+    def seen(part: Tensor) -> Tensor:
+        x = transform.forward(rgb(part.to(device))).to(dtype)
+        return network.features(x) if features else network(x)
 
     try:
-        return torch.cat([fits.over(logits, part) for part in images.split(chunk)])
+        return torch.cat([fits.over(seen, part) for part in images.split(chunk)])
     finally:
         network.train(mode)
 

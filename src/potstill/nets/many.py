@@ -1,10 +1,9 @@
 """Training many networks of one kind: pools of feature networks, students, experts.
 
-Three back-ends, one algorithm. Member k draws its order and augmentation from its own generators
-and always computes with one intra-op thread on a CPU, so its bytes depend neither on the number of
-members nor on whether they run in turn ("sequential") or one per core ("threads"). "stacked" runs
-all members in lockstep as one vectorised network, which agrees to rounding; it is meant for GPUs,
-where small networks wait for launches, and is slower than "threads" on a CPU.
+Three back-ends, one algorithm. Member k draws from its own generators and always computes with one
+thread on a CPU, so its bytes depend neither on the number of members nor on whether they run in
+turn ("sequential") or one per core ("threads"). "stacked" runs all members in lockstep as one
+vectorised network, which agrees to rounding; it is meant for GPUs, where small networks wait.
 
 A network whose body is frozen passes it once per step and without a graph; only the classifier is
 differentiated, however many gradients a step takes.
@@ -23,10 +22,11 @@ from itertools import islice
 import torch
 from torch import Tensor, nn
 
-from potstill.losses import Loss, cross_entropy
+from potstill.losses import Loss, Scheduled, cross_entropy
+from potstill.nets.feed import Feed
 from potstill.nets.layers import Network
 from potstill.nets.places import Kept, Place
-from potstill.nets.training import Examples, Feed, Generators, Training
+from potstill.nets.training import Examples, Generators, Training
 from potstill.nets.training_steps import Job, Lockstep, Turns, head_only
 from potstill.run import InputError, nearest, progress
 from potstill.run.keeper import in_threads
@@ -44,7 +44,7 @@ def train_many(
     training: Training,
     *,
     generators: Generators,
-    loss: Loss = cross_entropy,
+    loss: Loss | Scheduled = cross_entropy,
     device: torch.device | str = "cpu",
     backend: str = "auto",
     on_epoch: OnEpoch | None = None,
@@ -55,6 +55,7 @@ def train_many(
     start_epoch: int | Sequence[int | Place] = 0,
     stop_epoch: int | None = None,
     kept: Kept | None = None,
+    feed: type[Feed] = Feed,
 ) -> None:
     """Train all ``networks`` in place on ``device``, each as if it were alone.
 
@@ -62,8 +63,8 @@ def train_many(
         networks: the members; they may differ, except for ``"stacked"``.
         examples: what all members see, each in its own order.
         training: how.
-        generators: ``(purpose, member, index)`` to a fresh generator, e.g. ``run.generator``;
-            purposes are "order" (index = epoch), "augment" and "cutmix" (index = step from 0).
+        generators: ``(purpose, member, index)`` to a fresh generator, e.g. ``run.generator``; the
+            index of "order" is an epoch, of "augment", "mixup" and "cutmix" a step from 0.
         loss: logits (b, K) and targets to values (b,), see :mod:`potstill.losses`.
         device: where to compute; networks stay there.
         backend: "auto" is "threads" on a CPU; on a GPU a few timed steps choose between "stacked"
@@ -72,14 +73,14 @@ def train_many(
         on_epoch: called by one thread at a time, not always the caller's; may read the network.
         precision: "fp32", or "bf16" autocast on a GPU.
         channels_last: memory layout on a GPU, except when stacked.
-        quiet: no progress bar.
-        label: what the bar says.
+        quiet: no progress bar. label: what the bar says.
         start_epoch: epochs that the given weights have already been trained (one number, or one
             per member); draws and schedule go on from there, as if nothing had come between. A
             place brings weights and all else that a killed training had.
         kept: where members write down where they stand, every so often and when they are left;
             who keeps the trained network removes that. ``None`` = nowhere.
         stop_epoch: epochs after which to stop before the schedule's end; ``None`` = none.
+        feed: makes the batches.
 
     Raises:
         DivergedError: a loss was not finite; names the member and the epoch.
@@ -93,7 +94,7 @@ def train_many(
     starts, stop = _starts(training, len(networks), start_epoch, stop_epoch)
     if all(start == stop for start in starts):
         return
-    _check_sharpness(training, networks)
+    _check(training, networks, kept is not None or any(starts))
     advice = "memory does not suffice beside the networks' passes; use fewer networks or images"
     with _one_thread(device) as threads, refusing(advice):
         for network, start in zip(networks, starts, strict=True):
@@ -102,11 +103,11 @@ def train_many(
             network.to(device)
             if channels_last and device.type == "cuda":
                 network.to(memory_format=torch.channels_last)
-        feed = Feed(examples, training, generators, networks[0])
+        batches = feed(examples, training, generators, networks[0])
         places = [start if isinstance(start, Place) else None for start in starts]
         job = Job(
-            feed, loss, device, precision, channels_last and device.type == "cuda",
-            _spans(starts, stop, feed.steps), places, kept,
+            batches, loss, device, precision, channels_last and device.type == "cuda",
+            _spans(starts, stop, batches.steps), places, kept,
         )  # fmt: skip
         _train(job, networks, on_epoch, backend, threads, label, quiet)
 
@@ -115,8 +116,6 @@ def _train(
     job: Job, networks: Sequence[Network], on_epoch: OnEpoch | None, backend: str, threads: int,
     label: str, quiet: bool,
 ) -> None:  # fmt: skip
-    """Choose the back-end and go through all steps, in threads that end between two of them."""
-
     def guarded(member: int, epoch: int, network: Network) -> None:
         with job.lock:
             on_epoch(member, epoch, network)  # type: ignore[misc]
@@ -160,14 +159,15 @@ def _starts(
 
 
 def _spans(starts: Sequence[int | Place], stop: int, steps: int) -> list[range]:
-    """Return the steps of each member, of which an epoch has ``steps``."""
     return [
         range(start.step if isinstance(start, Place) else start * steps, stop * steps)
         for start in starts
     ]
 
 
-def _check_sharpness(training: Training, networks: Sequence[Network]) -> None:
+def _check(training: Training, networks: Sequence[Network], resumes: bool) -> None:
+    if training.max_norm is not None and resumes:
+        raise InputError("max_norm is set, whose bound the first weights give; keep no places")
     for member, network in enumerate(networks):
         if training.sharpness is not None and any(True for _ in network.buffers()):
             raise InputError(
@@ -275,7 +275,7 @@ def _stacked(
 
 
 def _faster(job: Job, networks: Sequence[Network]) -> str:
-    """Time three steps of copies each way, after three to warm up."""
+    """Time three steps of copies each way, after three."""
     if len(networks) < 2 or job.steps(0) < 50 or not _stackable(job, networks):
         return "sequential"
     trial = replace(job, kept=None)

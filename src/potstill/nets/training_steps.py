@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from potstill.losses import Loss
+from potstill.losses import Loss, Scheduled, cross_entropy, loss_at
+from potstill.nets.feed import Feed
 from potstill.nets.layers import Network
 from potstill.nets.places import Kept, Place, State
+from potstill.nets.post_hoc import MaxNorm
 from potstill.nets.sharpness import Ascent
-from potstill.nets.training import Feed
 from potstill.run import DivergedError, InputError, logger
 from potstill.run.descent import pack, unpack
 from potstill.run.keeper import Keeper
@@ -62,10 +63,9 @@ class Turns:
 class Lockstep:
     """Some members that take their steps together.
 
-    ``forward`` takes images (k, b, c, h, w) of the members in a slice to logits (k, b, K); where
-    there is ``see``, it takes them once per step to what ``forward`` takes instead. ``after`` hears
-    of every finished epoch. ``tensors`` are parameters and buffers by name, with an axis of members
-    in front if they are ``stacked``.
+    ``forward`` takes images (k, b, c, h, w) of the members in a slice to logits (k, b, K), or what
+    ``see`` takes them to once per step; ``after`` hears of every finished epoch. ``tensors`` are
+    parameters and buffers by name, with an axis of members in front if they are ``stacked``.
     """
 
     members: Sequence[int]
@@ -78,6 +78,7 @@ class Lockstep:
     whole: bool = False  # batches cannot be cut: batch norm
     networks: int = _ALL  # at a time, and images of each: what memory suffices for
     images: int = _ALL
+    loss: Loss = cross_entropy  # of the epoch at hand
 
     def states(self, optimizer: torch.optim.Optimizer) -> list[State]:
         """Return what each member is between two steps."""
@@ -109,7 +110,7 @@ class Job:
     """One call of :func:`potstill.nets.many.train_many`."""
 
     feed: Feed
-    loss: Loss
+    loss: Loss | Scheduled
     device: torch.device
     precision: str
     channels_last: bool
@@ -142,6 +143,7 @@ class Job:
         sharp = how.sharpness if how.sharpness and how.sharpness.rho > 0 else None
         ascent = Ascent(sharp, group.parameters, len(members)) if sharp else None
         keeper = self.kept.keeper(members) if self.kept else None
+        bound = MaxNorm(group.tensors["classifier.weight"], how.max_norm)
         for step in span:
             epoch, place = divmod(step, steps)
             if not place or step == span.start:
@@ -150,6 +152,7 @@ class Job:
                     optimizer = how.optimizer_for(group.parameters)
                 for options in optimizer.param_groups:
                     options["lr"] = how.lr_at(epoch)
+                group.loss = loss_at(self.loss, epoch / how.epochs)
                 orders = torch.stack([self.feed.order(member, epoch) for member in members])
                 batches = orders.split(how.batch, dim=1)
                 seen = torch.zeros(len(members), device=self.device)
@@ -157,6 +160,7 @@ class Job:
             x, targets = (torch.stack(parts) for parts in zip(*drawn, strict=True))
             seen += self.gradients(group, x, targets, ascent)
             optimizer.step()
+            bound.project_()
             if place == steps - 1:
                 self.check(members, seen, epoch)
                 group.after(epoch)
@@ -233,7 +237,7 @@ class Job:
                     with self.autocast():
                         logits = group.forward(x[own, part], own)
                     aims = targets[own, part].flatten(0, 1)
-                    values = self.loss(logits.flatten(0, 1).to(self.feed.dtype), aims)
+                    values = group.loss(logits.flatten(0, 1).to(self.feed.dtype), aims)
                     means = values.view(len(logits), -1).mean(1)
                     if logits.shape[1] < x.shape[1]:
                         means = means * (logits.shape[1] / x.shape[1])

@@ -20,6 +20,7 @@ import torch
 from potstill.run.errors import InputError
 from potstill.run.fields import NotNegative, OneOf, Positive, Seed, check_fields
 from potstill.run.machine import cpu_has_bf16
+from potstill.run.memory import Budget
 
 __all__ = ["Precision", "Run", "cache_folder"]
 
@@ -79,6 +80,11 @@ class Run:
         object.__setattr__(self, "cache", Path(self.cache or cache_folder()))
         if self.folder is not None:
             object.__setattr__(self, "folder", Path(self.folder))
+
+    @property
+    def budget(self) -> Budget:
+        """The shares of ``memory_gb``."""
+        return Budget(self.memory_gb)
 
     @property
     def on_gpu(self) -> bool:

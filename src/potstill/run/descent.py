@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
-from potstill.run.fields import Decay, Every, OneOf, Positive, Steps, check_fields, check_value
+from potstill.run.fields import Decay, OneOf, Positive, Steps, check_value
+from potstill.run.parts import Part
 
 __all__ = ["Course", "Descent", "Optimizer", "Rate", "Schedule", "pack", "unpack"]
 
 Optimizer = Annotated[str, OneOf("adam", "sgd")]
+_PATIENCE = 500  # plateau: steps without improvement before the rate is halved
 Course = Annotated[str, OneOf("constant", "cosine", "plateau")]  # of the step size
 
 
@@ -32,32 +34,36 @@ class Rate:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Descent:
-    """How to descend. ``lr`` is per step of all classes together."""
+class Descent(Part):
+    """How the canvas moves: all classes together in each step."""
 
-    steps: Steps
-    lr: Positive
-    optimizer: Optimizer = "adam"
-    momentum: Decay = 0.5  # SGD only; Adam keeps (0.9, 0.999)
-    schedule: Course = "constant"
-    patience: Every = 500  # plateau: steps without improvement before the rate is halved
-    rates: Mapping[str, Rate] = field(default_factory=dict)  # of leaves that differ from lr
+    steps: Steps = 20_000  # optimisation steps, all classes together in each
+    lr_images: Positive = 1e-3  # step size of the images
+    optimizer: Optimizer = "adam"  # "adam" (0.9, 0.999) or "sgd"
+    momentum: Decay = 0.5  # of SGD
+    schedule: Course = "constant"  # step size over time: "constant", "cosine" or "plateau"
 
-    def __post_init__(self) -> None:
-        Rate("lr_images", self.lr)
-        check_fields(self)
+    def build(
+        self,
+        leaves: Mapping[str, Tensor],
+        rates: Mapping[str, Rate] | None = None,
+        lr: float | None = None,
+    ) -> torch.optim.Optimizer:
+        """Return the optimiser, one group per leaf with its own ``base`` step size.
 
-    def build(self, leaves: Mapping[str, Tensor]) -> torch.optim.Optimizer:
-        """Return the optimiser, one group per leaf with its own ``base`` step size."""
+        Args:
+            rates: of leaves that differ from the images. lr: instead of ``lr_images``.
+        """
+        own = Rate("lr_images", self.lr_images if lr is None else lr, self.momentum)
         groups: list[dict[str, Any]] = []
         for name, leaf in leaves.items():
-            rate = self.rates.get(name, Rate("lr_images", self.lr, self.momentum))
+            rate = (rates or {}).get(name, own)
             group = {"params": [leaf], "lr": rate.lr, "base": rate.lr}
             groups.append(group | ({"momentum": rate.momentum} if self.optimizer == "sgd" else {}))
         if self.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=self.lr)
+            return torch.optim.SGD(groups, lr=own.lr)
         # fused: without temporaries of the size of the largest leaf
-        return torch.optim.Adam(groups, lr=self.lr, fused=True)
+        return torch.optim.Adam(groups, lr=own.lr, fused=True)
 
 
 class Schedule:
@@ -73,10 +79,10 @@ class Schedule:
         return self.factor
 
     def observe(self, step: int, loss: float) -> None:
-        """Halve the rate after ``patience`` steps without a relative improvement of 1e-4."""
+        """Halve the rate after 500 steps without a relative improvement of 1e-4."""
         if loss < self.best * (1 - 1e-4):
             self.best, self.since = loss, step
-        elif step - self.since > self.descent.patience and self.descent.schedule == "plateau":
+        elif step - self.since > _PATIENCE and self.descent.schedule == "plateau":
             self.factor, self.since = self.factor * 0.5, step
 
     def state(self) -> dict[str, Any]:

@@ -11,8 +11,10 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from types import MappingProxyType
 from typing import Any, Protocol
 
 import torch
@@ -26,7 +28,7 @@ from potstill.run.memory import MEMORY_ERRORS, out_of_memory
 from potstill.run.resume import Checkpoint
 from potstill.run.signals import ENDED, uninterrupted
 
-__all__ = ["Descent", "Problem", "Rate", "Surface", "Term", "descend"]
+__all__ = ["Descent", "Objective", "Rate", "Surface", "Term", "descend"]
 
 
 @dataclass
@@ -45,7 +47,7 @@ class Term:
 
 
 class Surface(Protocol):
-    """What is optimised: a canvas, perhaps with labels and a student step size."""
+    """What is optimised: a canvas."""
 
     labels: Tensor
 
@@ -66,27 +68,53 @@ class Surface(Protocol):
         """Put the leaves back into their domain after a step."""
 
 
-class Problem(Protocol):
-    """What a method gives to the loop."""
+class Objective:
+    """What a method asks of a canvas, with everything that a run computes for it.
 
-    def terms(self, step: int, surface: Any, chunk: int) -> Iterator[Term]:
-        """Yield the loss of one step, at most ``chunk`` classes a term."""
+    Attributes:
+        lr: step size of the pixels, where it is not the descent's.
+        rates: step sizes of other leaves, by name.
+    """
 
-    def after(self, step: int, surface: Any) -> None:
-        """Hear that ``step`` is done and the surface has moved."""
+    lr: float | None = None
+    rates: Mapping[str, Rate] = MappingProxyType({})
+
+    def terms(self, step: int, canvas: Any, piece: int) -> Iterator[Term]:
+        """Yield the losses of one step in the paper's order, at most ``piece`` units a term."""
+        raise NotImplementedError
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Return what is learned beside the canvas, by name: labels, a step size."""
+        return {}
+
+    def after(self, step: int, canvas: Any) -> None:
+        """Be told that ``step`` is done and the canvas has moved."""
 
     def state(self) -> dict[str, Tensor]:
-        """Return whatever changes from step to step besides the surface."""
+        """Return what changes from step to step besides canvas and leaves."""
+        return {}
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Put back what :meth:`state` returned."""
 
 
+class _Everything:
+    """A canvas with the leaves that an objective adds."""
+
+    def __init__(self, canvas: Surface, objective: Objective) -> None:
+        self.canvas, self.objective, self.labels = canvas, objective, canvas.labels
+        self.pixel_parameters, self.grow_ = canvas.pixel_parameters, canvas.grow_
+        self.project_ = canvas.project_
+
+    def parameters(self) -> dict[str, Tensor]:
+        return self.canvas.parameters() | self.objective.leaves()
+
+
 class _Step:
     """One evaluation of all terms with gradients left in the leaves."""
 
-    def __init__(self, problem: Problem, surface: Surface, classes: int) -> None:
-        self.problem, self.surface, self.classes = problem, surface, classes
+    def __init__(self, objective: Objective, surface: _Everything, classes: int) -> None:
+        self.objective, self.surface, self.classes = objective, surface, classes
         self.terms = 0  # of the step before
 
     def run(self, step: int, chunk: int, detailed: bool) -> None:
@@ -99,7 +127,7 @@ class _Step:
         self.pull: dict[str, Tensor] = {}
         before: list[Tensor] | None = None
         alone, terms = self.terms == 1, 0  # a single term's pull is the gradient: no copy needed
-        for term in self.problem.terms(step, self.surface, chunk):
+        for term in self.objective.terms(step, self.surface.canvas, chunk):
             values = term.values
             if values.requires_grad:
                 values.sum().backward()
@@ -190,8 +218,8 @@ def _with_memory(one: _Step, step: int, chunk: int, detailed: bool) -> int:
 
 
 def descend(
-    problem: Problem,
-    surface: Surface,
+    objective: Objective,
+    canvas: Surface,
     run: Run,
     descent: Descent,
     *,
@@ -200,10 +228,10 @@ def descend(
     key: str,
     label: str = "distil",
 ) -> dict[str, Any]:
-    """Run ``descent.steps`` steps on ``surface``, in place; resume where a killed run stopped.
+    """Run ``descent.steps`` steps on ``canvas``, in place; resume where a killed run stopped.
 
     Args:
-        classes: class names, for messages. chunk: classes per term to begin with.
+        classes: class names, for messages. chunk: units per term to begin with.
         key: identifies the job; a checkpoint of another job is refused.
 
     Returns:
@@ -213,8 +241,9 @@ def descend(
         DivergedError: a loss or gradient is NaN or infinite. InputError: foreign checkpoint.
     """
     total, schedule = descent.steps, Schedule(descent)
-    kept = Checkpoint(run.folder, key)
-    optimizer = kept.load(problem, surface, descent, schedule)
+    surface, kept = _Everything(canvas, objective), Checkpoint(run.folder, key)
+    build = partial(descent.build, rates=objective.rates, lr=objective.lr)
+    optimizer = kept.load(objective, surface, build, schedule)
     start = reached = kept.step
     kept.chunk = kept.chunk or chunk
     if 0 < start < total:
@@ -222,8 +251,8 @@ def descend(
     metrics = Metrics(run.folder / "metrics.jsonl" if run.folder else None, resume_at=start)
     every = max(1, total // 200)
     check_every = every if run.on_gpu else 1  # a check reads values back: free on a CPU only
-    one = _Step(problem, surface, len(classes))
-    state, grown = _copied(problem.state()), False
+    one = _Step(objective, surface, len(classes))
+    state, grown = _copied(objective.state()), False
     try:
         for step in progress(
             range(start, total), label=label, quiet=run.quiet, total=total, done=start
@@ -231,7 +260,7 @@ def descend(
             logs = step % every == 0 or step == total - 1
             grown = surface.grow_(step)
             if grown:
-                optimizer = descent.build(surface.parameters())
+                optimizer = build(surface.parameters())
             kept.chunk = _with_memory(one, step, kept.chunk, detailed=logs)
             checked = step % check_every == 0 or logs
             if checked:
@@ -241,15 +270,15 @@ def descend(
                     group["lr"] = group["base"] * schedule.share(step)
                 optimizer.step()
                 surface.project_()
-                problem.after(step, surface)
+                objective.after(step, canvas)
                 if checked:
                     schedule.observe(step, sum(one.losses().values()))
                 if logs:
                     kept.last = _record(step, kept.seconds, optimizer, one)
                     metrics.write(**kept.last)
                     if run.watch is not None:
-                        run.watch(step, kept.last, surface)
-                reached, grown, state = step + 1, False, _copied(problem.state())
+                        run.watch(step, kept.last, canvas)
+                reached, grown, state = step + 1, False, _copied(objective.state())
                 if checked and time.monotonic() - kept.saved >= run.checkpoint_seconds:
                     kept.save(reached, state, surface, optimizer, schedule)
     except ENDED:
@@ -263,7 +292,7 @@ def descend(
 
 
 def _copied(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The problem's state between two steps: terms may move it, as NCFM's psi does."""
+    """The objective's state between two steps: terms may move it, as NCFM's psi does."""
     return {name: value.detach().clone() for name, value in state.items()}
 
 

@@ -1,10 +1,12 @@
-"""Out of memory: known when it is seen, and met with half as much at a time."""
+"""Memory: one budget and its shares, and what is done where it does not suffice after all."""
 
 from __future__ import annotations
 
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -12,10 +14,103 @@ from torch import Tensor
 from potstill.run.errors import InputError
 from potstill.run.log import logger
 
-__all__ = ["MEMORY_ERRORS", "Portion", "cuts", "out_of_memory", "refusing"]
+__all__ = [
+    "MEMORY_ERRORS",
+    "Budget",
+    "Portion",
+    "bytes_per_image",
+    "cuts",
+    "out_of_memory",
+    "refusing",
+    "saved_bytes",
+]
 
 MEMORY_ERRORS = (RuntimeError, MemoryError)  # among which `out_of_memory` tells
 _WORDS = ("allocate memory", "out of memory", "ALLOC_FAILED")  # CPU, CUDA, its libraries
+
+
+@dataclass(frozen=True)
+class Budget:
+    """``memory_gb`` (1e9 bytes each) divided among those who hold much at a time, in whole bytes.
+
+    A share says how much of one kind may be there, not that all of it is: weights, the optimiser
+    and what libraries hold have no share, and live in what the others leave.
+    """
+
+    memory_gb: float
+
+    def _part(self, share: float) -> int:
+        return int(share * 1e9 * self.memory_gb)
+
+    @property
+    def images(self) -> int:
+        """Real images in memory (decoded rather than mapped, on a GPU rather than beside it)."""
+        return self._part(1.0)
+
+    @property
+    def step(self) -> int:
+        """The graph of one step of the canvas, or of the part of it that is computed at a time."""
+        return self._part(0.5)
+
+    @property
+    def kept(self) -> int:
+        """What stays from step to step: feature banks, snapshots of experts, moved images."""
+        return self._part(0.5)
+
+    @property
+    def links(self) -> int:
+        """Graphs of single student steps that wait for their turn in the backward pass."""
+        return self._part(0.25)
+
+    @property
+    def mapped(self) -> int:
+        """The largest bank of features that is read into memory; larger ones are mapped."""
+        return self._part(0.25)
+
+    @property
+    def real_pass(self) -> int:
+        """One pass of real images through a network, beside what is kept."""
+        return self._part(0.125)
+
+    @property
+    def lockstep(self) -> int:
+        """The graphs of networks that are trained together; nothing else goes on meanwhile."""
+        return self._part(1.0)
+
+    @property
+    def beside(self) -> int:
+        """Weights of networks that wait on a CPU while others of their training are at work."""
+        return self._part(0.25)
+
+    @property
+    def decoding(self) -> int:
+        """Decoded pixels between two writes; a picture may take many times as much on its way."""
+        return self._part(0.0625)
+
+
+def saved_bytes(build: Callable[[], Any]) -> tuple[Any, int]:
+    """Return what ``build`` returns and the bytes that the graphs built in it hold, weights too."""
+    sizes: dict[int, int] = {}
+
+    def pack(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        sizes[storage.data_ptr()] = storage.nbytes()
+        return tensor.detach()  # a node that keeps its own output would never be freed
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        built = build()
+    return built, sum(sizes.values())
+
+
+def bytes_per_image(build: Callable[[int], Any]) -> int:
+    """Return the bytes that the graphs of ``build(n)`` for n images hold for each of them.
+
+    It is what a third image adds to two, at least 1: what is held once, as weights and their copies
+    in half precision are, falls out. (One image has kernels and memory formats of its own.)
+    """
+    with torch.enable_grad():
+        two, three = (saved_bytes(lambda: build(n))[1] for n in (2, 3))  # noqa: B023
+    return max(1, three - two)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 
 from potstill.run.checkpoint import load_state, save_state
-from potstill.run.descent import Descent, Schedule, pack, unpack
+from potstill.run.descent import Schedule, pack, unpack
 from potstill.run.errors import ArtifactError, InputError
 from potstill.run.log import logger
 
 __all__ = ["CHECKPOINTS", "Checkpoint"]
 
 # Written in turn, so that a damaged one leaves the other, and no write endangers both.
+Build = Callable[[dict[str, Tensor]], torch.optim.Optimizer]  # of these leaves
 CHECKPOINTS = ("checkpoint.safetensors", "checkpoint-other.safetensors")
 
 
@@ -55,7 +56,7 @@ class Checkpoint:
         return self.spent + time.monotonic() - self.began
 
     def load(
-        self, problem: _Stateful, surface: _Leaves, descent: Descent, schedule: Schedule
+        self, problem: _Stateful, surface: _Leaves, build: Build, schedule: Schedule
     ) -> torch.optim.Optimizer:
         """Put everything back as the newest sound file has it; return the optimiser.
 
@@ -82,13 +83,13 @@ class Checkpoint:
         if not found:
             for sentence in damaged[:1]:
                 logger.warning("%s, and there is no other; beginning again at step 0", sentence)
-            return descent.build(surface.parameters())
+            return build(surface.parameters())
         newest = max(found, key=lambda index: found[index][0])
         for sentence in damaged:
             logger.warning("%s; going on from the one of step %d", sentence, found[newest][0])
         self._next = 1 - newest
         try:
-            return self._restore(*found[newest], problem, surface, descent, schedule)
+            return self._restore(*found[newest], problem, surface, build, schedule)
         except ArtifactError:
             raise
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -104,12 +105,12 @@ class Checkpoint:
         facts: Mapping[str, Any],
         problem: _Stateful,
         surface: _Leaves,
-        descent: Descent,
+        build: Build,
         schedule: Schedule,
     ) -> torch.optim.Optimizer:
         surface.grow_(step - 1)
         leaves = surface.parameters()
-        optimizer = descent.build(leaves)
+        optimizer = build(leaves)
         with torch.no_grad():
             for name, leaf in leaves.items():
                 leaf.copy_(tensors[f"surface.{name}"])

@@ -19,6 +19,8 @@ from potstill.synthetic.eight_bit import to_uint8
 
 __all__ = ["SyntheticSet"]
 
+_PER_IMAGE = ("images", "labels", "soft_labels", "weights", "regression_targets")
+
 
 @dataclass(frozen=True, eq=False)
 class SyntheticSet:
@@ -41,12 +43,13 @@ class SyntheticSet:
     soft_labels: Tensor | None = None  # float32 (n, K), rows sum to 1
     weights: Tensor | None = None  # float32 (n,), not negative
     syn_lr: float | None = None  # step size learned with the images
+    regression_targets: Tensor | None = None  # float32 (n, K), learned by squared error
     source_indices: Tensor | None = None  # int64 (N,), rows of the source that were distilled
     provenance: dict[str, Any] = field(default_factory=dict)  # JSON-like: where it comes from
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
-        for name in ("images", "labels", "soft_labels", "weights", "source_indices"):
+        for name in (*_PER_IMAGE, "source_indices"):
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, value.detach())
@@ -80,7 +83,9 @@ class SyntheticSet:
 
     @property
     def label_tier(self) -> str:
-        """``"static"`` with one stored soft label per image, else ``"hard"``."""
+        """``"static"`` with a stored soft label per image, ``"regression"``, or ``"hard"``."""
+        if self.regression_targets is not None:
+            return "regression"
         return "hard" if self.soft_labels is None else "static"
 
     @property
@@ -103,6 +108,10 @@ class SyntheticSet:
         """
         return decode_images(self.images, self.labels, self.decode, self.soft_labels, self.weights)  # type: ignore[return-value]
 
+    def decoded_targets(self) -> Tensor | None:
+        """Return the regression targets (n * v, K) of :meth:`decoded`, or None."""
+        return decode_images(self.images, self.labels, self.decode, self.regression_targets)[2]
+
     def quantized(self) -> SyntheticSet:
         """Return the 8-bit view: decoded images, clipped to [0, 1] and rounded to n / 255.
 
@@ -117,6 +126,7 @@ class SyntheticSet:
             decode={"kind": "pixels"},
             soft_labels=soft_labels,
             weights=weights,
+            regression_targets=self.decoded_targets(),
         )
 
     @system_refusals()

@@ -16,7 +16,7 @@ import json
 import os
 import re
 import unicodedata
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -101,8 +101,14 @@ def _fill(part: Path, synthetic: SyntheticSet, name: str) -> None:
     decoded, labels, soft_labels, weights = synthetic.decoded()
     images = pictures.to_uint8(decoded).cpu()
     _write_tree(part / "images", images, labels, synthetic.classes)
-    rows = _rows(part / "images", labels, synthetic.classes, soft_labels, weights)
-    _write_parquet(part / PARQUET, rows, synthetic, soft_labels is not None, weights is not None)
+    beside = {
+        "soft_label": soft_labels,
+        "regression_target": synthetic.decoded_targets(),
+        "weight": weights,
+    }
+    told = {name: values for name, values in beside.items() if values is not None}
+    rows = _rows(part / "images", labels, synthetic.classes, told)
+    _write_parquet(part / PARQUET, rows, synthetic, told)
 
 
 def _durable(path: Path, content: bytes) -> None:
@@ -145,8 +151,7 @@ def _rows(
     root: Path,
     labels: Tensor,
     classes: tuple[str, ...],
-    soft_labels: Tensor | None,
-    weights: Tensor | None,
+    told: Mapping[str, Tensor],
 ) -> Iterator[dict[str, list[Any]]]:
     """Columns of the Parquet file, some rows at a time; images are the files of the tree."""
     places, values = _places(labels, classes), labels.tolist()
@@ -159,19 +164,14 @@ def _rows(
             ],
             "label": values[some],
         }
-        if soft_labels is not None:
-            columns["soft_label"] = soft_labels[some].tolist()
-        if weights is not None:
-            columns["weight"] = weights[some].tolist()
-        yield columns
+        yield columns | {name: own[some].tolist() for name, own in told.items()}
 
 
 def _write_parquet(
     path: Path,
     rows: Iterator[dict[str, list[Any]]],
     synthetic: SyntheticSet,
-    soft: bool,
-    weighted: bool,
+    told: Mapping[str, Tensor],
 ) -> None:
     """Typed as ``datasets`` types it; written by pyarrow, which needs no cache and draws no bar."""
     import pyarrow
@@ -182,10 +182,8 @@ def _write_parquet(
         "image": Image(),
         "label": ClassLabel(names=_distinct(synthetic.classes)),
     }
-    if soft:
-        columns["soft_label"] = List(Value("float32"), length=synthetic.num_classes)
-    if weighted:
-        columns["weight"] = Value("float32")
+    row = List(Value("float32"), length=synthetic.num_classes)
+    columns |= {n: row if own.ndim == 2 else Value("float32") for n, own in told.items()}
     schema = Features(columns).arrow_schema
     path.parent.mkdir()
     with parquet.ParquetWriter(path, schema, write_page_checksum=True) as writer:

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
 
 __all__ = ["checksum", "facts_of", "fault", "read", "tensors_of", "to_file"]
 
-FORMAT, VERSION = "potstill-synthetic", 1
+FORMAT, VERSIONS = "potstill-synthetic", (1, 2)  # 2: with regression targets
 NAME_LIMIT = 200  # characters of a class name
 SIDE_LIMIT = 16384  # pixels
 _PREFIX = "transform."
@@ -35,6 +35,7 @@ _EXPECTED = {  # name -> (dtype in the header, rank)
     "labels": ("I64", 1),
     "soft_labels": ("F32", 2),
     "weights": ("F32", 1),
+    "regression_targets": ("F32", 2),
     "syn_lr": ("F64", 0),
     "source_indices": ("I64", 1),
 }
@@ -47,6 +48,7 @@ def tensors_of(synthetic: SyntheticSet) -> dict[str, Tensor]:
         "labels": synthetic.labels,
         "soft_labels": synthetic.soft_labels,
         "weights": synthetic.weights,
+        "regression_targets": synthetic.regression_targets,
         "source_indices": synthetic.source_indices,
     }
     if synthetic.syn_lr is not None:
@@ -59,7 +61,7 @@ def facts_of(synthetic: SyntheticSet) -> dict[str, Any]:
     """Return what the tensors alone do not say."""
     return {
         "format": FORMAT,
-        "version": VERSION,
+        "version": VERSIONS[synthetic.regression_targets is not None],
         "classes": list(synthetic.classes),
         "decode": dict(synthetic.decode),
         "transform": synthetic.transform.kind,
@@ -112,6 +114,7 @@ def read(path: Path) -> dict[str, Any]:
             "decode": facts["decode"],
             "soft_labels": tensors.get("soft_labels"),
             "weights": tensors.get("weights"),
+            "regression_targets": tensors.get("regression_targets"),
             "syn_lr": None if syn_lr is None else float(syn_lr),
             "source_indices": tensors.get("source_indices"),
             "checksum": found,
@@ -143,9 +146,9 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
         facts = json.loads((file.metadata() or {}).get("potstill", "null"))
         if not isinstance(facts, dict) or facts.get("format") != FORMAT:
             raise ArtifactError("this safetensors file was not written by SyntheticSet.save")
-        if facts.get("version") != VERSION:
+        if facts.get("version") not in VERSIONS:
             raise ArtifactError(
-                f"its format is {str(facts.get('version'))[:20]}, this potstill reads {VERSION}; "
+                f"its format is {str(facts.get('version'))[:20]}, this potstill reads 1 and 2; "
                 "install the version that wrote it"
             )
         header = {}
@@ -253,6 +256,17 @@ def _labels_fault(s: SyntheticSet) -> str | None:
             )
         if not bool((soft >= 0).all()) or not bool(((soft.sum(1) - 1).abs() < 1e-3).all()):
             return "soft_labels has rows that are not probabilities (not negative, sum 1)"
+    goals = s.regression_targets
+    if goals is not None:
+        if goals.dtype != torch.float32 or goals.shape != (n, k):
+            return (
+                f"regression_targets has type {goals.dtype} and shape {tuple(goals.shape)}; "
+                f"float32 ({n}, {k}) is expected"
+            )
+        if not bool(torch.isfinite(goals).all()):
+            return "regression_targets has NaN or infinite values"
+        if soft is not None or s.weights is not None:
+            return "regression_targets stands beside soft labels or weights; store one of them"
     w = s.weights
     if w is not None:
         if w.dtype != torch.float32 or w.shape != (n,):
@@ -279,7 +293,7 @@ def _decode_fault(s: SyntheticSet) -> str | None:
         check_spec(s.decode)
     except InputError as error:
         return str(error)
-    factor = s.decode.get("factor", 1)
+    factor = s.decode["factor"] if s.decode["kind"] == "tiled" else 1
     if factor > min(s.images.shape[2:]):
         return f"decode factor is {factor} for images of {tuple(s.images.shape[2:])} pixels"
     return None

@@ -15,29 +15,46 @@ derives it from the sampling noise of a and is experimental. Recipe: recipes/csd
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from potstill.canvas import Canvas
+from potstill.canvas import Canvas, CanvasSpec, Tiled
 from potstill.data import ImageSet
-from potstill.experts.real_statistics import Entry
 from potstill.match.amplitude import amplitude_weights, noise_laws, reliability_weights
 from potstill.match.spectral import spectral_mean, split, unbiased_amplitude
-from potstill.methods.base import MethodInfo
-from potstill.methods.distribution.sdm import SDM
+from potstill.methods.base import Matcher, MethodInfo
+from potstill.methods.distribution.class_matching import CANVASES, Calibration, ClassMatching
+from potstill.methods.distribution.sdm import Power, spectral_matching
+from potstill.methods.distribution.spectrum import QUICK, SpectralComparison, Spectrum
+from potstill.networks import Networks, NetworkSpec, PoolNets
+from potstill.networks.real_statistics import RealStatistics, RealView, SiameseViews
 from potstill.run import InputError, Run
-from potstill.run.fields import Inside, OneOf
+from potstill.run.descent import Descent
+from potstill.run.fields import Inside, OneOf, Positive
 
 __all__ = ["CSDM"]
 
 AlphaSchedule = Annotated[str, OneOf("log_linear", "two_level", "reliability", "constant")]
 
 
-@dataclass(kw_only=True)
-class CSDM(SDM):
+class _ClassAware(SpectralComparison):
+    """Characteristic functions; ``seen`` real images of each class are behind a view."""
+
+    seen: Tensor  # (C,)
+    debias = False
+
+    def target(self, view: RealView, first: int, last: int) -> Tensor:
+        """Real values, with the amplitude's sampling inflation removed if asked for."""
+        a = super().target(view, first, last)
+        return unbiased_amplitude(a, self.seen[first:last]) if self.debias else a
+
+
+@dataclass(frozen=True, kw_only=True)
+class CSDM(Matcher):
     """Match characteristic functions; head classes weigh amplitude more, tail classes phase."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -52,55 +69,66 @@ class CSDM(SDM):
         cost="as SDM",
     )
 
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": QUICK,
+        "standard": {"steps": 5000, "pool_epochs": 40, "frequencies": 1024},
+    }
+    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": ("pool", "random")}
+
+    canvas: CanvasSpec = Tiled()  # mosaics of real images (NCFM's "mix")
+    networks: NetworkSpec = PoolNets()
+    views: SiameseViews = SiameseViews()
+    statistics: RealStatistics = RealStatistics()
+    spectrum: Spectrum = Spectrum()
+    calibrating: Calibration = Calibration()
+    descent: Descent = Descent()
     alpha_head: Inside = 0.8  # amplitude weight of the largest class; best at 0.7-0.9 (fig. 3)
     alpha_schedule: AlphaSchedule = "log_linear"  # or "two_level", "reliability", "constant"
     alpha_balanced: Inside = 0.5  # for all classes when the counts are equal
     debias: bool = False  # subtract the sampling inflation of the real amplitude
+    power: Power = 1  # 1 = root per frequency (NCFM), 2 = squared (literal SDD)
+    normalize: bool = True  # features to unit length before they are compared
+    match_weight: Positive = 300.0  # NCFM's constant; matters only relative to the calibration
 
     def check(self, real: ImageSet | None = None) -> None:
         """Check that frequencies are compared."""
         super().check(real)
-        if not self.spectral:
+        if self.spectrum.kernel == "linear":
             raise InputError(
-                f"kernel is {self.kernel!r} and estimator is {self.estimator!r}, which cannot tell "
-                "amplitude from phase; use method sdm for them"
+                "kernel is 'linear', which cannot tell amplitude from phase; use method sdm for it"
             )
 
-    def amplitude_weights(self, real: ImageSet) -> Tensor:
-        """alpha(c) from the class sizes (C,)."""
-        schedule = "log_linear" if self.alpha_schedule == "reliability" else self.alpha_schedule
-        return amplitude_weights(real.counts, self.alpha_head, schedule, self.alpha_balanced)
-
-    def setup(self, real: ImageSet, canvas: Canvas, run: Run) -> None:
-        """As SDM; the reliability schedule then looks at the initial images once."""
-        super().setup(real, canvas, run)
-        if self.alpha_schedule == "reliability" and real.imbalance_factor > 1:
-            self.alpha_ = self._reliability(real, canvas)
+    def prepare(
+        self, real: ImageSet, canvas: Canvas, networks: Networks, run: Run
+    ) -> ClassMatching:
+        """Fix alpha(c) by the class sizes; the reliability schedule looks at the first images."""
+        by_noise = self.alpha_schedule == "reliability"
+        schedule = "log_linear" if by_noise else self.alpha_schedule
+        alpha = amplitude_weights(real.counts, self.alpha_head, schedule, self.alpha_balanced)
+        length = self.spectrum.length_on(real, networks, run, self.normalize)
+        comparison = _ClassAware(self.spectrum, length, alpha.to(run.device), self.power, run)
+        most = self.statistics.batch_real or max(real.counts)
+        comparison.seen = torch.tensor(real.counts).clamp_max(most)
+        comparison.debias = self.debias
+        objective: ClassMatching = spectral_matching(self, real, canvas, networks, run, comparison)
+        if by_noise and real.imbalance_factor > 1:
+            comparison.alpha = self._reliability(objective, comparison.seen, real.counts)
+        return objective
 
     @torch.no_grad()
-    def _reliability(self, real: ImageSet, canvas: Canvas) -> Tensor:
-        entry = self.real_side_.at(0)
-        assert entry.table is not None and entry.frequencies is not None
-        images, labels = canvas.decode()
-        features = self.eye_.see(images, self.real_side_.dsa, entry.augment)
-        b = spectral_mean(features, entry.frequencies, labels, canvas.classes)
-        amplitude, phase = split(entry.table, b)
-        noise = noise_laws(entry.table, self._seen(0, real.num_classes))
+    def _reliability(self, objective: ClassMatching, seen: Tensor, counts: Sequence[int]) -> Tensor:
+        view = objective.side.at(0)
+        assert view.table is not None and view.frequencies is not None
+        images, labels = objective.canvas.decode()
+        features = objective.side.features(images, view)
+        b = spectral_mean(features, view.frequencies, labels, objective.canvas.classes)
+        amplitude, phase = split(view.table, b)
+        noise = noise_laws(view.table, seen)
         return reliability_weights(
-            real.counts,
+            counts,
             self.alpha_head,
             amplitude.mean(1),
             phase.mean(1),
             noise.amplitude,
             noise.phase,
         )
-
-    def target(self, entry: Entry, first: int, last: int) -> Tensor:
-        """Real values, with the amplitude's sampling inflation removed if asked for."""
-        a = super().target(entry, first, last)
-        return unbiased_amplitude(a, self._seen(first, last)) if self.debias else a
-
-    def _seen(self, first: int, last: int) -> Tensor:
-        """Real images per class (k,) behind an entry's characteristic values."""
-        most = self.batch_real or max(self.counts_)
-        return torch.tensor(self.counts_[first:last]).clamp_max(most)

@@ -5,7 +5,7 @@
 The kernel sees all moments of the features, not only their mean. Its widths are 2^j times the
 mean squared distance of the class, j = -2..2, not differentiated.
 
-Deviations: several steps share one random network through the entries of the real side; the
+Deviations: several steps share one random network through the views of the real side; the
 real-real part of MMD^2, a constant, is not computed. Recipe: recipes/m3d/.
 """
 
@@ -16,17 +16,35 @@ from typing import Any, ClassVar
 
 from torch import Tensor
 
-from potstill.experts.real_statistics import Entry
+from potstill.canvas import Canvas, CanvasSpec, Tiled
+from potstill.data import ImageSet
 from potstill.match.mmd import class_mmd2
-from potstill.methods.base import MethodInfo
-from potstill.methods.distribution.class_matching import DistributionMatcher
-from potstill.run.loop import Term
+from potstill.methods.base import Matcher, MethodInfo
+from potstill.methods.distribution.class_matching import CANVASES, ClassMatching, Comparison
+from potstill.networks import Networks, NetworkSpec, RandomNets
+from potstill.networks.real_statistics import RealStatistics, RealView, SiameseViews
+from potstill.run import Run
+from potstill.run.descent import Descent
 
 __all__ = ["M3D"]
 
 
-@dataclass(kw_only=True)
-class M3D(DistributionMatcher):
+class _Discrepancy(Comparison):
+    """MMD^2 of single features, without its constant real-real part."""
+
+    keeps_features = True
+
+    def class_distance(
+        self, view: RealView, features: Tensor, labels: Tensor, first: int, last: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return MMD^2 of each class."""
+        assert view.stack is not None and view.mask is not None
+        distance = class_mmd2(view.stack[first:last], view.mask[first:last], features, labels)
+        return distance, {"distance": distance}
+
+
+@dataclass(frozen=True, kw_only=True)
+class M3D(Matcher):
     """Match class distributions of features in the RKHS of a Gaussian mixture kernel."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -45,25 +63,27 @@ class M3D(DistributionMatcher):
         "standard": {"steps": 5000, "entries": 100},
     }
 
-    lr_images: float = 1.0  # SGD with momentum 0.5, in RGB 0-1
-    optimizer: str = "sgd"
-    networks: int = 0  # random networks
-    normalize: bool = False  # plain features
-    start: str = "tiled"  # mosaics of real images; also "real", "noise"
-    factor: int = 0  # "factor and up-sampling": 2 from 16 pixels up, else 1
-    real_side: str = "fixed"  # feature banks of this many random networks
-    entries: int = 100
-    batch_real: int = 256  # real features per class in a bank
-    match_weight: float = 1.0
-    calibration: float = 0.0  # none in M3D
+    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": ("random", "pool")}
 
-    @property
-    def keeps_features(self) -> bool:
-        """MMD compares single features."""
-        return True
+    canvas: CanvasSpec = Tiled()  # "factor and up-sampling"
+    networks: NetworkSpec = RandomNets()
+    views: SiameseViews = SiameseViews()
+    statistics: RealStatistics = RealStatistics(  # banks of this many networks
+        real_side="fixed", entries=100, batch_real=256
+    )
+    descent: Descent = Descent(lr_images=1.0, optimizer="sgd")  # in RGB 0-1
 
-    def gap(self, entry: Entry, features: Tensor, labels: Tensor, first: int, last: int) -> Term:
-        """MMD^2 of each class without its constant real-real part."""
-        assert entry.stack is not None and entry.mask is not None
-        distance = class_mmd2(entry.stack[first:last], entry.mask[first:last], features, labels)
-        return Term("match", distance, first, {"distance": distance})
+    def prepare(
+        self, real: ImageSet, canvas: Canvas, networks: Networks, run: Run
+    ) -> ClassMatching:
+        """Open the real side; eq. 8 is the mean over classes."""
+        return ClassMatching(
+            real,
+            canvas,
+            networks,
+            run,
+            _Discrepancy(),
+            views=self.views,
+            statistics=self.statistics,
+            weight=1 / real.num_classes,
+        )

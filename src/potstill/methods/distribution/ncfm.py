@@ -23,13 +23,17 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from potstill.canvas import Canvas
+from potstill.canvas import Canvas, CanvasSpec, Tiled
 from potstill.data import ImageSet
-from potstill.experts.real_statistics import Entry
 from potstill.match.spectral import characteristic, segment_mean, spectral_distance
-from potstill.methods.base import MethodInfo
-from potstill.methods.distribution.sdm import SDM
+from potstill.methods.base import Matcher, MethodInfo
+from potstill.methods.distribution.class_matching import CANVASES, Calibration, ClassMatching
+from potstill.methods.distribution.sdm import Power, spectral_matching
+from potstill.methods.distribution.spectrum import QUICK, SpectralComparison, Spectrum
+from potstill.networks import Networks, NetworkSpec, PoolNets
+from potstill.networks.real_statistics import RealStatistics, RealView, SiameseViews
 from potstill.run import InputError, Run
+from potstill.run.descent import Descent, pack, unpack
 from potstill.run.fields import Inside, Positive
 from potstill.run.loop import Term
 
@@ -39,8 +43,8 @@ _DRAWS = 16  # frequencies per mixture component (paper sec. 4.1)
 _NOISE = 64  # dimension of the noise that psi maps
 
 
-@dataclass(kw_only=True)
-class NCFM(SDM):
+@dataclass(frozen=True, kw_only=True)
+class NCFM(Matcher):
     """Match characteristic functions with one amplitude weight, optionally against an adversary."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -54,92 +58,116 @@ class NCFM(SDM):
         long_tail="per-class distributions; calibration as published ignores the prior",
         cost="as SDM; with the sampling network real features stay in memory",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {"standard": {"frequencies": 2048}}
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": QUICK,
+        "standard": {"steps": 5000, "pool_epochs": 40, "frequencies": 2048},
+    }
+    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": ("pool", "random")}
 
-    schedule: str = "plateau"  # halved after 500 steps without improvement
-    length: float = 1.0  # N(0, I) frequencies
-    frequencies: int = 4096  # released configurations; the paper says 1024
-    orthogonal: bool = False  # i.i.d.
-    calibration_prior: str = "none"  # as published
+    canvas: CanvasSpec = Tiled()  # mosaics of real images ("mix")
+    networks: NetworkSpec = PoolNets()
+    views: SiameseViews = SiameseViews()
+    statistics: RealStatistics = RealStatistics()
+    spectrum: Spectrum = Spectrum(  # N(0, I), i.i.d., as the released configurations
+        length=1.0, frequencies=4096, orthogonal=False
+    )
+    calibrating: Calibration = Calibration(calibration_prior="none")  # as published
+    descent: Descent = Descent(schedule="plateau")  # halved after 500 steps without improvement
     alpha: Inside = 0.5  # amplitude weight of every class; phase weighs 1 - alpha
+    power: Power = 1  # 1 = root per frequency, 2 = squared
     sampling_network: bool = False  # the min-max form; needs real_side = "features"
     lr_sampler: Positive = 1e-3  # Adam step size of psi
+    normalize: bool = True  # features to unit length before they are compared
+    match_weight: Positive = 300.0  # NCFM's constant; matters only relative to the calibration
 
     def check(self, real: ImageSet | None = None) -> None:
         """Check that frequencies are compared, and as the sampling network needs it."""
         super().check(real)
-        if not self.spectral:
+        if self.spectrum.kernel == "linear":
             raise InputError(
-                f"estimator is {self.estimator!r} and kernel is {self.kernel!r}, but NCFM compares "
-                "frequencies; use estimator=frequencies and kernel=rbf, or method sdm"
+                "kernel is 'linear', but NCFM compares frequencies; use kernel=rbf, or method sdm"
             )
-        if self.sampling_network and self.real_side != "features":
+        if self.sampling_network and self.statistics.real_side != "features":
             raise InputError(
-                f"real_side is {self.real_side!r} with a sampling network, whose frequencies "
-                "change at every step; use real_side=features"
+                f"real_side is {self.statistics.real_side!r} with a sampling network, whose "
+                "frequencies change at every step; use real_side=features"
             )
 
-    def prepare(self, real: ImageSet, canvas: Canvas, run: Run) -> None:
+    def prepare(
+        self, real: ImageSet, canvas: Canvas, networks: Networks, run: Run
+    ) -> ClassMatching:
         """Make psi where asked for."""
-        super().prepare(real, canvas, run)
-        if self.sampling_network:
-            self.psi_ = _Sampler(self.eye_.dim, run.generator("psi")).to(run.device)
-            self.climb_ = torch.optim.Adam(
-                self.psi_.parameters(), lr=self.lr_sampler, maximize=True
-            )
-            self.seen_: list[tuple[Tensor, Tensor]] = []
-            self.entry_: Entry
-
-    def amplitude_weights(self, real: ImageSet) -> Tensor:
-        """The same weight for every class."""
-        return torch.full((real.num_classes,), self.alpha)
-
-    def frequencies_at(self, number: int, dim: int) -> Tensor | None:
-        """Fixed law, or what psi proposes at this step."""
+        alpha = torch.full((real.num_classes,), self.alpha).to(run.device)
+        length = self.spectrum.length_on(real, networks, run, self.normalize)
         if not self.sampling_network:
-            return super().frequencies_at(number, dim)
+            comparison = SpectralComparison(self.spectrum, length, alpha, self.power, run)
+            return spectral_matching(self, real, canvas, networks, run, comparison)
+        adversary = _Adversary(self.spectrum, length, alpha, self.power, run)
+        adversary.meet(networks.dim, self.lr_sampler)
+        found = spectral_matching(self, real, canvas, networks, run, adversary, _MinMax)
+        most = self.statistics.batch_real or max(real.counts)
+        found.adversary, found.counts = adversary, [min(count, most) for count in real.counts]
+        return found
+
+
+class _Adversary(SpectralComparison):
+    """Frequencies that psi proposes at every step."""
+
+    def meet(self, dim: int, lr: float) -> None:
+        """Make psi for features of ``dim`` numbers."""
+        self.dim = dim
+        self.psi = _Sampler(dim, self.run.generator("psi")).to(self.run.device)
+        self.climb = torch.optim.Adam(self.psi.parameters(), lr=lr, maximize=True)
+        self.seen: list[tuple[Tensor, Tensor]] = []
+
+    def frequencies(self, number: int, dim: int) -> Tensor | None:
+        """Return what psi proposes at this step."""
         with torch.no_grad():
-            return self._propose(number)
+            return self.propose(number)
 
-    def _propose(self, step: int) -> Tensor:
-        components = max(1, self.frequencies // _DRAWS)
-        draw = self.run_.generator("psi/noise", step)
-        noise = torch.randn(components, _NOISE, generator=draw).to(self.run_.device)
-        normals = torch.randn(components, _DRAWS, self.eye_.dim, generator=draw).to(
-            self.run_.device
-        )
-        return (self.psi_(noise)[:, None] * normals).flatten(0, 1) / self.length_
+    def propose(self, step: int) -> Tensor:
+        """Return frequencies (T, d), differentiable in psi."""
+        components = max(1, self.spectrum.frequencies // _DRAWS)
+        draw, device = self.run.generator("psi/noise", step), self.run.device
+        noise = torch.randn(components, _NOISE, generator=draw).to(device)
+        normals = torch.randn(components, _DRAWS, self.dim, generator=draw).to(device)
+        return (self.psi(noise)[:, None] * normals).flatten(0, 1) / self.length
 
-    def gap(self, entry: Entry, features: Tensor, labels: Tensor, first: int, last: int) -> Term:
-        """As SDM; psi will need the features."""
-        if self.sampling_network:
-            self.entry_ = entry
-            self.seen_.append((features.detach(), labels + first))
-        return super().gap(entry, features, labels, first, last)
+    def class_distance(
+        self, view: RealView, features: Tensor, labels: Tensor, first: int, last: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """As without psi, which will need the features."""
+        self.view = view
+        self.seen.append((features.detach(), labels + first))
+        return super().class_distance(view, features, labels, first, last)
 
-    def terms(self, step: int, canvas: Canvas, chunk: int) -> Iterator[Term]:
-        """As SDM; then one step up for psi on the features just seen."""
-        if not self.sampling_network:
-            yield from super().terms(step, canvas, chunk)
-            return
-        self.seen_.clear()  # a step that ran out of memory is run again
-        yield from super().terms(step, canvas, chunk)
+
+class _MinMax(ClassMatching):
+    """Matching, then one step up for psi on the features just seen."""
+
+    adversary: _Adversary
+    counts: list[int]  # rows of each class in the bank of real features
+
+    def terms(self, step: int, canvas: Canvas, piece: int) -> Iterator[Term]:
+        """As SDM; then psi climbs."""
+        self.adversary.seen.clear()  # a step that ran out of memory is run again
+        yield from super().terms(step, canvas, piece)
         self._climb(step)
 
     def _climb(self, step: int) -> None:
-        entry = self.entry_
-        assert entry.bank is not None and entry.bank_labels is not None
-        frequencies = self._propose(step)
-        features, labels = (torch.cat(part) for part in zip(*self.seen_, strict=True))
-        rows = self._real_rows(step).to(entry.bank.device)
-        real = characteristic(entry.bank[rows].float(), frequencies)
-        a = segment_mean(real, entry.bank_labels[rows], self.classes_)
-        b = segment_mean(characteristic(features, frequencies), labels, self.classes_)
-        gain = spectral_distance(a, b, self.alpha_, power=self.power).mean()
-        self.climb_.zero_grad(set_to_none=True)
+        one, view = self.adversary, self.adversary.view
+        assert view.bank is not None and view.bank_labels is not None
+        frequencies = one.propose(step)
+        features, labels = (torch.cat(part) for part in zip(*one.seen, strict=True))
+        rows = self._real_rows(step).to(view.bank.device)
+        real = characteristic(view.bank[rows].float(), frequencies)
+        a = segment_mean(real, view.bank_labels[rows], self.canvas.classes)
+        b = segment_mean(characteristic(features, frequencies), labels, self.canvas.classes)
+        gain = spectral_distance(a, b, one.alpha, power=one.power).mean()
+        one.climb.zero_grad(set_to_none=True)
         gain.backward()
-        nn.utils.clip_grad_norm_(self.psi_.parameters(), 1.0)
-        self.climb_.step()
+        nn.utils.clip_grad_norm_(one.psi.parameters(), 1.0)
+        one.climb.step()
 
     def _real_rows(self, step: int) -> Tensor:
         """Rows of the class-sorted bank that psi sees: up to 128 of each class, a small one whole.
@@ -147,35 +175,24 @@ class NCFM(SDM):
         Equal shares of the bank would leave two images of a tail class, whose sampling noise psi
         would then climb.
         """
-        draw = self.run_.generator("psi/real", step)
-        most = self.batch_real or max(self.counts_)
+        draw = self.adversary.run.generator("psi/real", step)
         rows, start = [], 0
-        for count in self.counts_:
-            count = min(count, most)
+        for count in self.counts:
             rows.append(start + torch.randperm(count, generator=draw)[:128])
             start += count
         return torch.cat(rows)
 
     def state(self) -> dict[str, Tensor]:
         """Weights of psi and of its optimiser."""
-        if not self.sampling_network:
-            return {}
-        packed = {f"psi/{name}": value for name, value in self.psi_.state_dict().items()}
-        for index, slots in self.climb_.state_dict()["state"].items():
-            packed |= {f"climb/{index}/{name}": value for name, value in slots.items()}
-        return packed
+        packed = {f"psi/{name}": value for name, value in self.adversary.psi.state_dict().items()}
+        return super().state() | packed | pack(self.adversary.climb)
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Put psi and its optimiser back."""
-        if not self.sampling_network:
-            return
-        self.psi_.load_state_dict({n[4:]: t for n, t in tensors.items() if n.startswith("psi/")})
-        slots: dict[int, dict[str, Tensor]] = {}
-        for name, value in tensors.items():
-            if name.startswith("climb/"):
-                _, index, slot = name.split("/")
-                slots.setdefault(int(index), {})[slot] = value
-        self.climb_.load_state_dict({**self.climb_.state_dict(), "state": slots})
+        super().load_state(tensors)
+        own = {name[4:]: value for name, value in tensors.items() if name.startswith("psi/")}
+        self.adversary.psi.load_state_dict(own)
+        unpack(self.adversary.climb, tensors)
 
 
 class _Sampler(nn.Module):

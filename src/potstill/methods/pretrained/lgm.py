@@ -30,23 +30,30 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
+from potstill.canvas import Canvas, CanvasSpec, Pyramid
 from potstill.data import ImageSet
 from potstill.experts.features import collect_features, image_features
 from potstill.match.linear import analytic_gradient, cosine_distance, linear_gradient, row_cosines
-from potstill.methods.base import MethodInfo
-from potstill.methods.pretrained.backbone_matching import BackboneMatcher
-from potstill.nets.training import balanced_order
+from potstill.methods.base import Matcher, MethodInfo
+from potstill.methods.pretrained.backbone_matching import (
+    CANVASES,
+    BackboneObjective,
+    RandomViews,
+)
+from potstill.nets.sampling import balanced_order
+from potstill.networks import BackboneNetworks, FrozenBackbone
 from potstill.run import Run
+from potstill.run.descent import Descent
 from potstill.run.fields import Copies, OneOf, Part, Positive
 
 __all__ = ["LGM"]
 
 Balance = Annotated[str, OneOf("none", "sampling", "weights")]
-RealSide = Annotated[str, OneOf("images", "bank", "analytic")]
+RealViews = Annotated[str, OneOf("images", "bank", "analytic")]
 
 
-@dataclass(kw_only=True)
-class LGM(BackboneMatcher):
+@dataclass(frozen=True, kw_only=True)
+class LGM(Matcher):
     """Match the gradients of a random linear head, new at every step."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -72,85 +79,109 @@ class LGM(BackboneMatcher):
         "standard": {"real_side": "bank", "balance": "sampling"},
     }
 
+    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": ("backbone",)}
+
+    canvas: CanvasSpec = Pyramid()
+    networks: FrozenBackbone = FrozenBackbone()
+    views: RandomViews = RandomViews()
+    descent: Descent = Descent(steps=5001, lr_images=2e-3)  # released: 0 to 5000 inclusive; Adam
     head_std: Positive = 0.01  # standard deviation of W; released code
     batch_real: Part = 0  # real images per step; 0 = one for each synthetic view, as released
     balance: Balance = "none"  # long tails: "none" as published, "sampling" or "weights"
-    real_side: RealSide = "images"  # fresh views of real images, "bank" or "analytic"
+    real_side: RealViews = "images"  # fresh views of real images, "bank" or "analytic"
     bank_views: Copies = 8  # bank: stored random views per real image
 
-    def prepare(self, real: ImageSet, run: Run) -> None:
+    def prepare(
+        self, real: ImageSet, canvas: Canvas, networks: BackboneNetworks, run: Run
+    ) -> BackboneObjective:
         """Store views of the real images, or their moments, where they are asked for."""
-        self.real_, self.seconds_ = real, 0.0
-        counts = torch.tensor(real.counts, dtype=torch.float32, device=run.device)
-        self.inverse_ = 1 / torch.tensor(real.counts, dtype=torch.float64)  # read on the CPU
-        self.groups_ = [real.of_class(label) for label in range(real.num_classes)]
-        self.batch_ = self.batch_real or len(self.labels_) * self.augmentations
-        if self.real_side == "images":
+        return _HeadGradient(self, real, canvas, networks, run)
+
+
+class _HeadGradient(BackboneObjective):
+    """1 - cos of the gradients of a random head (eq. 3)."""
+
+    def __init__(
+        self,
+        how: LGM,
+        real: ImageSet,
+        canvas: Canvas,
+        networks: BackboneNetworks,
+        run: Run,
+    ) -> None:
+        self.how, views = how, how.views.with_flip(how.networks.flip)
+        super().__init__(real, canvas, networks, run, views, how.views.augmentations)
+
+    def prepare(self) -> None:
+        """Store views of the real images, or their moments, where they are asked for."""
+        how, real, device = self.how, self.real, self.run.device
+        counts = torch.tensor(real.counts, dtype=torch.float32, device=device)
+        self.inverse = 1 / torch.tensor(real.counts, dtype=torch.float64)  # read on the CPU
+        self.groups = [real.of_class(label) for label in range(real.num_classes)]
+        self.batch = how.batch_real or len(self.labels) * self.count
+        if how.real_side == "images":
             return
-        bank = self.real_side == "bank"
-        moment = "none" if bank else "natural" if self.balance == "none" else "balanced"
+        bank = how.real_side == "bank"
+        moment = "none" if bank else "natural" if how.balance == "none" else "balanced"
         stats = collect_features(
             real,
-            self.backbone_,
-            run,
-            views=self._views(),
-            count=self.bank_views,
+            self.backbone,
+            self.run,
+            views=self.views,
+            count=how.bank_views,
             moment=moment,
             bank=bank,
         )
-        self.stats_, self.seconds_ = stats, stats.seconds_saved
-        if not bank:
-            assert stats.moment is not None
-            self.centres_ = stats.centres.to(run.device)
-            self.second_ = stats.moment.float().to(run.device)
+        self.stats, self.seconds_saved = stats, stats.seconds_saved
+        if stats.moment is not None:
+            self.centres = stats.centres.to(device)
+            self.second = stats.moment.float().to(device)
             even = torch.full_like(counts, 1 / len(counts))
-            self.priors_ = counts / counts.sum() if self.balance == "none" else even
+            self.priors = counts / counts.sum() if how.balance == "none" else even
 
     def begin(self, step: int) -> None:
         """Draw the head and take its gradient on real images."""
-        draw = self.run_.generator("head", step)
-        shape = (self.classes_, self.backbone_.dim)
-        self.head_ = (torch.randn(shape, generator=draw) * self.head_std).to(self.run_.device)
+        draw = self.run.generator("head", step)
+        shape = (self.classes, self.backbone.dim)
+        self.head = (torch.randn(shape, generator=draw) * self.how.head_std).to(self.run.device)
         with torch.no_grad():
-            if self.real_side == "analytic":
-                self.goal_ = analytic_gradient(
-                    self.centres_, self.priors_, self.second_, self.head_
-                )
+            if self.how.real_side == "analytic":
+                self.goal = analytic_gradient(self.centres, self.priors, self.second, self.head)
             else:
-                self.goal_ = self._real_gradient(step)
+                self.goal = self._real_gradient(step)
 
     def _real_gradient(self, step: int) -> Tensor:
         """Gradient on this step's batch, summed up block by block."""
         rows = self.positions(step)
-        labels = self.real_.labels[rows]
-        weights = self.inverse_[labels] if self.balance == "weights" else None
-        total = self.head_.new_zeros(self.classes_, self.backbone_.dim + 1)
-        size = 64 if self.real_side == "images" else 1024  # images are held at full size
+        labels = self.real.labels[rows]
+        weights = self.inverse[labels] if self.how.balance == "weights" else None
+        total = self.head.new_zeros(self.classes, self.backbone.dim + 1)
+        size = 64 if self.how.real_side == "images" else 1024  # images are held at full size
         parts = torch.arange(len(rows)).split(size)
         whole = len(rows) if weights is None else float(weights.sum())
         for part, z in zip(parts, self._real_features(step, rows, parts), strict=True):
             own = None if weights is None else weights[part]
             share = (len(part) if own is None else float(own.sum())) / whole
             there = labels[part].to(z.device)
-            total += share * linear_gradient(z, there, self.head_, image_weights=own)
+            total += share * linear_gradient(z, there, self.head, image_weights=own)
         return total
 
     def _real_features(
         self, step: int, rows: Tensor, parts: tuple[Tensor, ...]
     ) -> Iterator[Tensor]:
         """Features of a random view of each image."""
-        draw, views = self.run_.generator("real-views", step), self._views()
-        if self.real_side == "bank":
-            assert self.stats_.bank is not None
-            view = torch.randint(self.bank_views, (len(rows),), generator=draw)
+        draw, views = self.run.generator("real-views", step), self.views
+        if self.how.real_side == "bank":
+            assert self.stats.bank is not None
+            view = torch.randint(self.how.bank_views, (len(rows),), generator=draw)
             for part in parts:
-                yield self.stats_.bank[view[part], rows[part]].to(self.run_.device).float()
+                yield self.stats.bank[view[part], rows[part]].to(self.run.device).float()
             return
         drawn = views.draw(len(rows), draw)
         for part in parts:
-            images = self.real_.batch(rows[part])
+            images = self.real.batch(rows[part])
             own = {name: values[part] for name, values in drawn.items()}
-            yield image_features(images, self.backbone_, views, own)
+            yield image_features(images, self.backbone, views, own)
 
     def positions(self, step: int) -> Tensor:
         """Return which real images (batch,) a step sees.
@@ -158,25 +189,21 @@ class LGM(BackboneMatcher):
         As published: shuffled rounds over the whole set without replacement, what is left of a
         round dropped. "sampling": every class equally often.
         """
-        n, size = len(self.real_), self.batch_
-        if self.balance == "sampling":
-            return balanced_order(self.groups_, size, self.run_.generator("real", step))
+        n, size = len(self.real), self.batch
+        if self.how.balance == "sampling":
+            return balanced_order(self.groups, size, self.run.generator("real", step))
         if size <= n:
             per_round = n // size
-            order = torch.randperm(n, generator=self.run_.generator("real", step // per_round))
+            order = torch.randperm(n, generator=self.run.generator("real", step // per_round))
             return order[(step % per_round) * size :][:size]
         rounds = [
-            torch.randperm(n, generator=self.run_.generator("real", step, number))
+            torch.randperm(n, generator=self.run.generator("real", step, number))
             for number in range(-(-size // n))
         ]
         return torch.cat(rounds)[:size]
 
     def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One cosine over all rows of both gradients (eq. 3)."""
-        labels = self.labels_.to(z.device).repeat(len(z))
-        found = linear_gradient(z.flatten(0, 1), labels, self.head_)
-        return cosine_distance(self.goal_, found), {"cosine": row_cosines(self.goal_, found)}
-
-    def seconds_saved(self) -> float:
-        """Views of the real images that an earlier run had left behind."""
-        return self.seconds_
+        labels = self.labels.to(z.device).repeat(len(z))
+        found = linear_gradient(z.flatten(0, 1), labels, self.head)
+        return cosine_distance(self.goal, found), {"cosine": row_cosines(self.goal, found)}

@@ -30,6 +30,7 @@ from typing import Annotated, Any, ClassVar
 import torch
 from torch import Tensor
 
+from potstill.canvas import Canvas, CanvasSpec, Pyramid
 from potstill.data import ImageSet
 from potstill.experts.features import collect_features, sub_centres
 from potstill.match.linear import (
@@ -41,9 +42,15 @@ from potstill.match.linear import (
     sub_flows,
 )
 from potstill.match.spectral import segment_mean
-from potstill.methods.base import MethodInfo
-from potstill.methods.pretrained.backbone_matching import BackboneMatcher
+from potstill.methods.base import Matcher, MethodInfo
+from potstill.methods.pretrained.backbone_matching import (
+    CANVASES,
+    BackboneObjective,
+    RandomViews,
+)
+from potstill.networks import BackboneNetworks, FrozenBackbone
 from potstill.run import InputError, Run
+from potstill.run.descent import Descent
 from potstill.run.fields import Copies, NotNegative, OneOf, Share
 
 __all__ = ["SFM"]
@@ -53,8 +60,8 @@ Reduction = Annotated[str, OneOf(*REDUCTIONS)]
 SubCentres = Annotated[str, OneOf("off", "only", "both")]
 
 
-@dataclass(kw_only=True)
-class SFM(BackboneMatcher):
+@dataclass(frozen=True, kw_only=True)
+class SFM(Matcher):
     """Match the flows between class centres, computed once on the real side."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -79,7 +86,12 @@ class SFM(BackboneMatcher):
         "standard": {"sub_centres": "both"},
     }
 
-    augmentations: int = 1  # views of each image per step, features averaged; released code
+    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": ("backbone",)}
+
+    canvas: CanvasSpec = Pyramid()
+    networks: FrozenBackbone = FrozenBackbone()
+    views: RandomViews = RandomViews(augmentations=1)  # features averaged; released code
+    descent: Descent = Descent(steps=5001, lr_images=2e-3)  # released: 0 to 5000 inclusive; Adam
     centre_views: CentreViews = "clean"  # real centres: centre crops as released, or "augmented"
     centre_count: Copies = 8  # augmented: views per real image
     reduction: Reduction = "global"  # one cosine over everything, or "per_class"
@@ -95,51 +107,75 @@ class SFM(BackboneMatcher):
             raise InputError(
                 f"decouple is set with sub_centres {self.sub_centres!r}; use sub_centres=off"
             )
+        if self.sub_centres != "off" and getattr(self.canvas, "ipc_profile", "") == "long_tailed":
+            raise InputError(
+                f"ipc_profile is 'long_tailed' with sub_centres {self.sub_centres!r}, one part for "
+                "each image of a class; use sub_centres=off"
+            )
 
-    def prepare(self, real: ImageSet, run: Run) -> None:
+    def prepare(
+        self, real: ImageSet, canvas: Canvas, networks: BackboneNetworks, run: Run
+    ) -> BackboneObjective:
         """Take the real centres, and their parts for ``sub_centres``."""
-        clean = self.centre_views == "clean"
-        parts = self.sub_centres != "off"
+        return _Flows(self, real, canvas, networks, run)
+
+
+class _Flows(BackboneObjective):
+    """1 - cos of the flows between class centres."""
+
+    def __init__(
+        self,
+        how: SFM,
+        real: ImageSet,
+        canvas: Canvas,
+        networks: BackboneNetworks,
+        run: Run,
+    ) -> None:
+        self.how, views = how, how.views.with_flip(how.networks.flip)
+        super().__init__(real, canvas, networks, run, views, how.views.augmentations)
+
+    def prepare(self) -> None:
+        """Take the real centres, and their parts for ``sub_centres``."""
+        how, device = self.how, self.run.device
+        clean = how.centre_views == "clean"
+        parts = how.sub_centres != "off"
         stats = collect_features(
-            real,
-            self.backbone_,
-            run,
-            views=None if clean else self._views(),
-            count=1 if clean else self.centre_count,
+            self.real,
+            self.backbone,
+            self.run,
+            views=None if clean else self.views,
+            count=1 if clean else how.centre_count,
             bank=parts,
         )
-        self.seconds_ = stats.seconds_saved
-        centres = shrink_centres(stats.centres, stats.counts, self.shrinkage)
-        self.centres_ = centres.to(run.device)
-        self.flows_ = flows(self.centres_)
+        self.ipc = len(self.labels) // self.classes
+        self.seconds_saved = stats.seconds_saved
+        centres = shrink_centres(stats.centres, stats.counts, how.shrinkage)
+        self.centres = centres.to(device)
+        self.flows = flows(self.centres)
         if parts:
-            found = sub_centres(stats, self.ipc_, run)
+            found = sub_centres(stats, self.ipc, self.run)
             # a shrunken class moves as a whole
             found = found + (centres - stats.centres)[:, None]
-            self.sub_flows_ = sub_flows(self.centres_, found.to(run.device))
+            self.sub_flows = sub_flows(self.centres, found.to(device))
 
     def loss(self, z: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """One cosine between the flows, or what replaces it."""
         images = z[0] if len(z) == 1 else z.mean(0)  # over views
-        centres = segment_mean(images, self.labels_.to(z.device), self.classes_)
+        centres = segment_mean(images, self.labels.to(z.device), self.classes)
         found = flows(centres)
-        facts = {"cosine": row_cosines(self.flows_, found)}
-        if self.decouple:
+        facts = {"cosine": row_cosines(self.flows, found)}
+        if self.how.decouple:
             return self._decoupled(centres), facts
         losses = []
-        if self.sub_centres != "only":
-            losses.append(cosine_distance(self.flows_, found, self.reduction))
-        if self.sub_centres != "off":
-            own = sub_flows(centres, images.unflatten(0, (self.classes_, self.ipc_)))
-            losses.append(cosine_distance(self.sub_flows_, own, self.reduction))
+        if self.how.sub_centres != "only":
+            losses.append(cosine_distance(self.flows, found, self.how.reduction))
+        if self.how.sub_centres != "off":
+            own = sub_flows(centres, images.unflatten(0, (self.classes, self.ipc)))
+            losses.append(cosine_distance(self.sub_flows, own, self.how.reduction))
         return torch.stack(losses).mean(), facts
 
     def _decoupled(self, centres: Tensor) -> Tensor:
         """alpha |μ - μ~|^2 + (1 - alpha) |ν - ν~|^2, means over all entries (sfm_decouple)."""
-        own = (self.centres_ - centres).square().mean()
-        others = (self.flows_ + self.centres_ - flows(centres) - centres).square().mean()
-        return self.decouple_alpha * own + (1 - self.decouple_alpha) * others
-
-    def seconds_saved(self) -> float:
-        """The pass of the real images that an earlier run had left behind."""
-        return self.seconds_
+        own = (self.centres - centres).square().mean()
+        others = (self.flows + self.centres - flows(centres) - centres).square().mean()
+        return self.how.decouple_alpha * own + (1 - self.how.decouple_alpha) * others

@@ -16,15 +16,17 @@ from torch import Tensor
 
 from potstill.data import ImageSet
 from potstill.experts.features import FeatureStats, sub_centres
-from potstill.methods.base import MethodInfo
+from potstill.methods.base import MethodInfo, Selector
 from potstill.methods.selection.nearest import BackboneSelector, free_nearest
+from potstill.nets.backbone import Backbone
+from potstill.networks import FrozenBackbone
 from potstill.run import Run
 
 __all__ = ["Centroids"]
 
 
-@dataclass(kw_only=True)
-class Centroids(BackboneSelector):
+@dataclass(frozen=True, kw_only=True)
+class Centroids(BackboneSelector, Selector):
     """Choose real images near the centres of their class."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -39,7 +41,11 @@ class Centroids(BackboneSelector):
         cost="one pass of the real set",
     )
 
-    def choose(self, real: ImageSet, stats: FeatureStats, ipc: int, run: Run) -> Tensor:
+    networks: FrozenBackbone = FrozenBackbone()  # what sees the images
+
+    def choose(
+        self, real: ImageSet, stats: FeatureStats, backbone: Backbone, ipc: int, run: Run
+    ) -> Tensor:
         """Return positions (n,), class-sorted."""
         assert stats.bank is not None
         goals = stats.centres[:, None] if ipc == 1 else sub_centres(stats, ipc, run)

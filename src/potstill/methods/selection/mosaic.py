@@ -25,7 +25,7 @@ __all__ = ["Mosaic"]
 Filled = Annotated[str, OneOf("repeat", "noise")]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Mosaic(Method):
     """Store ``factor**2`` random real images of a class in each of ``ipc`` images."""
 

@@ -19,8 +19,10 @@ from torch.nn.functional import normalize
 
 from potstill.data import ImageSet
 from potstill.experts.features import FeatureStats, image_features
-from potstill.methods.base import MethodInfo
+from potstill.methods.base import MethodInfo, Selector
 from potstill.methods.selection.nearest import BackboneSelector, free_nearest
+from potstill.nets.backbone import Backbone
+from potstill.networks import FrozenBackbone
 from potstill.run import InputError, Run
 from potstill.run.checkpoint import digest
 from potstill.synthetic import SyntheticSet
@@ -28,8 +30,8 @@ from potstill.synthetic import SyntheticSet
 __all__ = ["Neighbours"]
 
 
-@dataclass(kw_only=True)
-class Neighbours(BackboneSelector):
+@dataclass(frozen=True, kw_only=True)
+class Neighbours(BackboneSelector, Selector):
     """Choose the real neighbours of a distilled set."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -44,6 +46,7 @@ class Neighbours(BackboneSelector):
         cost="one pass of the real set",
     )
 
+    networks: FrozenBackbone = FrozenBackbone()  # what sees the images
     of: str = ""  # run folder or artifact of the distilled set
 
     def check(self, real: ImageSet | None = None) -> None:
@@ -67,7 +70,9 @@ class Neighbours(BackboneSelector):
         """As every method's, with the content of the distilled set."""
         return digest([super().key(real, ipc, run), self._distilled(real).checksum])
 
-    def choose(self, real: ImageSet, stats: FeatureStats, ipc: int, run: Run) -> Tensor:
+    def choose(
+        self, real: ImageSet, stats: FeatureStats, backbone: Backbone, ipc: int, run: Run
+    ) -> Tensor:
         """Return positions (n,), class-sorted."""
         syn = self._distilled(real)
         images, labels, _, _ = syn.decoded()
@@ -78,7 +83,7 @@ class Neighbours(BackboneSelector):
                 f"--ipc {int(counts.max())}"
             )
         assert stats.bank is not None
-        goals = normalize(image_features(images, self.backbone_, None, None).cpu(), dim=1)
+        goals = normalize(image_features(images, backbone, None, None).cpu(), dim=1)
         chosen = []
         for label in range(real.num_classes):
             own = real.of_class(label)

@@ -19,7 +19,7 @@ from potstill.run import Run
 __all__ = ["Random"]
 
 
-@dataclass(kw_only=True)
+@dataclass(frozen=True, kw_only=True)
 class Random(Selector):
     """Choose ``ipc`` real images per class at random."""
 
@@ -35,11 +35,11 @@ class Random(Selector):
         cost="nothing",
     )
 
-    def select(self, real: ImageSet, ipc: int, run: Run) -> Tensor:
+    def select(self, real: ImageSet, ipc: int, run: Run) -> tuple[Tensor, None]:
         """Return positions (n,), class-sorted."""
         chosen = []
         for label in range(real.num_classes):
             own = real.of_class(label)
             order = torch.randperm(len(own), generator=run.generator("random", label))
             chosen.append(own[order[:ipc]])
-        return torch.cat(chosen)
+        return torch.cat(chosen), None

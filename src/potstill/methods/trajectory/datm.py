@@ -14,16 +14,26 @@ recipes/datm/.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from potstill.methods.base import MethodInfo
-from potstill.methods.trajectory.trajectory_matching import TrajectoryMatcher
+from potstill.canvas import CanvasSpec, Pixels
+from potstill.labels import LabelSpec, Soft
+from potstill.methods.base import Matcher, MethodInfo
+from potstill.methods.trajectory.trajectory_matching import (
+    PAIRS,
+    QUICK,
+    STANDARD,
+    MatchesTrajectories,
+    Trajectory,
+)
+from potstill.networks import Experts
+from potstill.run.descent import Descent
 
 __all__ = ["DATM"]
 
 
-@dataclass(kw_only=True)
-class DATM(TrajectoryMatcher):
+@dataclass(frozen=True, kw_only=True)
+class DATM(MatchesTrajectories, Matcher):
     """Match flat trajectories within a range of difficulty, with learned soft labels."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -37,13 +47,13 @@ class DATM(TrajectoryMatcher):
         long_tail="none: experts, labels and students inherit the bias",
         cost="as FTD, with more student steps",
     )
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {"standard": STANDARD, "quick": QUICK}
+    pairs = PAIRS
 
-    steps: int = 10_000  # optimisation steps
-    expert_epochs: int = 100  # training epochs of each expert
-    expert_rho: float = 0.01  # radius of adaptive GSAM
-    student_steps: int = 80  # N: steps of the student
-    start: str = "correct"  # first images: those that experts classify rightly
-    label_kind: str = "learned"  # soft labels that descend with the images
-    start_now: int = 10  # T: start epochs are below this at first (CIFAR-10, IPC 10)
-    start_grow: int = 1_000  # steps in which the bound grows to start_max (CIFAR-10, IPC 10)
-    threshold: float = 1.0  # skip the update if the distance is above this
+    canvas: CanvasSpec = Pixels(start="correct", bounded=False)  # which experts classify rightly
+    labels: LabelSpec = Soft()  # soft labels that descend with the images
+    networks: Experts = Experts(expert_epochs=100, expert_rho=0.01)
+    trajectory: Trajectory = Trajectory(  # T, and the growth to T+: CIFAR-10, IPC 10
+        student_steps=80, start_now=10, start_grow=1_000, threshold=1.0
+    )
+    descent: Descent = Descent(steps=10_000, lr_images=100.0, optimizer="sgd")

@@ -15,14 +15,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from potstill.methods.base import MethodInfo
-from potstill.methods.trajectory.mtt import MTT
+from potstill.canvas import CanvasSpec, Pixels
+from potstill.methods.base import Matcher, MethodInfo
+from potstill.methods.trajectory.trajectory_matching import (
+    PAIRS,
+    QUICK,
+    STANDARD,
+    MatchesTrajectories,
+    Trajectory,
+)
+from potstill.networks import Experts
+from potstill.run.descent import Descent
 
 __all__ = ["FTD"]
 
 
-@dataclass(kw_only=True)
-class FTD(MTT):
+@dataclass(frozen=True, kw_only=True)
+class FTD(MatchesTrajectories, Matcher):
     """Match flat trajectories; the result is the average of the images."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -36,12 +45,13 @@ class FTD(MTT):
         long_tail="none: experts and students inherit the bias",
         cost="as MTT; each expert step costs two",
     )
-
     sizes: ClassVar[dict[str, dict[str, Any]]] = {  # the same share of a shorter run
-        "standard": {"ema": 0.9987},
-        "quick": {"ema": 0.987},
+        "standard": STANDARD | {"ema": 0.9987},
+        "quick": QUICK | {"start_grow": 0, "ema": 0.987},
     }
+    pairs = PAIRS
 
-    expert_rho: float = 0.01  # radius of adaptive GSAM (released code)
-    syn_lr: float = 0.001  # student step size at the beginning (CIFAR-10, IPC 10)
-    ema: float = 0.9995  # decay of the average of images (CIFAR-10, IPC 10)
+    canvas: CanvasSpec = Pixels(bounded=False)
+    networks: Experts = Experts(expert_rho=0.01)  # radius of adaptive GSAM (released code)
+    trajectory: Trajectory = Trajectory(syn_lr=0.001, ema=0.9995)  # CIFAR-10, IPC 10
+    descent: Descent = Descent(steps=5_000, lr_images=100.0, optimizer="sgd")

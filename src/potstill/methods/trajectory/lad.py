@@ -32,31 +32,66 @@ from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import torch
-from torch import Tensor
 
-from potstill.canvas import Canvas, LearnedCanvas
+from potstill.canvas import Canvas, CanvasSpec, Pixels
 from potstill.data import ImageSet
-from potstill.experts.classifiers import ClassifierTrajectories, train_classifiers
+from potstill.experts.classifiers import train_classifiers
+from potstill.labels import LabelSpec, Soft
 from potstill.losses import WEIGHT_SCALES, Loss, cross_entropy, dam
 from potstill.match.classifier_path import classifier_distance
-from potstill.methods.base import MethodInfo
-from potstill.methods.trajectory.initialization import Judge
+from potstill.methods.base import Matcher, MethodInfo
+from potstill.methods.trajectory.expert_networks import ExpertNetworks
 from potstill.methods.trajectory.students import pick
-from potstill.methods.trajectory.trajectory_matching import TrajectoryMatcher
+from potstill.methods.trajectory.trajectory_matching import (
+    PAIRS,
+    QUICK,
+    STANDARD,
+    MatchesTrajectories,
+    Trajectory,
+    TrajectoryObjective,
+)
 from potstill.nets.many import Training
+from potstill.networks import Experts
+from potstill.networks.parts import fit_transform
 from potstill.run import InputError, Run
+from potstill.run.descent import Descent
 from potstill.run.fields import Count, Epoch, Epochs, OneOf, Positive, Signed
 from potstill.run.loop import Term
+from potstill.run.parts import Part
 
-__all__ = ["LAD"]
+__all__ = ["LAD", "ClassifierExperts"]
 
 Matching = Annotated[str, OneOf("joint", "sequential", "direct", "oversample", "plain")]
 Adjustment = Annotated[str, OneOf("weighted", "logit", "both", "none")]
 WeightScale = Annotated[str, OneOf(*WEIGHT_SCALES)]
 
 
-@dataclass(kw_only=True)
-class LAD(TrajectoryMatcher):
+@dataclass(frozen=True, kw_only=True)
+class ClassifierExperts(Part):
+    """Experts' classifiers, trained on by themselves on balanced batches (ED)."""
+
+    classifier_epochs: Epoch = 10  # training epochs of each classifier expert
+    classifier_lr: Positive = 0.01  # their step size (SGD, constant, no weight decay)
+    classifier_steps: Count = 80  # N of the classifier phase
+    classifier_starts: Epochs = 1  # start epochs of the classifier phase are below this
+
+    def epochs(self, span: int) -> list[int]:
+        """Return the snapshots where students start and end, and the last for labels."""
+        return sorted({self.classifier_epochs, *range(self.classifier_starts + span)})
+
+    def training(self, experts: Training) -> Training:
+        """Return how they are trained, after ``experts``."""
+        return replace(
+            experts,
+            epochs=self.classifier_epochs,
+            lr=self.classifier_lr,
+            weight_decay=0.0,
+            sampling="cyclic",
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class LAD(MatchesTrajectories, Matcher):
     """Match decoupled experts of a long-tailed set with a student whose loss has their bias."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -71,8 +106,9 @@ class LAD(TrajectoryMatcher):
         cost="as DATM; the classifier phase adds about a fifth",
     )
     sizes: ClassVar[dict[str, dict[str, Any]]] = {
-        "standard": {"weight_scale": "mean1"},
-        "quick": {
+        "standard": STANDARD | {"weight_scale": "mean1"},
+        "quick": QUICK
+        | {
             "weight_scale": "mean1",
             "start_grow": 0,
             "classifier_epochs": 3,
@@ -80,181 +116,150 @@ class LAD(TrajectoryMatcher):
             "classifier_steps": 10,
         },
     }
+    pairs = PAIRS
 
-    steps: int = 10_001  # optimisation steps (the released loop counts from 0 to 10000)
-    expert_epochs: int = 100  # training epochs of each representation expert
-    expert_decay: float = 5e-3  # their weight decay
-    expert_rho: float = 0.01  # radius of adaptive GSAM, both kinds of experts
-    student_steps: int = 80  # N: steps of the student, representation phase
-    start: str = "correct"  # first images: those that classifier experts classify rightly
-    label_kind: str = "learned"  # soft labels that descend with the images
+    canvas: CanvasSpec = Pixels(start="correct", bounded=False)  # right by classifier experts
+    labels: LabelSpec = Soft()  # soft labels that descend with the images
+    networks: Experts = Experts(expert_epochs=100, expert_decay=5e-3, expert_rho=0.01)
+    classifiers: ClassifierExperts = ClassifierExperts()
+    trajectory: Trajectory = Trajectory(student_steps=80)
+    descent: Descent = Descent(  # the released loop counts from 0 to 10000
+        steps=10_001, lr_images=100.0, optimizer="sgd"
+    )
     matching: Matching = "joint"  # or "sequential", "direct", "oversample", "plain" (fig. 6)
     adjustment: Adjustment = "weighted"  # DAM: "weighted" (code), "logit", "both" (paper) or "none"
     tau: Signed = 1.0  # lambda of eq. 5, for adjustment "logit" and "both"
     weight_scale: WeightScale = "sum1"  # class weights with sum 1 (code) or mean 1 ("mean1")
     representation_weight: Positive = 0.1  # lambda_rep (CIFAR-10-LT 200, IPC 10)
     classifier_weight: Positive = 1.0  # lambda_cls
-    classifier_epochs: Epoch = 10  # training epochs of each classifier expert
-    classifier_lr: Positive = 0.01  # their step size (SGD, constant, no weight decay)
-    classifier_steps: Count = 80  # N of the classifier phase
-    classifier_starts: Epochs = 1  # start epochs of the classifier phase are below this
-
-    def check(self, real: ImageSet | None = None) -> None:
-        """Check the two phases."""
-        super().check(real)
-        if self.decoupled and self.label_kind == "teacher":
-            raise InputError(
-                f"label_kind is 'teacher' with matching {self.matching!r}, whose representation "
-                "experts are biased; use 'learned' or 'hard'"
-            )
-        if self.classifier_starts - 1 + self.span > self.classifier_epochs:
-            raise InputError(
-                f"classifier_starts is {self.classifier_starts} and span is {self.span} with "
-                f"classifier_epochs {self.classifier_epochs}; use at least "
-                f"{self.classifier_starts - 1 + self.span} epochs"
-            )
-        self._classifier_training()
 
     @property
     def decoupled(self) -> bool:
         """Whether there are classifier experts."""
         return self.matching in ("joint", "sequential", "direct")
 
-    def _expert_training(self) -> Training:
-        training = super()._expert_training()
-        return replace(training, sampling="cyclic") if self.matching == "oversample" else training
-
-    def _classifier_training(self) -> Training:
-        return replace(
-            super()._expert_training(),
-            epochs=self.classifier_epochs,
-            lr=self.classifier_lr,
-            weight_decay=0.0,
-            sampling="cyclic",
-        )
-
-    def snapshots(self) -> set[int]:
-        """Classifier experts begin where representation experts end."""
-        own = {self.expert_epochs} if self.decoupled else set()
-        return own | (set() if self.matching == "direct" else super().snapshots())
-
-    def _classifier_epochs(self) -> list[int]:
-        """Classifier snapshots: where students start and end, and the last for labels."""
-        return sorted({self.classifier_epochs, *range(self.classifier_starts + self.span)})
-
-    def reserve(self, real: ImageSet) -> int:
-        """Bytes of the classifier experts."""
-        if not self.decoupled:
-            return 0
-        row = 4 * sum(p.numel() for p in self._skeleton(real).classifier.parameters())
-        return row * self.experts * len(self._classifier_epochs())
-
-    def train(self, real: ImageSet, run: Run) -> None:
-        """Representation experts, then classifier experts on their last backbones."""
-        super().train(real, run)
-        self.classifiers_: ClassifierTrajectories | None = None
-        if self.decoupled:
-            self.classifiers_ = train_classifiers(
-                real,
-                self.transform(real),
-                self.experts_,
-                self.expert_epochs,
-                self._classifier_training(),
-                run,
-                epochs=self._classifier_epochs(),
+    def check(self, real: ImageSet | None = None) -> None:
+        """Check the two phases."""
+        super().check(real)
+        if self.decoupled and self.labels.kind == "teacher":
+            raise InputError(
+                f"labels is 'teacher' with matching {self.matching!r}, whose representation "
+                "experts are biased; use 'soft' or 'hard'"
             )
+        least = self.classifiers.classifier_starts - 1 + self.trajectory.span
+        if least > self.classifiers.classifier_epochs:
+            raise InputError(
+                f"classifier_starts is {self.classifiers.classifier_starts} and span is "
+                f"{self.trajectory.span} with classifier_epochs "
+                f"{self.classifiers.classifier_epochs}; use at least {least} epochs"
+            )
+        self.classifiers.training(self.networks.training())
 
-    def _whole(self, member: int, epoch: int) -> dict[str, Tensor]:
-        """Backbone and classifier of a classifier expert."""
-        assert self.classifiers_ is not None
-        return {**self.classifiers_.backbone(member), **self.classifiers_.at(member, epoch)}
+    @property
+    def _epochs(self) -> set[int]:
+        """Epochs of representation experts; classifier experts begin where those end."""
+        own = set() if self.matching == "direct" else self.trajectory.snapshots() | self._ends
+        return own | ({self.networks.expert_epochs} if self.decoupled else set())
 
-    def judges(self) -> list[Judge]:
-        """Fully trained classifier experts; without decoupling the experts themselves."""
+    def open(self, real: ImageSet, run: Run) -> ExpertNetworks:
+        """Train representation experts, then classifier experts on their last backbones."""
+        transform = fit_transform(real, self.networks.preprocess)
+        last, span, training = self.networks.expert_epochs, self.trajectory.span, None
+        if self.matching == "oversample":
+            training = replace(self.networks.training(), sampling="cyclic")
         if not self.decoupled:
-            return super().judges()
-        last = self.classifier_epochs
-        return [partial(self._whole, member, last) for member in range(self.experts)]
+            found = self.networks.trained(
+                real, run, self._epochs, transform=transform, training=training
+            )
+            return ExpertNetworks(found, transform, last)
+        wanted = self.classifiers.epochs(span)
+        head = self.networks.new(real, torch.Generator().manual_seed(0)).classifier
+        row = 4 * sum(p.numel() for p in head.parameters())  # bytes, with the check of free space
+        found = self.networks.trained(
+            real,
+            run,
+            self._epochs,
+            transform=transform,
+            reserve=row * self.networks.experts * len(wanted),
+        )
+        after = self.classifiers.training(self.networks.training())
+        heads = train_classifiers(real, transform, found, last, after, run, epochs=wanted)
+        return ExpertNetworks(found, transform, last, heads, self.classifiers.classifier_epochs)
 
-    def setup(self, real: ImageSet, canvas: Canvas, run: Run) -> None:
+    def prepare(
+        self, real: ImageSet, canvas: Canvas, networks: ExpertNetworks, run: Run
+    ) -> TrajectoryObjective:
         """Fix the DAM loss by the real class sizes."""
-        super().setup(real, canvas, run)
-        self.dam_: Loss = cross_entropy
+        loss: Loss = cross_entropy
         if self.adjustment != "none":
-            self.dam_ = dam(
+            loss = dam(
                 real.counts,
                 tau=0.0 if self.adjustment == "weighted" else self.tau,
                 weighted=self.adjustment != "logit",
                 weight_scale=self.weight_scale,
             )
+        objective = _Decoupled(self, real, canvas, networks, run, loss)
+        objective.method = self
+        return objective
 
-    def student_loss(self) -> Loss:
-        """DAM: cross-entropy with the experts' bias."""
-        return self.dam_
 
-    def terms(self, step: int, canvas: Canvas, chunk: int) -> Iterator[Term]:
-        """Both phases (eq. 6), or one of them."""
-        if not self.decoupled:
-            yield from super().terms(step, canvas, chunk)
+class _Decoupled(TrajectoryObjective):
+    """Representation and classifier matched apart (eq. 6), or one of them."""
+
+    method: LAD
+
+    def terms(self, step: int, canvas: Canvas, piece: int) -> Iterator[Term]:
+        """Both phases, or one of them."""
+        lad = self.method
+        if not lad.decoupled:
+            yield from super().terms(step, canvas, piece)
             return
-        assert isinstance(canvas, LearnedCanvas)
-        first_half = step < self.steps // 2
-        if self.matching == "joint" or (self.matching == "sequential" and first_half):
-            yield self._representation(step, canvas, chunk)
-        if self.matching != "sequential" or not first_half:
-            yield self._classifier(step, canvas, chunk)
+        first_half = step < lad.descent.steps // 2
+        if lad.matching == "joint" or (lad.matching == "sequential" and first_half):
+            yield self._representation(step, canvas, piece)
+        if lad.matching != "sequential" or not first_half:
+            yield self._classifier(step, canvas, piece)
 
-    def _representation(self, step: int, canvas: LearnedCanvas, chunk: int) -> Term:
+    def _representation(self, step: int, canvas: Canvas, piece: int) -> Term:
         """The whole student moves, its backbone is compared."""
-        value = self.journey(step, canvas, chunk, self.students_.backbone)
-        return Term("representation", self.representation_weight * self.gated(value))
+        value = self.trajectory_loss(step, canvas, piece, self.students.backbone)
+        weight = self.method.representation_weight
+        return Term("representation", weight * self.thresholded(value))
 
-    def _classifier(self, step: int, canvas: LearnedCanvas, chunk: int) -> Term:
+    def _classifier(self, step: int, canvas: Canvas, piece: int) -> Term:
         """The backbone is frozen, the classifier moves and is compared."""
-        assert self.classifiers_ is not None
-        member = pick(self.run_, "classifier", step, self.experts)
-        draw = self.run_.generator("classifier/start", step)
-        epoch = int(torch.randint(self.classifier_starts, (), generator=draw))
-        experts, read = self.classifiers_, self.students_.snapshot
+        how, experts = self.method.classifiers, self.networks.classifiers
+        assert experts is not None
+        member = pick(self.run, "classifier", step, self.networks.members)
+        draw = self.run.generator("classifier/start", step)
+        epoch = int(torch.randint(how.classifier_starts, (), generator=draw))
+        read = self.students.snapshot
         backbone = read("backbone", member, 0, lambda k, _, device: experts.backbone(k, device))
         body = {name.removeprefix("body."): value for name, value in backbone.items()}
-        x = canvas.seen()
+        x = canvas.seen(self.networks.transform)
         value = classifier_distance(
             x,
-            canvas.targets(),
-            canvas.syn_lr(),
-            features=partial(self.students_.features, body),
+            self.labels.targets(),
+            self.step_size(),
+            features=partial(self.students.features, body),
             start=read("classifier", member, epoch, experts.at),
-            target=read("classifier", member, epoch + self.span, experts.at),
-            steps=self.students_.draw("classifier", step, x, self.classifier_steps),
-            dsa=self.dsa_,
-            gradient="tesla" if self.gradient == "tesla" else "exact",
-            chunk=None if chunk >= canvas.classes else chunk * self.most_,
-            keep_bytes=self.keep_bytes_,
+            target=read("classifier", member, epoch + self.how.span, experts.at),
+            steps=self.students.draw("classifier", step, x, how.classifier_steps),
+            dsa=self.dsa,
+            gradient="tesla" if self.how.gradient == "tesla" else "exact",
+            chunk=None if piece >= canvas.classes else piece * canvas.most,
+            keep_bytes=self.keep_bytes,
         )
-        return Term("classifier", self.classifier_weight * self.gated(value))
-
-    def seconds_saved(self) -> float:
-        """Training of both kinds of experts that an earlier run had left behind."""
-        more = self.classifiers_.seconds_saved if self.classifiers_ else 0.0
-        return super().seconds_saved() + more
+        return Term("classifier", self.method.classifier_weight * self.thresholded(value))
 
     def facts(self) -> dict[str, Any]:
         """Which experts were matched, and how uneven their classifiers are (fig. 2)."""
-        facts = super().facts()
-        whole = (
-            {"representation": self._norms(self.experts_.at, self.expert_epochs)}
-            if (self.expert_epochs in self.snapshots())
-            else {}
-        )
-        if self.classifiers_ is not None:
-            whole["classifier"] = self._norms(self.classifiers_.at, self.classifier_epochs)
-        facts["experts"]["classifier_norms"] = whole
-        return facts
-
-    def _norms(self, at: Any, epoch: int) -> list[float]:
-        """Length of each class's classifier row, mean over the experts, [C]."""
-        rows = [
-            at(member, epoch)["classifier.weight"].norm(dim=1) for member in range(self.experts)
-        ]
-        return [round(value, 5) for value in torch.stack(rows).mean(0).tolist()]
+        networks, last, norms = self.networks, self.method.networks.expert_epochs, {}
+        if last in self.method._epochs:
+            at = networks.trajectories.at
+            norms["representation"] = networks.classifier_norms(at, last)
+        if networks.classifiers is not None:
+            at, end = networks.classifiers.at, self.method.classifiers.classifier_epochs
+            norms["classifier"] = networks.classifier_norms(at, end)
+        known = networks.facts()["experts"]
+        return {"experts": known | {"classifier_norms": norms}}

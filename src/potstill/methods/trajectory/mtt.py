@@ -16,14 +16,23 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from potstill.methods.base import MethodInfo
-from potstill.methods.trajectory.trajectory_matching import TrajectoryMatcher
+from potstill.canvas import CanvasSpec, Pixels
+from potstill.methods.base import Matcher, MethodInfo
+from potstill.methods.trajectory.trajectory_matching import (
+    PAIRS,
+    QUICK,
+    STANDARD,
+    MatchesTrajectories,
+    Trajectory,
+)
+from potstill.networks import Experts
+from potstill.run.descent import Descent
 
 __all__ = ["MTT"]
 
 
-@dataclass(kw_only=True)
-class MTT(TrajectoryMatcher):
+@dataclass(frozen=True, kw_only=True)
+class MTT(MatchesTrajectories, Matcher):
     """Match training trajectories of plainly trained experts, with hard labels."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -37,4 +46,13 @@ class MTT(TrajectoryMatcher):
         long_tail="none: experts and students inherit the bias",
         cost="experts once per data set; then N first- and second-order steps each",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {"quick": {"start_grow": 0}}
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "standard": STANDARD,
+        "quick": QUICK | {"start_grow": 0},
+    }
+    pairs = PAIRS
+
+    canvas: CanvasSpec = Pixels(bounded=False)
+    networks: Experts = Experts()
+    trajectory: Trajectory = Trajectory()
+    descent: Descent = Descent(steps=5_000, lr_images=100.0, optimizer="sgd")

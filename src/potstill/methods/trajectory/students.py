@@ -11,10 +11,11 @@ from torch.func import functional_call
 
 from potstill.data import DSA
 from potstill.losses import Loss
-from potstill.match.rollout import StudentStep, saved_bytes
+from potstill.match.rollout import StudentStep
 from potstill.match.student_steps import draw_steps
 from potstill.nets import Network
 from potstill.run import Run
+from potstill.run.memory import bytes_per_image
 
 __all__ = ["Students", "pick"]
 
@@ -63,7 +64,7 @@ class Students:
         if key not in self._kept:
             found = read(member, epoch, self.run.device)
             held = [*found.values(), *(t for kept in self._kept.values() for t in kept.values())]
-            if sum(tensor.nbytes for tensor in held) > 0.5e9 * self.run.memory_gb:
+            if sum(tensor.nbytes for tensor in held) > self.run.budget.kept:
                 self._kept.clear()
             self._kept[key] = found
         return self._kept[key]
@@ -84,11 +85,10 @@ class Students:
         ``x`` (1, c, h, w) in network space with ``targets`` (1, K).
         """
         leaves = {n: p.detach().requires_grad_() for n, p in self.network.named_parameters()}
-        x = x.detach().requires_grad_()
 
-        def build() -> tuple[Tensor, ...]:
-            value = loss(self.forward(leaves, x), targets.detach()).sum()
+        def build(n: int) -> tuple[Tensor, ...]:
+            images = x.detach().repeat(n, 1, 1, 1).requires_grad_()
+            value = loss(self.forward(leaves, images), targets.detach().repeat(n, 1)).sum()
             return torch.autograd.grad(value, list(leaves.values()), create_graph=True)
 
-        with torch.enable_grad():
-            return max(1, saved_bytes(build)[1])
+        return bytes_per_image(build)

@@ -16,16 +16,25 @@ Recipe: recipes/tesla/.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import Any, ClassVar
 
-from potstill.methods.base import MethodInfo
-from potstill.methods.trajectory.mtt import MTT
+from potstill.canvas import CanvasSpec, Pixels
+from potstill.methods.base import Matcher, MethodInfo
+from potstill.methods.trajectory.trajectory_matching import (
+    PAIRS,
+    QUICK,
+    STANDARD,
+    MatchesTrajectories,
+    Trajectory,
+)
+from potstill.networks import Experts
+from potstill.run.descent import Descent
 
 __all__ = ["TESLA"]
 
 
-@dataclass(kw_only=True)
-class TESLA(MTT):
+@dataclass(frozen=True, kw_only=True)
+class TESLA(MatchesTrajectories, Matcher):
     """Match trajectories with the truncated gradient in constant memory."""
 
     info: ClassVar[MethodInfo] = MethodInfo(
@@ -39,5 +48,13 @@ class TESLA(MTT):
         long_tail="none: experts and students inherit the bias",
         cost="as MTT",
     )
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "standard": STANDARD,
+        "quick": QUICK | {"start_grow": 0},
+    }
+    pairs = PAIRS
 
-    gradient: str = "tesla"  # through the student's steps: "tesla", or "exact"
+    canvas: CanvasSpec = Pixels(bounded=False)
+    networks: Experts = Experts()
+    trajectory: Trajectory = Trajectory(gradient="tesla")
+    descent: Descent = Descent(steps=5_000, lr_images=100.0, optimizer="sgd")

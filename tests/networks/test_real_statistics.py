@@ -3,39 +3,60 @@ import torch
 
 from potstill.canvas import start_canvas
 from potstill.data import DSA, Normalize
-from potstill.experts.real_statistics import Entry, Eye, RealSide
-from potstill.match.spectral import characteristic, segment_mean, spectral_distance
-from potstill.methods import CSDM, DM, NCFM, SDM
-from potstill.run import InputError
+from potstill.match.spectral import (
+    characteristic,
+    segment_mean,
+    spectral_distance,
+    unbiased_amplitude,
+)
+from potstill.methods import CSDM, DM, M3D, NCFM, SDM
+from potstill.methods.distribution.class_matching import Comparison
+from potstill.networks import RandomNets
+from potstill.networks.real_statistics import RealSide, RealStatistics, RealView
+from potstill.run import InputError, StorageError, cache
+from potstill.run.parts import check_parts
 
 
-def side(real, run, **options):
-    eye = Eye(real, Normalize.fit(real), "convnet-d2-w8-in", None, run, normalize=True)
-    draw = lambda number, dim: torch.randn(16, dim, generator=run.generator("w", number))  # noqa: E731
-    wanted = {"policy": "fixed", "entries": 4, "refresh": 3, "batch_real": 0, **options}
-    return RealSide(
-        real,
-        eye,
-        run,
-        dsa=DSA.parse("color_crop", rule="idc"),
-        facts={},
-        frequencies=draw,
-        embed=lambda f, e: characteristic(f, e.frequencies),
-        **wanted,
-    )
+class Waves(Comparison):
+    """Characteristic functions at frequencies of the view's number."""
+
+    facts = {}
+
+    def __init__(self, run):
+        self.run = run
+
+    def frequencies(self, number, dim):
+        return torch.randn(16, dim, generator=self.run.generator("w", number))
+
+    def embed(self, features, view):
+        return characteristic(features, view.frequencies)
+
+
+def side(real, run, policy="fixed", **options):
+    networks = RandomNets(network="convnet-d2-w8-in").open(real, run)
+    wanted = {"entries": 4, "refresh": 3, **options}
+    statistics = RealStatistics(real_side=policy, **wanted)
+    dsa = DSA.parse("color_crop", rule="idc")
+    return RealSide(real, networks, run, statistics, dsa, Waves(run), normalize=True)
+
+
+def begun(method, real, run, ipc=1):
+    """The objective of a method, in front of its first step."""
+    objective, _ = method.begin(real, ipc, run)
+    return objective
 
 
 def test_table_equals_a_plain_per_class_loop(make_blobs, run):
     real = make_blobs((70, 9, 3))  # more than one chunk
     room = side(real, run)
-    entry = room.at(0)
+    view = room.at(0)
     for label in range(3):
         images = real.batch(real.of_class(label))
         with torch.no_grad():
-            f = room.eye.see(images, room.dsa, entry.augment)
-        p = f @ entry.frequencies.T
+            f = room.features(images, view)
+        p = f @ view.frequencies.T
         expected = torch.cat([p.cos().mean(0), p.sin().mean(0)])
-        assert torch.allclose(entry.table[label], expected, atol=1e-5)
+        assert torch.allclose(view.table[label], expected, atol=1e-5)
 
 
 def test_cached_and_uncached_loss_are_identical(make_blobs, run):
@@ -44,21 +65,21 @@ def test_cached_and_uncached_loss_are_identical(make_blobs, run):
     syn = torch.rand(6, 1, 8, 8, requires_grad=True)
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
 
-    def loss(table, entry):
-        g = room.eye.see(syn, room.dsa, entry.augment)
+    def loss(table, view):
+        g = room.features(syn, view)
         return spectral_distance(
-            table, segment_mean(characteristic(g, entry.frequencies), labels, 3)
+            table, segment_mean(characteristic(g, view.frequencies), labels, 3)
         ).sum()
 
-    entry = room.at(5)
+    view = room.at(5)
     again = side(real, run)  # reads the stored table
     stored = again.at(5)
     assert again.built == 0 and room.built == 1
     with torch.no_grad():
-        features = room.eye.see(real.batch(torch.arange(len(real))), room.dsa, entry.augment)
-        fresh = segment_mean(characteristic(features, entry.frequencies), real.labels, 3)
-    assert torch.equal(entry.table, stored.table)
-    assert torch.allclose(loss(stored.table, stored), loss(fresh, entry), rtol=1e-5)
+        features = room.features(real.batch(torch.arange(len(real))), view)
+        fresh = segment_mean(characteristic(features, view.frequencies), real.labels, 3)
+    assert torch.equal(view.table, stored.table)
+    assert torch.allclose(loss(stored.table, stored), loss(fresh, view), rtol=1e-5)
 
 
 def test_fixed_pool_uses_every_entry_once_per_pass(make_blobs, run):
@@ -80,7 +101,7 @@ def test_fresh_draws_other_images_every_step_and_keeps_nothing(make_blobs, run):
     first, second = room._positions(0), room._positions(1)
     assert len(first) == 10 and not torch.equal(first, second)  # the small class gives all it has
     room.at(0), room.at(1)
-    assert list(room._kept) == [1] and not room.folder.exists()
+    assert list(room._kept) == [1] and not room.cached.folder.exists()
 
 
 def test_features_policy_has_fresh_frequencies_each_step(make_blobs, run):
@@ -96,16 +117,20 @@ def test_damaged_entry_is_computed_again(make_blobs, run):
     real = make_blobs((8, 4))
     first = side(real, run)
     first.at(0)
-    path = next(first.folder.iterdir())
+    path = next(first.cached.folder.glob("*.safetensors"))
     path.write_bytes(b"broken")
     second = side(real, run)
     assert torch.equal(second.at(0).table, first.at(0).table) and second.built == 1
 
 
-@pytest.mark.parametrize(("field", "value"), [("policy", "lazy"), ("entries", 0), ("refresh", 0)])
-def test_bad_values(make_blobs, run, field, value):
-    with pytest.raises(InputError, match="real_side" if field == "policy" else field):
-        side(make_blobs((8, 4)), run, **{field: value})
+@pytest.mark.parametrize(
+    ("field", "value"), [("real_side", "lazy"), ("entries", 0), ("refresh", 0), ("batch_real", -1)]
+)
+def test_bad_values(field, value):
+    with pytest.raises(InputError, match=f"{field} is {value!r}"):
+        CSDM.budget("quick", **{field: value}).check()
+    with pytest.raises(InputError, match=f"{field} is {value!r}"):
+        check_parts(DM(statistics=RealStatistics(**{field: value})))
 
 
 def test_syn_side_sees_through_the_entry_network_and_augmentation(make_blobs, run):
@@ -114,19 +139,18 @@ def test_syn_side_sees_through_the_entry_network_and_augmentation(make_blobs, ru
     method = CSDM.budget(
         "quick",
         network="convnet-d2-w8-in",
-        networks=2,
+        members=2,
         pool_epochs=1,
         frequencies=16,
-        factor=1,
+        canvas="pixels",
         start="real",
         calibration=0.0,
         entries=3,
         batch_real=0,
     )
-    canvas = start_canvas(real, 6, run.generator, start="real")
-    method.setup(real, canvas, run)
+    objective = begun(method, real, run, ipc=6)
     for step in range(3):
-        (term,) = method.terms(step, canvas, 2)
+        (term,) = objective.terms(step, objective.canvas, 2)
         assert float(term.facts["distance"].max()) < 1e-9
 
 
@@ -135,9 +159,9 @@ def test_linear_kernel_is_the_limit_of_a_long_rbf(make_blobs, run):
     real = make_blobs((12, 12))
     shared = {
         "network": "convnet-d2-w8-in",
-        "networks": 1,
+        "members": 1,
         "pool_epochs": 0,
-        "factor": 1,
+        "canvas": "pixels",
         "start": "real",
         "power": 2,
         "calibration": 0.0,
@@ -147,10 +171,8 @@ def test_linear_kernel_is_the_limit_of_a_long_rbf(make_blobs, run):
     }
     found = []
     for fields in ({"kernel": "rbf", "length": 30.0, "frequencies": 4096}, {"kernel": "linear"}):
-        method = SDM.budget("quick", **shared, **fields)
-        canvas = start_canvas(real, 2, run.generator)
-        method.setup(real, canvas, run)
-        (term,) = method.terms(0, canvas, 2)
+        objective = begun(SDM.budget("quick", **shared, **fields), real, run, ipc=2)
+        (term,) = objective.terms(0, objective.canvas, 2)
         found.append(term.facts["distance"])
     assert torch.allclose(900 * found[0], found[1], rtol=0.1)
 
@@ -161,15 +183,14 @@ def test_step_size_of_dm_acts_on_normalised_pixels(make_blobs, run):
         "quick", network="convnet-d2-w8-in", entries=1, steps=1, momentum=0.0, augment="none"
     )
     syn = method(real, 1, run)
-    again = DM.budget(
-        "quick", network="convnet-d2-w8-in", entries=1, steps=1, momentum=0.0, augment="none"
-    )
+    objective = begun(method, real, run)
     canvas = start_canvas(real, 1, run.generator)
-    again.setup(real, canvas, run)
+    assert torch.equal(canvas.images, objective.canvas.images)
     normal = Normalize.fit(real)
     x = normal.forward(canvas.images.detach()).requires_grad_(True)
-    entry = again.real_side_.at(0)
-    loss = (segment_mean(again.eye_.features(x), canvas.labels, 2) - entry.table).square().sum()
+    view = objective.side.at(0)
+    network = objective.networks.at(view.number).net
+    loss = (segment_mean(network.features(x), canvas.labels, 2) - view.table).square().sum()
     loss.backward()
     expected = normal.inverse(x.detach() - 1.0 * x.grad)
     assert torch.allclose(syn.images, expected, atol=1e-5)
@@ -177,13 +198,11 @@ def test_step_size_of_dm_acts_on_normalised_pixels(make_blobs, run):
 
 def test_entry_plan_depends_only_on_its_number(make_blobs, run):
     a, b = side(make_blobs((8, 4)), run).plan(7), side(make_blobs((8, 4)), run, entries=9).plan(7)
-    assert isinstance(a, Entry) and a.share == b.share and a.member == b.member
+    assert isinstance(a, RealView) and a.number == b.number == 7
     assert all(torch.equal(a.augment[k], b.augment[k]) for k in a.augment)
 
 
-def test_feature_banks_stay_within_the_memory_budget(make_blobs, run, caplog):
-    from potstill.methods import M3D
-
+def test_feature_banks_stay_within_the_memory_budget(make_blobs, run, caplog, monkeypatch):
     real = make_blobs((12, 12))
 
     def side_of(memory_gb):
@@ -193,11 +212,15 @@ def test_feature_banks_stay_within_the_memory_budget(make_blobs, run, caplog):
             entries=4,
             steps=9,
             batch_real=8,
-            factor=1,
+            canvas="pixels",
             start="real",
         )
-        method(real, 1, run.with_(memory_gb=memory_gb))
-        return method.real_side_
+        held = []
+        prepare = M3D.prepare
+        with monkeypatch.context() as patch:
+            patch.setattr(M3D, "prepare", lambda *a: held.append(prepare(*a)) or held[-1])
+            method(real, 1, run.with_(memory_gb=memory_gb))
+        return held[0].side
 
     side_roomy = side_of(4.0)
     side_tight = side_of(5e-6)  # 2.5 kB: two banks of 2 x 8 x 32 floats do not fit
@@ -214,7 +237,7 @@ def test_tables_of_other_threads_or_policies_are_not_mistaken(make_blobs, run):
     one.at(0)
     torch.set_num_threads(2)
     try:
-        assert side(real, run).folder != one.folder
+        assert side(real, run).cached.key != one.cached.key
     finally:
         torch.set_num_threads(1)
     banks = side(real, run, policy="features")
@@ -222,13 +245,10 @@ def test_tables_of_other_threads_or_policies_are_not_mistaken(make_blobs, run):
 
 
 def test_a_cache_that_cannot_be_written_only_warns(make_blobs, run, caplog, monkeypatch):
-    from potstill.experts import real_statistics as realside
-    from potstill.run import StorageError
-
     def full(*_args):
         raise StorageError("cannot write: disk full")
 
-    monkeypatch.setattr(realside, "save_state", full)
+    monkeypatch.setattr(cache, "save_state", full)
     assert side(make_blobs((8, 4)), run).at(0).table is not None
     assert "going on without this cache" in caplog.text
 
@@ -237,7 +257,7 @@ def test_cost_does_not_depend_on_who_filled_the_cache(make_blobs, run):
     real = make_blobs((20, 8, 4))
     fields = {
         "network": "convnet-d2-w8-in",
-        "networks": 2,
+        "members": 2,
         "pool_epochs": 3,
         "entries": 2,
         "steps": 4,
@@ -247,29 +267,39 @@ def test_cost_does_not_depend_on_who_filled_the_cache(make_blobs, run):
         method = CSDM.budget("quick", **fields)
         made = method(real, 1, run)
         seconds.append(made.provenance["seconds_from_cache"])
-        pool = method.eye_.pool
-        stored = pool.seconds_saved
+        stored = method.open(real, run).pool.seconds_saved
     assert seconds[0] == 0 and seconds[1] >= round(stored, 2) > 0
 
 
 def test_amplitude_correction_uses_the_images_that_were_seen(make_blobs, run):
     method = CSDM.budget(
-        "quick", network="convnet-d2-w8-in", networks=1, pool_epochs=0, batch_real=6
+        "quick",
+        network="convnet-d2-w8-in",
+        members=1,
+        pool_epochs=0,
+        batch_real=6,
+        debias=True,
     )
-    canvas = start_canvas(make_blobs((20, 8, 4)), 1, run.generator)
-    method.setup(make_blobs((20, 8, 4)), canvas, run)
-    assert method._seen(0, 3).tolist() == [6, 6, 4]
+    objective = begun(method, make_blobs((20, 8, 4)), run)
+    comparison, view = objective.comparison, objective.side.at(0)
+    assert comparison.seen.tolist() == [6, 6, 4]
+    expected = unbiased_amplitude(view.table, torch.tensor([6, 6, 4]))
+    assert torch.equal(comparison.target(view, 0, 3), expected)
+    assert not torch.equal(expected, view.table)
+    comparison.debias = False
+    assert torch.equal(comparison.target(view, 1, 3), view.table[1:3])
 
 
 def test_weights_that_would_be_ignored_are_refused():
     for method, fields in (
         (CSDM, {"kernel": "linear"}),
-        (CSDM, {"estimator": "exact", "power": 2}),
         (NCFM, {"kernel": "linear"}),
         (SDM, {"estimator": "exact", "power": 1}),
     ):
         with pytest.raises(InputError, match=r"kernel|power"):
             method.budget("quick", **fields).check()
+    with pytest.raises(InputError, match="csdm has no field 'estimator'"):
+        CSDM.budget("quick", estimator="exact", power=2)
 
 
 def test_psi_sees_whole_tail_classes(make_blobs, run):
@@ -277,7 +307,7 @@ def test_psi_sees_whole_tail_classes(make_blobs, run):
     method = NCFM.budget(
         "quick",
         network="convnet-d2-w8-in",
-        networks=1,
+        members=1,
         pool_epochs=0,
         entries=1,
         frequencies=32,
@@ -286,9 +316,11 @@ def test_psi_sees_whole_tail_classes(make_blobs, run):
         batch_real=0,
         steps=1,
     )
-    method(real, 1, run)
-    rows = method._real_rows(0)
-    assert torch.bincount(method.entry_.bank_labels[rows]).tolist() == [128, 128, 4]
+    objective = begun(method, real, run)
+    list(objective.terms(0, objective.canvas, 3))
+    rows = objective._real_rows(0)
+    view = objective.adversary.view
+    assert torch.bincount(view.bank_labels[rows]).tolist() == [128, 128, 4]
 
 
 def test_l1_kernels_get_an_l1_length(make_blobs, run):
@@ -296,11 +328,10 @@ def test_l1_kernels_get_an_l1_length(make_blobs, run):
     made = {}
     for kernel in ("laplace", "laplace-l1"):
         method = SDM.budget(
-            "quick", network="convnet-d2-w8-in", networks=1, pool_epochs=0, kernel=kernel, entries=1
+            "quick", network="convnet-d2-w8-in", members=1, pool_epochs=0, kernel=kernel, entries=1
         )
-        canvas = start_canvas(real, 2, run.generator)
-        method.setup(real, canvas, run)
-        (term, *_) = method.terms(0, canvas, 2)
-        made[kernel] = method.length_, float(term.facts["amplitude_real"].mean())
+        objective = begun(method, real, run, ipc=2)
+        (term, *_) = objective.terms(0, objective.canvas, 2)
+        made[kernel] = objective.comparison.length, float(term.facts["amplitude_real"].mean())
     assert made["laplace-l1"][0] > 2 * made["laplace"][0]
     assert made["laplace-l1"][1] > 0.3  # not only noise

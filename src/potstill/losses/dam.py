@@ -7,12 +7,12 @@ synthetic set is to move as an expert does that was trained on the long-tailed r
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import cache
 
 import torch
 from torch import Tensor
 
 from potstill.losses.classification import Loss, cross_entropy, logit_adjusted
+from potstill.losses.classification import weighted as reweighted
 from potstill.run.errors import InputError, nearest
 
 __all__ = ["WEIGHT_SCALES", "dam"]
@@ -51,13 +51,4 @@ def dam(
     if not weighted:
         return plain
     s = torch.as_tensor(counts, dtype=torch.float64)
-    weights = s / (s.mean() if weight_scale == "mean1" else s.sum())
-    place = cache(lambda device, dtype: weights.to(device, dtype))  # one copy to each device
-
-    def loss(logits: Tensor, targets: Tensor) -> Tensor:
-        w = place(logits.device, logits.dtype)
-        if targets.is_floating_point():
-            return plain(logits, targets * w)
-        return plain(logits, targets) * w[targets]
-
-    return loss
+    return reweighted(plain, s / (s.mean() if weight_scale == "mean1" else s.sum()))

@@ -1,8 +1,11 @@
+"""Canvases behind a transform; how many images a class begins with, and which."""
+
 import pytest
 import torch
 
-from potstill.canvas import Canvas, LearnedCanvas, canvas_spec, images_per_class, start_canvas
+from potstill.canvas import Canvas, canvas_spec, images_per_class, start_canvas
 from potstill.data import ZCA, Normalize
+from potstill.methods import MTT
 from potstill.run import InputError
 
 
@@ -12,62 +15,67 @@ def start(bounded=False):
 
 
 @pytest.mark.parametrize("kind", [Normalize, ZCA])
-def test_images_move_in_network_space_and_are_stored_as_rgb(make_blobs, kind):
+def test_images_move_behind_a_transform_and_are_stored_as_rgb(make_blobs, kind):
     transform = kind.fit(make_blobs((30, 20), channels=3))
-    canvas = LearnedCanvas(start(), transform)
+    before = start()
+    canvas = before.moved_behind(transform)
     assert torch.allclose(canvas.images.detach(), transform.forward(start().images.detach()))
-    assert canvas.seen() is canvas.images
+    assert canvas.seen(transform) is canvas.images and canvas.behind is transform
     assert torch.allclose(canvas.pictures(), start().images, atol=1e-4)
     moved = canvas.images.detach() + 1
-    assert torch.allclose(transform.forward(canvas.pictures(moved)), moved, atol=1e-3)
+    assert torch.allclose(transform.forward(canvas.pictures({"images": moved})), moved, atol=1e-3)
+    assert set(canvas.parameters()) == {"images"} and canvas.images.requires_grad
+    assert before.behind is None and torch.equal(before.images, start().images)  # as it was
+    there = canvas.to("cpu")
+    assert there.behind is transform and torch.equal(there.images, canvas.images)
 
 
-def test_rgb_space_applies_the_transform_with_a_graph_and_clamps(make_blobs):
+def test_training_images_behind_a_transform_have_a_graph(make_blobs):
     transform = Normalize.fit(make_blobs((30, 20), channels=3))
-    canvas = LearnedCanvas(start(bounded=True), transform, space="rgb")
-    canvas.seen().sum().backward()
+    canvas = start().moved_behind(transform)
+    images, labels = canvas.decode(1, 2)
+    assert torch.allclose(images, start().images[2:], atol=1e-6) and labels.tolist() == [1, 1]
+    images.sum().backward()
+    assert torch.allclose(canvas.images.grad[2:, 0], transform.std[0].expand(2, 8, 8))
+    assert canvas.images.grad[:2].abs().max() == 0
+
+
+def test_a_canvas_in_front_applies_the_transform_with_a_graph_and_clamps(make_blobs):
+    transform = Normalize.fit(make_blobs((30, 20), channels=3))
+    canvas = start(bounded=True)
+    canvas.seen(transform).sum().backward()
     assert torch.allclose(canvas.images.grad[:, 0], 1 / transform.std[0])
     with torch.no_grad():
         canvas.images.add_(5)
     canvas.project_()
     assert canvas.images.max() == 1
-    free = LearnedCanvas(start(bounded=True), transform, space="network")
+    free = start(bounded=True).moved_behind(transform)
     with torch.no_grad():
         free.images.add_(5)
     free.project_()
     assert free.images.max() > 5  # 0-1 means nothing behind the transform
 
 
-def test_labels_are_probabilities_and_the_step_size_stays_positive(make_blobs):
-    transform = Normalize.fit(make_blobs((30, 20), channels=3))
-    hard = LearnedCanvas(start(), transform, syn_lr=0.02)
-    assert torch.equal(hard.targets(), torch.tensor([[1.0, 0], [1, 0], [0, 1], [0, 1]]))
-    assert set(hard.parameters()) == {"images", "raw_lr"}
-    assert hard.syn_lr().item() == pytest.approx(0.02)
-    soft = LearnedCanvas(start(), transform, logits=torch.zeros(4, 2))
-    assert torch.equal(soft.targets(), torch.full((4, 2), 0.5))
-    before = soft.syn_lr().item()
-    with torch.no_grad():
-        soft.raw_lr.add_(0.05)
-    assert soft.syn_lr().item() == pytest.approx(before + 0.05, rel=1e-4)  # additive, as published
-    with torch.no_grad():
-        soft.raw_lr.sub_(30)
-    assert soft.syn_lr() > 0
-    kept = LearnedCanvas(start(), transform, logits=torch.zeros(4, 2), learn_labels=False)
-    assert not kept.logits.requires_grad and "logits" in kept.parameters()
-    assert isinstance(kept.to("cpu"), LearnedCanvas) and not kept.to("cpu").logits.requires_grad
-
-
-def test_what_does_not_fit_is_refused(make_blobs):
+def test_tiles_stay_in_front_and_are_seen_all(make_blobs):
     real = make_blobs((30, 20), channels=3)
     transform = Normalize.fit(real)
     tiled = start_canvas(real, 1, lambda *_: torch.Generator().manual_seed(0), factor=2)
-    with pytest.raises(InputError, match="factor is above 1"):
-        LearnedCanvas(tiled, transform)
-    with pytest.raises(InputError, match="space is 'pixel'"):
-        LearnedCanvas(start(), transform, space="pixel")
-    with pytest.raises(InputError, match="syn_lr is 0"):
-        LearnedCanvas(start(), transform, syn_lr=0)
+    assert not tiled.plain and start().plain and start().moved_behind(transform).plain
+    assert torch.equal(tiled.seen(transform), transform.forward(tiled.decode()[0]))
+    assert len(tiled.seen(transform)) == 8
+
+
+@pytest.mark.parametrize(
+    ("fields", "sentence"),
+    [
+        ({"space": "pixel"}, "space is 'pixel'"),
+        ({"syn_lr": 0.0}, "syn_lr is 0"),
+        ({"canvas": "tiled", "start": "correct"}, "start is 'correct' with canvas 'tiled'"),
+    ],
+)
+def test_what_does_not_fit_is_refused(fields, sentence):
+    with pytest.raises(InputError, match=sentence):
+        MTT.budget("paper", bounded=False, **fields).check()
 
 
 def test_images_per_class_by_profile(make_blobs):

@@ -1,0 +1,165 @@
+"""What SDM, CSDM and NCFM share: the spectrum of a kernel, characteristic functions under it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import torch
+from torch import Tensor
+
+from potstill.data import ImageSet
+from potstill.match.amplitude import median_distance
+from potstill.match.kernels import Kernel, kernel
+from potstill.match.spectral import characteristic, spectral_distance, spectral_mean, split
+from potstill.methods.distribution.class_matching import Comparison
+from potstill.networks import Networks
+from potstill.networks.real_statistics import RealView
+from potstill.run import Run
+from potstill.run.descent import Descent
+from potstill.run.fields import NotNegative, Positive, Range
+from potstill.run.parts import Part
+
+__all__ = ["QUICK", "SpectralComparison", "Spectrum", "step_size"]
+
+Frequencies = Annotated[int, Range(1, 2**16)]
+QUICK = {  # the quick budget of all three
+    "steps": 500,
+    "network": "convnet-w32-in",
+    "members": 4,
+    "pool_epochs": 6,
+    "pool_lr": 0.05,
+    "pool_cutmix": 0.0,
+    "real_side": "fixed",
+    "entries": 40,
+    "batch_real": 256,
+    "frequencies": 512,
+    "schedule": "cosine",
+}
+_SETS = 8  # distinct frequency draws kept in memory; views rotate them
+
+
+def step_size(descent: Descent, classes: int) -> float:
+    """Return the step size of all classes together; ``lr_images`` is taken once a class and term.
+
+    One step of all classes replaces 2C steps of Adam, which move sqrt(2C) as far.
+    """
+    adam = descent.optimizer == "adam"
+    return descent.lr_images * math.sqrt(2 * classes) if adam else descent.lr_images
+
+
+@dataclass(frozen=True, kw_only=True)
+class Spectrum(Part):
+    """The frequencies at which characteristic functions are compared (Bochner)."""
+
+    kernel: str = "rbf"  # laplace, matern32, matern52, rq, cauchy, linear, "rbf+laplace", ...
+    scale: Positive = 1.0  # kernel length as a multiple of the median within-class distance
+    length: NotNegative = 0.0  # fixed kernel length instead; 0 = use scale
+    frequencies: Frequencies = 2048  # T; whole blocks if a multiple of the feature dimension
+    orthogonal: bool = True  # orthogonal frequency directions, else i.i.d.
+
+    def check(self, method: Any, real: ImageSet | None = None) -> None:
+        """Refuse an unknown kernel."""
+        kernel(self.kernel, self.length or self.scale)
+
+    @torch.no_grad()
+    def length_on(self, real: ImageSet, networks: Networks, run: Run, normalize: bool) -> float:
+        """Return the kernel's length, by the median within-class distance of features if not fixed.
+
+        In the norm of the kernel: product kernels ("-l1") measure sums of absolute differences.
+        """
+        if self.length:
+            return self.length
+        rows = torch.cat([real.of_class(label)[:32] for label in range(real.num_classes)])
+        images = real.batch(rows, run.device)
+        features = networks.middle().features(images, normalize=normalize)
+        labels = real.labels[rows].to(run.device)
+        norm = 1.0 if "-l1" in self.kernel else 2.0
+        found = median_distance(features, labels, run.generator("median"), norm=norm)
+        return self.scale * found
+
+
+class SpectralComparison(Comparison):
+    """SDD per class: E_w [alpha A + (1 - alpha) P], or its root per frequency (``power`` 1).
+
+    Args:
+        length: of the kernel, see :meth:`Spectrum.length_on`.
+        alpha: (C,) amplitude weight of each class, on the run's device.
+    """
+
+    def __init__(
+        self, spectrum: Spectrum, length: float, alpha: Tensor, power: int, run: Run
+    ) -> None:
+        self.spectrum, self.length, self.alpha, self.power = spectrum, length, alpha, power
+        self.law: Kernel = kernel(spectrum.kernel, length)
+        self.run = run
+        self._sets: dict[int, Tensor] = {}
+        self._rotations: dict[int, tuple[Tensor, Tensor]] = {}
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """Kernel, length and frequencies determine the real table; weights and power do not."""
+        return {
+            "embed": "characteristic",
+            "kernel": self.spectrum.kernel,
+            "length": self.length,
+            "frequencies": self.spectrum.frequencies,
+            "orthogonal": self.spectrum.orthogonal,
+        }
+
+    def frequencies(self, number: int, dim: int) -> Tensor | None:
+        """Return a view's frequencies (T, d): one of eight sets, axes permuted and reflected."""
+        which = number % _SETS
+        if which not in self._sets:
+            drawn = self.law.frequencies(
+                self.spectrum.frequencies,
+                dim,
+                self.run.generator("frequencies", which),
+                orthogonal=self.spectrum.orthogonal,
+            )
+            self._sets[which] = drawn.to(self.run.device)
+        if number not in self._rotations:  # kept on the device: no step should wait for a copy
+            draw = self.run.generator("turn", number)
+            order = torch.randperm(dim, generator=draw)
+            signs = torch.randint(0, 2, (dim,), generator=draw) * 2.0 - 1
+            self._rotations[number] = order.to(self.run.device), signs.to(self.run.device)
+        order, signs = self._rotations[number]
+        return self._sets[which][:, order] * signs
+
+    def embed(self, features: Tensor, view: RealView) -> Tensor:
+        """cos and sin of the projections, (n, 2T)."""
+        assert view.frequencies is not None
+        return characteristic(features, view.frequencies)
+
+    def target(self, view: RealView, first: int, last: int) -> Tensor:
+        """Real characteristic values (k, 2T) of the classes [first, last)."""
+        assert view.table is not None
+        return view.table[first:last]
+
+    def class_distance(
+        self, view: RealView, features: Tensor, labels: Tensor, first: int, last: int
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the spectral distance of each class."""
+        assert view.frequencies is not None
+        a = self.target(view, first, last)
+        b = spectral_mean(features, view.frequencies, labels, last - first)
+        values = spectral_distance(a, b, self.alpha[first:last], power=self.power)
+        return values, spectral_facts(a, b.detach())
+
+
+def spectral_facts(a: Tensor, b: Tensor) -> dict[str, Tensor]:
+    """Distance, amplitude share and |phi| per class of (k, 2T) real and synthetic values."""
+    amplitude, phase = split(a, b)
+    total = (amplitude + phase).mean(1)
+
+    def modulus(z: Tensor) -> Tensor:
+        cosines, sines = z.chunk(2, dim=1)
+        return torch.hypot(cosines, sines).mean(1)
+
+    return {
+        "distance": total,
+        "amplitude_share": amplitude.mean(1) / total.clamp_min(1e-12),
+        "amplitude_real": modulus(a),
+        "amplitude_syn": modulus(b),
+    }

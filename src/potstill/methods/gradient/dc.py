@@ -1,0 +1,82 @@
+"""DC: Dataset Condensation with Gradient Matching (Zhao, Mopuri and Bilen, ICLR 2021, 2006.05929).
+
+    L = sum_c d(grad_theta CE(real_c; theta), grad_theta CE(syn_c; theta))                (eq. 9)
+    d = sum over layers and output units of 1 - cos                                        (eq. 10)
+
+theta is a network that is trained on the synthetic images in turns with them: so many steps with
+one network, after each of them some epochs on what the images have become; then a new random one.
+Gradients are compared class by class in the weights, not in biases or scales of norms.
+
+Deviations: all classes of a step share the network, as published, and their gradients are taken one
+after the other, so that one class's graph is held at a time; networks with batch norm are refused.
+Recipe: recipes/dc/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from potstill.canvas import Canvas, CanvasSpec, Pixels
+from potstill.data import ImageSet
+from potstill.methods.base import Matcher, MethodInfo
+from potstill.methods.gradient.gradient_matching import PAIRS, GradientObjective, Gradients
+from potstill.networks import Networks, NetworkSpec
+from potstill.networks.evolving import EvolvingNets
+from potstill.run import Run
+from potstill.run.descent import Descent
+
+__all__ = ["DC"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DC(Matcher):
+    """Match gradients of a network that learns from the images as they change."""
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="dc",
+        title="Dataset Condensation with Gradient Matching",
+        paper="Zhao et al., ICLR 2021",
+        year=2021,
+        arxiv="2006.05929",
+        family="gradient matching",
+        labels="hard",
+        long_tail="class by class; no class prior enters the match",
+        cost="a second-order pass of the set and a first-order one of real batches per step",
+    )
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {
+            "steps": 200,
+            "network": "convnet-w32-in",
+            "batch_real": 64,
+            "inner_epochs": 10,
+            "members": 4,
+            "pool_epochs": 6,
+            "pool_lr": 0.05,
+            "pool_cutmix": 0.0,
+        },
+        "standard": {"steps": 2_000},
+    }
+    pairs = PAIRS
+
+    canvas: CanvasSpec = Pixels(start="noise", bounded=False)
+    networks: NetworkSpec = EvolvingNets()
+    gradients: Gradients = Gradients()
+    descent: Descent = Descent(  # 1000 networks at 10 images per class; per normalised pixel
+        steps=10_000, lr_images=0.1, optimizer="sgd"
+    )
+
+    def prepare(
+        self, real: ImageSet, canvas: Canvas, networks: Networks, run: Run
+    ) -> GradientObjective:
+        """Nothing is computed before step 0."""
+        return GradientObjective(
+            real,
+            canvas,
+            networks,
+            run,
+            gradients=self.gradients,
+            labels=self.labels,
+            descent=self.descent,
+            dsa=None,
+        )

@@ -1,0 +1,69 @@
+"""DSA: Dataset Condensation with Differentiable Siamese Augmentation (Zhao and Bilen, ICML 2021).
+
+    L = sum_c d(grad_theta CE(A(real_c); theta), grad_theta CE(A(syn_c); theta))
+
+DC (:mod:`potstill.methods.gradient.dc`) with one augmentation A, drawn anew for each class and
+step, on both sides; the network is trained on augmented images, too. arXiv 2102.08259.
+
+Deviations: those of DC. Recipe: recipes/dsa/.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, ClassVar
+
+from potstill.canvas import Canvas, CanvasSpec, Pixels
+from potstill.data import ImageSet
+from potstill.methods.base import Matcher, MethodInfo
+from potstill.methods.gradient.dc import DC
+from potstill.methods.gradient.gradient_matching import PAIRS, GradientObjective, Gradients
+from potstill.networks import Networks, NetworkSpec
+from potstill.networks.evolving import EvolvingNets
+from potstill.networks.real_statistics import SiameseViews
+from potstill.run import Run
+from potstill.run.descent import Descent
+
+__all__ = ["DSA"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class DSA(Matcher):
+    """Match gradients of augmented images."""
+
+    info: ClassVar[MethodInfo] = MethodInfo(
+        name="dsa",
+        title="Differentiable Siamese Augmentation",
+        paper="Zhao and Bilen, ICML 2021",
+        year=2021,
+        arxiv="2102.08259",
+        family="gradient matching",
+        labels="hard",
+        long_tail="class by class; no class prior enters the match",
+        cost="as DC",
+    )
+    sizes: ClassVar[dict[str, dict[str, Any]]] = DC.sizes
+    pairs = PAIRS
+
+    canvas: CanvasSpec = Pixels(bounded=False)
+    networks: NetworkSpec = EvolvingNets()
+    views: SiameseViews = SiameseViews(
+        augment="color_crop_cutout_flip_scale_rotate", augment_rule="dc"
+    )
+    gradients: Gradients = Gradients()
+    descent: Descent = DC().descent
+
+    def prepare(
+        self, real: ImageSet, canvas: Canvas, networks: Networks, run: Run
+    ) -> GradientObjective:
+        """Nothing is computed before step 0."""
+        return GradientObjective(
+            real,
+            canvas,
+            networks,
+            run,
+            gradients=self.gradients,
+            labels=self.labels,
+            descent=self.descent,
+            dsa=self.views.dsa(),
+        )

@@ -1,0 +1,130 @@
+"""The step that DC and DSA share: the gradients of one network on real and on synthetic images."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.func import functional_call
+
+from potstill.canvas import Canvas
+from potstill.data import DSA, ImageSet
+from potstill.labels import LabelSpec
+from potstill.match.gradients import GradientMatching, Metric, Side
+from potstill.methods.base import Objective
+from potstill.nets import Network
+from potstill.networks import Networks
+from potstill.run import Run
+from potstill.run.descent import Descent
+from potstill.run.fields import Batch
+from potstill.run.loop import Term
+from potstill.run.parts import Part
+
+__all__ = ["PAIRS", "Gradients", "GradientObjective"]
+
+PAIRS = {
+    "canvas": ("pixels", "tiled", "multi-formation", "frequency"),
+    "labels": ("hard", "soft"),
+    "networks": ("evolving", "random", "pool"),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gradients(Part):
+    """How gradients are taken and compared."""
+
+    batch_real: Batch = 256  # real images of a class in a step; a small class gives all it has
+    metric: Metric = "rows"  # cosines of output units summed, "cosine" of all values, or "mse"
+
+
+class GradientObjective(Objective):
+    """L = sum_c d(grad CE(real_c), grad CE(syn_c)), class by class under one network."""
+
+    def __init__(
+        self,
+        real: ImageSet,
+        canvas: Canvas,
+        networks: Networks,
+        run: Run,
+        *,
+        gradients: Gradients,
+        labels: LabelSpec,
+        descent: Descent,
+        dsa: DSA | None,
+    ) -> None:
+        self.real, self.networks, self.run, self.dsa = real, networks, run, dsa
+        self.transform, self.batch = networks.transform, gradients.batch_real
+        self.labels, self.rates = labels.make(canvas), labels.rates
+        if canvas.plain:
+            self.canvas = canvas.moved_behind(self.transform)
+        else:  # the published step size is one of what networks see
+            self.canvas = canvas
+            self.lr = descent.lr_images * self.transform.step_share
+        self.matching = GradientMatching(features=self._features, metric=gradients.metric)
+        self._network: Network | None = None
+
+    def _features(self, theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
+        assert self._network is not None
+        own = {n.removeprefix("body."): v for n, v in theta.items() if n.startswith("body.")}
+        return functional_call(self._network.body, own, (x,)).flatten(1)
+
+    def leaves(self) -> dict[str, Tensor]:
+        """The labels, where they are soft."""
+        return self.labels.leaves()
+
+    def real_batch(self, step: int, label: int) -> Tensor:
+        """Return the positions of the real images of a class in a step."""
+        own, draw = self.real.of_class(label), self.run.generator("real", step, label)
+        return own[torch.randperm(len(own), generator=draw)[: self.batch]]
+
+    def terms(self, step: int, canvas: Canvas, piece: int) -> Iterator[Term]:
+        """One distance for each class; its graph is freed before the next one is built."""
+        self._network = self.networks.at(step).net
+        theta = dict(self._network.named_parameters())
+        for label in range(canvas.classes):
+            rows, views = canvas.rows(label, label + 1), canvas.views
+            own = self.labels.targets()[rows.start * views : rows.stop * views]
+            seen = canvas.seen(self.transform, label, label + 1)
+            real = self._real(step, label)
+            synthetic = self._augmented((seen, own), step, label)
+            (distance,) = self.matching.distances(theta, [real], [synthetic])
+            facts = {"distance": distance.detach()[None]}
+            yield Term("match", distance[None], label, facts)
+
+    @torch.no_grad()
+    def _real(self, step: int, label: int) -> Side:
+        rows = self.real_batch(step, label)
+        images = self.transform.forward(self.real.batch(rows, self.run.device))
+        return self._augmented((images, self.real.labels[rows].to(images.device)), step, label)
+
+    def _augmented(self, side: Side, step: int, label: int) -> Side:
+        """Both sides of a class get the same augmentation (DSA eq. 4)."""
+        if self.dsa is None:
+            return side
+        images, targets = side
+        draw, size = self.run.generator("augment", step, label), images.shape[-2:]
+        drawn = self.dsa.draw(1, (size[0], size[1]), draw, siamese=True, device=self.run.device)
+        return self.dsa.apply(images, drawn), targets
+
+    def after(self, step: int, canvas: Canvas) -> None:
+        """Let the network learn from the canvas, augmented as in the match."""
+        self.networks.after(step, canvas, self.labels.targets(), self.dsa)
+
+    def state(self) -> dict[str, Tensor]:
+        """The network, where it moves."""
+        return self.networks.state()
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Put the network back."""
+        self.networks.load_state(tensors)
+
+    def pieces(self, run: Run) -> int:
+        """Classes are taken one by one."""
+        return 1
+
+    def outcome(self, canvas: Canvas) -> dict[str, Any]:
+        """Images, and labels that were learned."""
+        return super().outcome(canvas) | self.labels.outcome()

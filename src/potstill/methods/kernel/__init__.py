@@ -1,0 +1,1 @@
+"""Methods of kernel ridge regression."""

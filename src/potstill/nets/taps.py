@@ -1,0 +1,102 @@
+"""What inner layers of a network see and say, in any forward pass within a ``with`` block.
+
+CAFE matches the maps behind several layers; SRe2L and its successors compare the statistics of a
+batch in front of every batch norm with those of the training set, which the layer keeps. Both work
+on any module, through ``torch.func.functional_call``, too, and leave nothing behind in it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from potstill.run import InputError, nearest
+
+__all__ = ["LayerStatistics", "batch_statistics", "tap_names", "tapped"]
+
+
+def tap_names(network: nn.Module) -> list[str]:
+    """Return the names of the inner layers that :func:`tapped` takes, outer ones first."""
+    lists = (nn.ModuleList, nn.ModuleDict)  # never called themselves
+    return [n for n, layer in network.named_modules() if n and not isinstance(layer, lists)]
+
+
+@contextmanager
+def tapped(network: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect the outputs of the layers of these names, as they are passed.
+
+    The dictionary holds the last pass's outputs by name, with their graph. They are what the layer
+    returned even where the next one works in place, for that one is given a copy.
+
+    Example:
+        >>> network = nn.Sequential(nn.Linear(3, 2), nn.ReLU(inplace=True))
+        >>> with tapped(network, ["0"]) as outputs:
+        ...     y = network(torch.ones(1, 3))
+        >>> bool((outputs["0"].relu() == y).all())
+        True
+
+    Raises:
+        InputError: a name is unknown.
+    """
+    known, outputs = tap_names(network), dict[str, Tensor]()
+
+    def keep(name: str) -> Callable[..., Tensor]:
+        def hook(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+            outputs[name] = output
+            return output.clone()
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name in dict.fromkeys(names):
+            if name not in known:
+                raise InputError(f"layer is {name!r}{nearest(name, known)}")
+            handle = network.get_submodule(name).register_forward_hook(keep(name))
+            hooks.callback(handle.remove)
+        yield outputs
+
+
+class LayerStatistics(NamedTuple):
+    """Of the inputs of one batch norm, (c,) each."""
+
+    mean: Tensor  # over the batch and its pixels, with their graph
+    variance: Tensor  # biased
+    running_mean: Tensor  # what the layer had kept before the pass
+    running_variance: Tensor
+
+
+@contextmanager
+def batch_statistics(network: nn.Module) -> Iterator[dict[str, LayerStatistics]]:
+    """Collect the statistics in front of every ``BatchNorm2d``, in the order of the pass.
+
+    The dictionary holds those of the last pass by the layer's name. SRe2L's loss (Yin et al.,
+    NeurIPS 2023, as released) is the sum of ‖mean - running mean‖₂ + ‖variance - running
+    variance‖₂ with the network in evaluation mode, the first layer ten times.
+
+    Raises:
+        InputError: no such layer, or one that keeps no running statistics.
+    """
+    layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    if not layers or any(layer.running_mean is None for layer in layers.values()):
+        raise InputError(
+            "network has no batch norm with running statistics; use one with batch norm in every "
+            "place, such as 'convnet-bn' or 'resnet18-bn'"
+        )
+    found: dict[str, LayerStatistics] = {}
+
+    def look(name: str) -> Callable[..., None]:
+        def hook(layer: Any, inputs: tuple[Tensor]) -> None:
+            variance, mean = torch.var_mean(inputs[0], (0, 2, 3), correction=0)
+            kept = (layer.running_mean, layer.running_var)
+            found[name] = LayerStatistics(mean, variance, *(v.detach().clone() for v in kept))
+
+        return hook
+
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
+            hooks.callback(layer.register_forward_pre_hook(look(name)).remove)
+        yield found

@@ -1,0 +1,81 @@
+"""One network with frozen weights through which images are seen."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+
+import torch
+from torch import Tensor, nn
+
+from potstill.data import DSA
+from potstill.data.transform import Transform
+from potstill.nets import Network
+from potstill.run import Run
+from potstill.run.memory import bytes_per_image
+
+__all__ = ["FeatureExtractor"]
+
+
+class FeatureExtractor:
+    """Features and logits of RGB images under weights that are exchanged in place.
+
+    Args:
+        net: weights and mode are taken over; it is moved to the run's device.
+        transform: from RGB 0-1 to what the network sees.
+    """
+
+    def __init__(self, net: Network, transform: Transform, run: Run) -> None:
+        self.run, self.transform = run, transform
+        self.net = net.to(run.device).eval().requires_grad_(False)
+        if run.on_gpu:
+            self.net = self.net.to(memory_format=torch.channels_last)
+        self._call: Callable[[Tensor], Tensor] = self.net.features
+        if run.compile:
+            self._call = torch.compile(self.net.features)
+
+    @property
+    def dim(self) -> int:
+        """Feature dimension."""
+        return int(self.net.feature_dim)
+
+    @torch.no_grad()
+    def load(self, state: Mapping[str, Tensor]) -> None:
+        """Take other weights, in place so that compiled code stays valid."""
+        self.net.load_state_dict(state)
+
+    def features(
+        self,
+        images: Tensor,
+        dsa: DSA | None = None,
+        augment: Mapping[str, Tensor] | None = None,
+        *,
+        normalize: bool = False,
+    ) -> Tensor:
+        """RGB images (n, c, h, w) -> features (n, d) float32, of unit length if ``normalize``.
+
+        ``dsa`` is applied behind the transform, with the parameters ``augment``.
+        """
+        moved = self.transform.forward(images)
+        if dsa is not None:
+            moved = dsa.apply(moved, dict(augment or {}))
+        if self.run.on_gpu:
+            moved = moved.to(memory_format=torch.channels_last)
+        kind, half = self.run.device.split(":")[0], self.run.precision == "bf16"
+        with torch.autocast(kind, torch.bfloat16, enabled=half):
+            raw = self._call(moved)
+        found = raw.float() if raw.dtype == torch.bfloat16 else raw
+        return nn.functional.normalize(found, dim=1, eps=1e-12) if normalize else found
+
+    def logits(
+        self, images: Tensor, dsa: DSA | None = None, augment: Mapping[str, Tensor] | None = None
+    ) -> Tensor:
+        """RGB images (n, c, h, w) -> logits (n, K)."""
+        return self.net.classifier(self.features(images, dsa, augment))
+
+    def image_bytes(self, image: Tensor) -> int:
+        """Measure the bytes that autograd keeps for one RGB 0-1 image (1, c, h, w)."""
+
+        def look(n: int) -> Tensor:
+            return self.features(image.detach().repeat(n, 1, 1, 1).requires_grad_(), normalize=True)
+
+        return bytes_per_image(look)

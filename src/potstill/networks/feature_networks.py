@@ -1,0 +1,145 @@
+"""What sees at a step: random networks, or a pool of trained ones, by the number of a view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from copy import deepcopy
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from potstill.canvas import Canvas
+from potstill.data import DSA
+from potstill.data.transform import Transform
+from potstill.experts.pool import Pool
+from potstill.nets import Network
+from potstill.networks.extractor import FeatureExtractor
+from potstill.run import InputError, Run
+
+__all__ = ["Networks", "PoolNetworks", "RandomNetworks"]
+
+
+class Networks:
+    """What a run sees through; kinds differ in which network answers to a number.
+
+    Attributes:
+        key: identifies the networks; part of every cache built on them.
+        members: how many there are; 0 = a new one for every number.
+        transform: from RGB 0-1 to what they see; what a receiver applies.
+        moves: whether they change while the canvas moves, so that nothing can be cached.
+        seconds_saved: what making that which was read from a cache once took.
+        seconds_apart: seconds of opening them that are not the result's.
+    """
+
+    key = ""
+    members = 0
+    moves = False
+    transform: Transform
+    seconds_saved = 0.0
+    seconds_apart = 0.0
+
+    def at(self, number: int) -> FeatureExtractor:
+        """Return the network of a view or step, its weights in place until the next call."""
+        raise NotImplementedError
+
+    @property
+    def dim(self) -> int:
+        """Feature dimension."""
+        return self.at(0).dim
+
+    def middle(self) -> FeatureExtractor:
+        """Return the network by which lengths are measured: the first, half trained."""
+        return self.at(0)
+
+    def trained_at(self, number: int) -> FeatureExtractor:
+        """Return the trained network behind :meth:`at`, beside which it may be used.
+
+        Raises:
+            InputError: there is none.
+        """
+        raise InputError("calibration needs trained networks; use calibration=0 or networks=pool")
+
+    def facts(self) -> dict[str, Any]:
+        """JSON-like facts for the provenance."""
+        return {}
+
+    def after(self, step: int, canvas: Canvas, targets: Tensor, dsa: DSA | None = None) -> None:
+        """Be told that ``step`` is done; networks that move train on the canvas now."""
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what changes from step to step."""
+        return {}
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what :meth:`state` returned."""
+
+
+class RandomNetworks(Networks):
+    """A randomly initialised network for every number; ``new`` makes one from a generator."""
+
+    def __init__(
+        self, new: Callable[[torch.Generator], Network], name: str, transform: Transform, run: Run
+    ) -> None:
+        self.key, self.transform, self.run, self._new = name, transform, run, new
+        self._extractor = FeatureExtractor(new(run.generator("network", 0)), transform, run)
+        self._loaded = 0
+
+    def at(self, number: int) -> FeatureExtractor:
+        """Return the network of a number."""
+        if number != self._loaded:
+            self._extractor.load(self._new(self.run.generator("network", number)).state_dict())
+            self._loaded = number
+        return self._extractor
+
+
+class PoolNetworks(Networks):
+    """Networks of a pool: blends of the initial and the trained weights of one member each.
+
+    ``blend`` "random": a share of the initial weights drawn for every number (DANCE, NCFM);
+    "initial" and "trained": the ends.
+    """
+
+    def __init__(
+        self, pool: Pool, blend: str, like: Network, transform: Transform, run: Run
+    ) -> None:
+        self.pool, self.blend, self.run, self.transform = pool.to(run.device), blend, run, transform
+        self.key, self.members, self.seconds_saved = pool.key, len(pool), pool.seconds_saved
+        self._extractor = FeatureExtractor(like, transform, run)
+        self._trained: FeatureExtractor | None = None
+        self._loaded: dict[bool, tuple[int, float]] = {}
+
+    def _draw(self, number: int) -> tuple[int, float]:
+        """Member and share of the initial weights of a number."""
+        draw = self.run.generator("member", number // self.members)
+        member = int(torch.randperm(self.members, generator=draw)[number % self.members])
+        if self.blend == "random":
+            return member, float(torch.rand((), generator=self.run.generator("blend", number)))
+        return member, float(self.blend == "initial")
+
+    def _load(self, extractor: FeatureExtractor, member: int, share: float) -> FeatureExtractor:
+        apart = extractor is self._trained
+        if self._loaded.get(apart) != (member, share):
+            extractor.load(self.pool.blend(member, share))
+            self._loaded[apart] = member, share
+        return extractor
+
+    def at(self, number: int) -> FeatureExtractor:
+        """Return the blend of a number."""
+        return self._load(self._extractor, *self._draw(number))
+
+    @property
+    def dim(self) -> int:
+        """Feature dimension."""
+        return self._extractor.dim
+
+    def middle(self) -> FeatureExtractor:
+        """Return the first member, half way."""
+        return self._load(self._extractor, 0, 0.5)
+
+    def trained_at(self, number: int) -> FeatureExtractor:
+        """Return the trained member behind a number, in an extractor of its own."""
+        if self._trained is None:
+            like = deepcopy(self._extractor.net)
+            self._trained = FeatureExtractor(like, self.transform, self.run)
+        return self._load(self._trained, self._draw(number)[0], 0.0)

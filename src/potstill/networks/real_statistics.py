@@ -1,0 +1,317 @@
+"""The real half of distribution matching, computed once and cached.
+
+What a matching step needs of the real data (class means of an embedding, or the features
+themselves) depends on a network, an augmentation and frequencies, but never on the synthetic
+images. A :class:`RealView` is one such triple with its result; the synthetic batch re-applies the
+view's own augmentation, so the two sides stay Siamese. Policies:
+
+* ``rolling``: a window of views; every ``refresh`` steps the oldest leaves and a new one enters.
+* ``fixed``: the first ``entries`` views for the whole run, each used once per pass.
+* ``features``: un-augmented features per network kept in half precision; the embedding (fresh
+  frequencies every step) is applied to them at each step.
+* ``fresh``: nothing is kept; a new view from ``batch_real`` images per class at every step, as
+  the methods were published.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, Protocol
+
+import torch
+from torch import Tensor
+
+from potstill.data import DSA, ImageSet
+from potstill.data.augment import Rule
+from potstill.experts.pool import fingerprint
+from potstill.match.mmd import by_class
+from potstill.match.spectral import SegmentMean
+from potstill.networks.parts import Networks
+from potstill.run import InputError, Run, StorageError, logger
+from potstill.run.cache import Cached, key_facts
+from potstill.run.fields import Count, Every, OneOf
+from potstill.run.fields import Part as Batch0
+from potstill.run.machine import CPU_CHUNK
+from potstill.run.memory import Portion
+from potstill.run.parts import Part
+
+__all__ = ["Embedding", "Policy", "RealSide", "RealStatistics", "RealView", "SiameseViews"]
+
+Policy = Annotated[str, OneOf("rolling", "fixed", "features", "fresh")]
+_DISK_LIMIT = 8 << 20  # bytes: tables are stored for reuse and resume, feature banks are not
+
+
+@dataclass(frozen=True, kw_only=True)
+class RealStatistics(Part):
+    """How much of the real side is computed, and how often anew."""
+
+    real_side: Policy = "rolling"  # cache: "rolling", "fixed", "features" or "fresh" (as published)
+    entries: Count = 200  # cached views of the real data
+    refresh: Every = 10  # rolling: steps until a new view replaces the oldest
+    batch_real: Batch0 = 0  # real images per class in a view; 0 = all of them
+
+    def check(self, method: Any, real: ImageSet | None = None) -> None:
+        """Refuse to keep what networks that move have seen."""
+        if method.networks.kind == "evolving" and self.real_side != "fresh":
+            raise InputError(
+                f"real_side is {self.real_side!r} and networks is 'evolving', of which nothing can "
+                "be kept; use real_side=fresh"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class SiameseViews(Part):
+    """The augmentation that both sides of a match share."""
+
+    augment: str = "color_crop_cutout"  # Siamese augmentation while matching; "none" = off
+    augment_rule: Rule = "idc"  # "idc": colour and cutout always; "dc": one operation per draw
+
+    def check(self, method: Any, real: ImageSet | None = None) -> None:
+        """Refuse an unknown operation."""
+        self.dsa()
+
+    def dsa(self) -> DSA | None:
+        """Return the augmentation, or None."""
+        return None if self.augment == "none" else DSA.parse(self.augment, rule=self.augment_rule)
+
+
+@dataclass
+class RealView:
+    """One view of the real data. ``number`` names every draw that made it."""
+
+    number: int
+    augment: dict[str, Tensor]  # Siamese parameters, one set for both sides
+    frequencies: Tensor | None = None  # (T, d)
+    table: Tensor | None = None  # (C, q) class means of the embedding
+    bank: Tensor | None = None  # (n, d) half-precision features, class-sorted (policy "features")
+    bank_labels: Tensor | None = None  # (n,)
+    stack: Tensor | None = None  # (C, n, d) features padded per class (exact distances)
+    mask: Tensor | None = None  # (C, n) true where the stack holds an image
+
+
+class Embedding(Protocol):
+    """What is averaged over a class."""
+
+    keeps_features: bool  # whether single features are needed, not class means
+
+    @property
+    def facts(self) -> dict[str, Any]:
+        """JSON-like facts that determine :meth:`embed`."""
+
+    def frequencies(self, number: int, dim: int) -> Tensor | None:
+        """Return the frequencies (T, d) of a view, if there are any."""
+
+    def embed(self, features: Tensor, view: RealView) -> Tensor:
+        """Features (n, d) -> (n, q)."""
+
+
+class RealSide:
+    """Views of the real side, built on first use, kept in memory and on disk.
+
+    Args:
+        networks: through what both sides are seen, at unit length if ``normalize``.
+        embedding: what is averaged over a class; its facts are part of the cache key.
+    """
+
+    def __init__(
+        self,
+        real: ImageSet,
+        networks: Networks,
+        run: Run,
+        statistics: RealStatistics,
+        dsa: DSA | None,
+        embedding: Embedding,
+        *,
+        normalize: bool = False,
+    ) -> None:
+        self.real, self.networks, self.run = real, networks, run
+        self.policy, self.entries = statistics.real_side, statistics.entries
+        self.refresh, self.batch_real = statistics.refresh, statistics.batch_real
+        self.dsa = dsa if self.policy != "features" else None
+        self.embedding, self.normalize = embedding, normalize
+        known = key_facts(
+            "realside-4",  # raise it when networks, augmentation or embeddings change
+            run,
+            real.checksum,
+            pool=networks.key,
+            transform=fingerprint(networks.transform),
+            normalize=normalize,
+            dsa=str(self.dsa),
+            batch_real=self.batch_real,
+            members=networks.members,
+            **embedding.facts,
+        )
+        self.cached = Cached(run.cache, "realside", known, f"{networks.key} on {real.source}")
+        self.built = 0
+        self.seconds_saved = 0.0  # what the tables read from the cache once took
+        self._fits = Portion("images", "a network's pass over the real set")
+        self._rows = Portion("rows", "class means of the real set's features")
+        self._kept: dict[int, RealView] = {}
+        self._warned = False
+        self._image_bytes: int | None = None
+        self._order = torch.argsort(real.labels, stable=True)
+
+    @property
+    def keeps(self) -> bool:
+        """Whether single features are kept, not their class means."""
+        return self.embedding.keeps_features or self.policy == "features"
+
+    def number_at(self, step: int) -> int:
+        """Number of the view that a step looks at."""
+        if self.policy == "fresh":
+            return step
+        size, members = self.entries, self.networks.members
+        if self.policy == "features" and members:
+            size = min(size, members)
+        if self.policy == "rolling":
+            draw = torch.randint(size, (1,), generator=self.run.generator("entry", step))
+            return step // self.refresh + int(draw)
+        turn = torch.randperm(size, generator=self.run.generator("entry", step // size))
+        return int(turn[step % size])
+
+    def at(self, step: int) -> RealView:
+        """Return the view of a step."""
+        number = self.number_at(step)
+        if self.policy == "rolling":  # views that have left the window
+            for old in [n for n in self._kept if n < step // self.refresh]:
+                del self._kept[old]
+                (self.cached.folder / _name(old)).unlink(missing_ok=True)  # never looked at again
+        view = self._kept.get(number) or self._build(number)
+        if self.policy == "features" and not self.embedding.keeps_features:
+            return self._embedded(view, step)
+        # not kept in the view: T x d floats would dwarf the table they belong to
+        return replace(view, frequencies=self.embedding.frequencies(number, self.networks.dim))
+
+    def plan(self, number: int) -> RealView:
+        """Draw the augmentation of a view; nothing is computed yet."""
+        augment: dict[str, Tensor] = {}
+        if self.dsa is not None:
+            draw = self.run.generator("augment", number)
+            size = (self.real.shape[1], self.real.shape[2])
+            augment = self.dsa.draw(1, size, draw, siamese=True, device=self.run.device)
+        return RealView(number, augment)
+
+    def _build(self, number: int) -> RealView:
+        view = self.plan(number)
+        if self.policy == "fresh":
+            self._kept.clear()
+        if not self._read(view):
+            began = time.monotonic()
+            self._compute(view)
+            self._write(view, time.monotonic() - began)
+        self._make_room(view)
+        self._kept[number] = view
+        return view
+
+    def _make_room(self, view: RealView) -> None:
+        """Let the oldest feature banks go beyond half the memory budget; they are built again."""
+        size = sum(t.nbytes for t in (view.bank, view.stack) if t is not None)
+        most = max(1, self.run.budget.kept // size) if size else len(self._kept) + 1
+        if len(self._kept) >= most and not self._warned:
+            self._warned = True
+            logger.warning(
+                "%d feature banks of %.2f GB exceed half of memory_gb = %g; some are built again "
+                "and again; lower entries to %d or raise memory_gb",
+                self.entries, size / 1e9, self.run.memory_gb, most,
+            )  # fmt: skip
+        while len(self._kept) >= most:
+            del self._kept[next(iter(self._kept))]
+
+    def _positions(self, number: int) -> Tensor:
+        """Class-sorted positions of an view's real images; small classes give all they have."""
+        if not self.batch_real:
+            return self._order
+        draw = self.run.generator("batch_real", number)
+        chosen = []
+        for label in range(self.real.num_classes):
+            own = self.real.of_class(label)
+            chosen.append(own[torch.randperm(len(own), generator=draw)[: self.batch_real]])
+        return torch.cat(chosen)
+
+    @torch.no_grad()
+    def _compute(self, view: RealView) -> None:
+        self.built += 1
+        if not self.keeps:
+            view.frequencies = self.embedding.frequencies(view.number, self.networks.dim)
+        positions = self._positions(view.number)
+        labels = self.real.labels[positions].to(self.run.device)
+        chunk = self._chunk(int(positions[0]))
+        mean = SegmentMean(self.real.num_classes)
+        bank = []
+        for begin in range(0, len(positions), chunk):
+            images = self.real.batch(positions[begin : begin + chunk], self.run.device)
+            values = self._fits.over(lambda part: self._values(part, view), images)
+            if self.keeps:
+                bank.append(values)
+            else:
+                mean.add(values, labels[begin : begin + chunk])
+        if self.embedding.keeps_features:
+            view.stack, view.mask = by_class(torch.cat(bank), labels, self.real.num_classes)
+        elif self.keeps:
+            view.bank, view.bank_labels = torch.cat(bank), labels
+        else:
+            view.table, view.frequencies = mean.mean(), None
+
+    def features(self, images: Tensor, view: RealView) -> Tensor:
+        """Features (n, d) of RGB images (n, c, h, w), real or synthetic, in a view."""
+        extractor = self.networks.at(view.number)
+        return extractor.features(images, self.dsa, view.augment, normalize=self.normalize)
+
+    def _values(self, images: Tensor, view: RealView) -> Tensor:
+        """What is kept, or averaged over a class, of each image: features or embedding (n, q)."""
+        features = self.features(images, view)
+        if self.embedding.keeps_features:
+            return features
+        return features.half() if self.keeps else self.embedding.embed(features, view)
+
+    def _chunk(self, position: int) -> int:
+        """Real images per pass: what the caches like on a CPU, an eighth of the budget on a GPU."""
+        if not self.run.on_gpu:
+            return CPU_CHUNK
+        if self._image_bytes is None:
+            image = self.real.batch(torch.tensor([position]), self.run.device)
+            self._image_bytes = self.networks.at(0).image_bytes(image)
+        return max(CPU_CHUNK, min(4096, self.run.budget.real_pass // self._image_bytes))
+
+    @torch.no_grad()
+    def _embedded(self, view: RealView, step: int) -> RealView:
+        """Return a copy of a feature view with this step's frequencies and class means."""
+        fresh = replace(view, frequencies=self.embedding.frequencies(step, self.networks.dim))
+        assert view.bank is not None and view.bank_labels is not None
+        mean, embed = SegmentMean(self.real.num_classes), self.embedding.embed
+        for begin in range(0, len(view.bank), 2048):
+            rows = slice(begin, begin + 2048)
+            values = self._rows.over(lambda z: embed(z.float(), fresh), view.bank[rows])
+            mean.add(values, view.bank_labels[rows])
+        fresh.table = mean.mean()
+        return fresh
+
+    def _read(self, view: RealView) -> bool:
+        if self.policy == "fresh" or self.keeps:
+            return False
+        found = self.cached.recall(
+            _name(view.number),
+            "making it again",
+            lambda tensors, facts: (tensors["table"], float(facts["seconds"])),
+        )
+        if found is None:
+            return False
+        view.table = found[0].to(self.run.device)
+        self.seconds_saved += found[1]
+        return True
+
+    def _write(self, view: RealView, seconds: float) -> None:
+        table = view.table
+        if self.policy == "fresh" or table is None or table.nbytes > _DISK_LIMIT:
+            return
+        try:
+            self.cached.save(_name(view.number), {"table": table}, {}, seconds)
+        except StorageError as error:  # a cache may fail without harm
+            if not self._warned:
+                logger.warning("%s; going on without this cache", error)
+            self._warned = True
+
+
+def _name(number: int) -> str:
+    return f"{number:06d}.safetensors"
