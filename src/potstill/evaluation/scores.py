@@ -236,7 +236,9 @@ def _score(
 ) -> Score:
     protocol = bench.protocol if isinstance(bench, Bench) else bench.probe
     syn, run, test = bench.syn, bench.run, bench.test
-    tier, machine = tier_of(syn, protocol.labels), describe(run.device)
+    probed = isinstance(bench, LinearBench) and syn.regression_targets is not None
+    tier = "hard" if probed else tier_of(syn, protocol.labels)  # heads learn classes
+    machine = describe(run.device)
     return Score(
         network=network,
         protocol=protocol.to_json(),

@@ -105,7 +105,9 @@ def hard_logits(canvas: Canvas) -> Tensor:
 class Soft(LabelSpec, kind="soft"):
     """One distribution over the classes for each image, learned with it (DATM, ICLR 2024)."""
 
-    label_start: LabelStart = "right"  # mean of the right experts, "one" expert's, or "hard"
+    label_start: LabelStart = (
+        "right"  # mean of the right experts, "one" expert's; "hard" without experts
+    )
     lr_labels: Positive = 2.0  # step size of the label logits
     momentum_labels: Decay = 0.9  # of SGD, for the label logits
 

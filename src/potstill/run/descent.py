@@ -43,6 +43,13 @@ class Descent(Part):
     momentum: Decay = 0.5  # of SGD
     schedule: Course = "constant"  # step size over time: "constant", "cosine" or "plateau"
 
+    def scaled(self, share: float) -> float:
+        """Return ``lr_images`` in pixels a unit of which is ``share ** -0.5`` units of its own.
+
+        A plain step scales with the square, because the gradient does too; Adam's does not.
+        """
+        return self.lr_images * (share if self.optimizer == "sgd" else share**0.5)
+
     def build(
         self,
         leaves: Mapping[str, Tensor],

@@ -94,5 +94,5 @@ class DM(Matcher):
             views=self.views,
             statistics=self.statistics,
         )
-        objective.lr = self.descent.lr_images * networks.transform.step_share
+        objective.lr = self.descent.scaled(networks.transform.step_share)
         return objective

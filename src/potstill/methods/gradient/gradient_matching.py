@@ -62,7 +62,7 @@ class GradientObjective(Objective):
             self.canvas = canvas.moved_behind(self.transform)
         else:  # the published step size is one of what networks see
             self.canvas = canvas
-            self.lr = descent.lr_images * self.transform.step_share
+            self.lr = descent.scaled(self.transform.step_share)
         self.matching = GradientMatching(features=self._features, metric=gradients.metric)
         self._network: Network | None = None
 

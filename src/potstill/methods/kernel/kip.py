@@ -94,6 +94,8 @@ class _Regression(Objective):
         self.how, self.real, self.run, self.transform = how, real, run, networks.transform
         self.labels = how.labels.make(canvas)
         self.canvas = canvas.moved_behind(self.transform) if canvas.plain else canvas
+        if not canvas.plain:  # the step size is one of what the kernel sees
+            self.lr = how.descent.scaled(self.transform.step_share)
         self.rates = how.labels.rates
         self.kernel = WideNetwork(depth=how.depth, kind=how.kernel_kind)
         self.groups = [real.of_class(label) for label in range(real.num_classes)]

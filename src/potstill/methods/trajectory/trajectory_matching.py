@@ -169,7 +169,7 @@ class TrajectoryObjective(Objective):
         behind = self.how.space == "network" and canvas.plain
         self.canvas = canvas.moved_behind(networks.transform) if behind else canvas
         if self.how.space == "network" and not behind:  # the published step size acts back there
-            self.lr = method.descent.lr_images * networks.transform.step_share
+            self.lr = method.descent.scaled(networks.transform.step_share)
         self.step_size = StepSize(self.how.syn_lr, run.device)
         momentum = method.descent.momentum
         own = {"raw_lr": Rate("lr_syn_lr", self.how.lr_syn_lr, momentum)}
