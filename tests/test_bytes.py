@@ -55,6 +55,7 @@ def projected(syn: SyntheticSet) -> list[float]:
 
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_a_variant_gives_what_it_gave(variant, tmp_path):
+    assert variant in KNOWN, f"record it: python tests/test_bytes.py {variant}"
     syn, known = made(variant, tmp_path), KNOWN[variant]
     assert projected(syn) == pytest.approx(known["projected"], abs=1e-3)
     exact = known["checksums"].get(machine())

@@ -645,12 +645,16 @@ def test_provenance_knows_the_backbone_but_not_where_it_lies(real, run, tmp_path
 def test_names_without_place(tmp_path):
     folder = tmp_path / "eye"
     folder.mkdir()
-    assert FrozenBackbone(backbone=str(folder)).shown == "eye"
-    assert FrozenBackbone(backbone=f"{folder}/").shown == "eye"
-    assert FrozenBackbone(backbone=f"{folder}@32+imagenet").shown == "eye@32+imagenet"
-    assert FrozenBackbone(backbone=f"transformers:{folder}@32").shown == "transformers:eye@32"
+    assert FrozenBackbone(backbone=str(folder)).travelling == {"backbone": "eye"}
+    assert FrozenBackbone(backbone=f"{folder}/").travelling == {"backbone": "eye"}
+    assert FrozenBackbone(backbone=f"{folder}@32+imagenet").travelling == {
+        "backbone": "eye@32+imagenet"
+    }
+    assert FrozenBackbone(backbone=f"transformers:{folder}@32").travelling == {
+        "backbone": "transformers:eye@32"
+    }
     for name in ("dinov2_vitb@196", "transformers:facebook/dinov2-base", "self:convnet-w8/barlow"):
-        assert FrozenBackbone(backbone=name).shown == name
+        assert not FrozenBackbone(backbone=name).travelling
 
 
 @pytest.mark.parametrize("name", ["lgm", "sfm", "centroids", "neighbours"])

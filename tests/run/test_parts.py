@@ -162,3 +162,14 @@ def test_a_method_names_what_it_has_not(kind, fields, sentence):
     with pytest.raises(InputError) as caught:
         kind().with_(**fields)
     assert sentence in str(caught.value)
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_a_budget_names_fields_that_some_kind_of_part_has(name):
+    """What a budget says of a part of another kind is left out, so a slip would be, too."""
+    method = CATALOGUE[name]()
+    known = set(method.fields())
+    for _, part in parts_of(method):
+        for other in part.kinds.values():
+            known |= {field.name for field in dataclasses.fields(other)}
+    assert {field for size in method.sizes.values() for field in size} <= known

@@ -254,12 +254,10 @@ def chosen_kinds(words: list[str], method: Any) -> dict[str, str]:
                 kind = value or "".join(words[index + 1 : index + 2])
                 if kind not in part.kinds:
                     raise InputError(f"{name} is {kind!r}{nearest(kind, part.kinds)}")
-                fitting = getattr(method, "pairs", {}).get(room, (kind,))
-                if kind not in fitting:  # its flags may have the names of others
-                    raise InputError(
-                        f"{name} is {kind!r}, of which {method.info.name} can make nothing; use "
-                        f"{' or '.join(fitting)}"
-                    )
+                try:  # its flags may have the names of others
+                    method.check_kind(room, kind)
+                except InputError as error:
+                    raise InputError(f"--{error}") from None
                 found[room] = kind
     return found
 
@@ -305,8 +303,8 @@ def method_flags(kind: Any, budget: str, job: Any, about: str, words: list[str])
     rooms: list[Any] = []
     for name, part in parts_of(method):
         if len(part.kinds) > 1:
-            fitting = kind.pairs.get(name, tuple(part.kinds)) if hasattr(kind, "pairs") else ()
-            told = tyro.conf.arg(help=f"{' or '.join(fitting) or part.kind}; decides which flags")
+            fitting = kind.pairs.get(name, (part.kind,))
+            told = tyro.conf.arg(help=f"{' or '.join(fitting)}; decides which flags")
             rooms.append((name, Annotated[str, told], field(default=part.kind)))
     composed = _composed(method)
     values = {f.name: getattr(method, f.name) for f in fields(method)}

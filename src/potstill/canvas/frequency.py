@@ -23,8 +23,10 @@ from potstill.run import InputError
 __all__ = [
     "cosine_basis",
     "from_coefficients",
+    "from_spectrum",
     "images_for",
     "leading_coefficients",
+    "spectrum",
     "stored_bytes",
     "to_coefficients",
 ]
@@ -62,9 +64,9 @@ def leading_coefficients(images: Tensor, keep: int) -> Tensor:
     if not len(images):
         raise InputError("images has none of the class; give at least one")
     _check_keep(keep, images.shape[-2] * images.shape[-1])
-    spectrum = _spectrum(images.detach().double().mean(1)).flatten(1)
-    energy = spectrum.square().mean(0)
-    score = (spectrum - spectrum.mean(0)).square().mean(0)
+    values = spectrum(images.detach().double().mean(1)).flatten(1)
+    energy = values.square().mean(0)
+    score = (values - values.mean(0)).square().mean(0)
     if not float(score.sum()) > _STILL * float(energy.sum()):
         score = energy
     return score.argsort(descending=True, stable=True)[:keep]
@@ -83,7 +85,7 @@ def to_coefficients(images: Tensor, positions: Tensor) -> Tensor:
     """
     h, w = images.shape[-2:]
     _check_positions(positions, len(images), h * w)
-    return _spectrum(images).flatten(2).gather(2, _index(positions, images))
+    return spectrum(images).flatten(2).gather(2, _index(positions, images))
 
 
 def from_coefficients(values: Tensor, positions: Tensor, shape: tuple[int, int]) -> Tensor:
@@ -104,9 +106,7 @@ def from_coefficients(values: Tensor, positions: Tensor, shape: tuple[int, int])
             "them equal"
         )
     blank = values.new_zeros(*values.shape[:2], h * w)
-    spectrum = blank.scatter(2, _index(positions, values), values).unflatten(2, (h, w))
-    rows, columns = (cosine_basis(side, values.dtype, values.device) for side in (h, w))
-    return rows.T @ spectrum @ columns
+    return from_spectrum(blank.scatter(2, _index(positions, values), values).unflatten(2, (h, w)))
 
 
 def images_for(ipc: int, keep: int, shape: tuple[int, int]) -> int:
@@ -137,10 +137,16 @@ def stored_bytes(
     return 4 * images * channels * keep + place * classes * keep
 
 
-def _spectrum(images: Tensor) -> Tensor:
-    """All coefficients of (..., h, w)."""
+def spectrum(images: Tensor) -> Tensor:
+    """Return all coefficients of images (..., h, w)."""
     rows, columns = (cosine_basis(side, images.dtype, images.device) for side in images.shape[-2:])
     return rows @ images @ columns.T
+
+
+def from_spectrum(values: Tensor) -> Tensor:
+    """Return the images (..., h, w) of all their coefficients: adjoint and inverse."""
+    rows, columns = (cosine_basis(side, values.dtype, values.device) for side in values.shape[-2:])
+    return rows.T @ values @ columns
 
 
 def _index(positions: Tensor, like: Tensor) -> Tensor:

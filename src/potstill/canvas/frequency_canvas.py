@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill.canvas.frequency import cosine_basis, leading_coefficients
+from potstill.canvas.frequency import from_spectrum, leading_coefficients, spectrum
 from potstill.canvas.parts import Started
 from potstill.canvas.pixels import Canvas
 from potstill.data import ImageSet
@@ -33,9 +33,7 @@ class FrequencyCanvas(Canvas):
     def __init__(self, base: Canvas, kept: Tensor) -> None:
         super().__init__(base.images, base.labels, base.classes, base.spec, bounded=False)
         self.kept = kept[base.labels][:, None]
-        rows, columns = (cosine_basis(side, base.images.dtype) for side in kept.shape[1:])
-        spectra = rows @ self.images.detach() @ columns.T
-        self.images = (spectra * self.kept).requires_grad_(True)
+        self.images = (spectrum(self.images.detach()) * self.kept).requires_grad_(True)
 
     def to(self, device: str) -> Canvas:
         """Return the same canvas on another device."""
@@ -50,9 +48,7 @@ class FrequencyCanvas(Canvas):
 
     def render(self, leaves: Mapping[str, Tensor]) -> Tensor:
         """Return RGB images (r, c, h, w) of rows of the coefficients; differentiable."""
-        own = leaves[self.leaf]
-        rows, columns = (cosine_basis(side, own.dtype, own.device) for side in own.shape[-2:])
-        return rows.T @ own @ columns
+        return from_spectrum(leaves[self.leaf])
 
     @torch.no_grad()
     def project_(self) -> None:

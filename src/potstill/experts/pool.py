@@ -120,7 +120,7 @@ def train_pool(
             as published.
     """
     check_value("pool_prior", prior, Prior)
-    check_value("networks", members, Count)
+    check_value("members", members, Count)
     training = training.under(prior)
     entry = _entry(real, network, training, prior, transform, run)
     stored = {m: pair for m in range(members) if (pair := _stored(entry, m)) is not None}

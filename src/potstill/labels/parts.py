@@ -42,15 +42,15 @@ class Labels:
         """Return what is learned or set beside the images, by name."""
         return {} if self.values is None else {"logits" if self.soft else "targets": self.values}
 
-    def stored(self) -> Tensor:
-        """Return the targets of the stored images (n, K), float32; one-hot rows for hard labels."""
+    def stored(self, rows: slice = slice(None)) -> Tensor:
+        """Return the targets of stored images (r, K), float32; one-hot rows for hard labels."""
         if self.values is None:
-            return one_hot(self.hard, self.classes).to(torch.float32)
-        return self.values.softmax(1) if self.soft else self.values
+            return one_hot(self.hard[rows], self.classes).to(torch.float32)
+        return self.values[rows].softmax(1) if self.soft else self.values[rows]
 
-    def targets(self) -> Tensor:
-        """Return the targets of the training images (n * views, K)."""
-        own = self.stored()
+    def targets(self, rows: slice = slice(None)) -> Tensor:
+        """Return the targets of the training images (r * views, K) of stored ones."""
+        own = self.stored(rows)
         return own if self.views == 1 else own.repeat_interleave(self.views, dim=0)
 
     @torch.no_grad()
@@ -123,8 +123,8 @@ class Soft(LabelSpec, kind="soft"):
 
     def make(self, canvas: Canvas, opinion: Opinion | None = None) -> Labels:
         """Return logits as experts have them; as the class where there is nobody to ask."""
-        known = self.judged and opinion is not None
-        logits = opinion(canvas, self.label_start) if known and opinion else hard_logits(canvas)
+        asked = opinion if self.judged else None
+        logits = asked(canvas, self.label_start) if asked else hard_logits(canvas)
         return Labels(canvas, logits, learned=True)
 
 

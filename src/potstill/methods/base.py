@@ -92,14 +92,19 @@ class Method:
         Raises:
             InputError: naming the field, its value and what to use.
         """
-        for room, kinds in self.pairs.items():
-            kind = getattr(self, room).kind
-            if kind not in kinds:
-                raise InputError(
-                    f"{room} is {kind!r}, of which {self.info.name} can make nothing; use "
-                    f"{' or '.join(kinds)}"
-                )
+        for room in self.pairs:
+            self.check_kind(room, getattr(self, room).kind)
         check_parts(self, real)
+
+    @classmethod
+    def check_kind(cls, room: str, kind: str) -> None:
+        """Refuse a kind of part that makes no sense here; see ``pairs``."""
+        fitting = cls.pairs.get(room, (kind,))
+        if kind not in fitting:
+            raise InputError(
+                f"{room} is {kind!r}, of which {cls.info.name} can make nothing; use "
+                f"{' or '.join(fitting)}"
+            )
 
     def fields(self) -> dict[str, Any]:
         """Return the hyper-parameters and kinds of parts, flat, as JSON-like values."""
@@ -113,8 +118,8 @@ class Method:
             return Path(value).name if place else value
 
         table = {name: travels(value) for name, value in self.fields().items()}
-        networks: Any = getattr(self, "networks", None)
-        return table | ({"backbone": networks.shown} if "backbone" in table else {})
+        networks: NetworkSpec | None = getattr(self, "networks", None)
+        return table | dict(networks.travelling if networks else {})
 
     def key(self, real: ImageSet, ipc: int, run: Run) -> str:
         """Identify (method, fields, data, ipc, seed): what determines the result."""

@@ -55,6 +55,11 @@ class EvolvingNetworks(Networks):
         self.renew_every = self.renew_every or _PUBLISHED[known][0]
         self.epochs = self.epochs or _PUBLISHED[known][1]
 
+    @property
+    def dim(self) -> int:
+        """Feature dimension."""
+        return int(self.online.network.feature_dim)
+
     def at(self, number: int) -> FeatureExtractor:
         """Return a copy of the network as it is now, whatever the number."""
         if self._extractor is None:

@@ -15,7 +15,7 @@ from potstill.data.transform import Transform
 from potstill.experts.pool import Pool
 from potstill.nets import Network
 from potstill.networks.extractor import FeatureExtractor
-from potstill.run import InputError, Run
+from potstill.run import Run
 
 __all__ = ["Networks", "PoolNetworks", "RandomNetworks"]
 
@@ -46,19 +46,15 @@ class Networks:
     @property
     def dim(self) -> int:
         """Feature dimension."""
-        return self.at(0).dim
+        raise NotImplementedError
 
     def middle(self) -> FeatureExtractor:
         """Return the network by which lengths are measured: the first, half trained."""
         return self.at(0)
 
     def trained_at(self, number: int) -> FeatureExtractor:
-        """Return the trained network behind :meth:`at`, beside which it may be used.
-
-        Raises:
-            InputError: there is none.
-        """
-        raise InputError("calibration needs trained networks; use calibration=0 or networks=pool")
+        """Return the trained network behind :meth:`at`, beside which it may be used."""
+        raise NotImplementedError
 
     def facts(self) -> dict[str, Any]:
         """JSON-like facts for the provenance."""
@@ -84,6 +80,11 @@ class RandomNetworks(Networks):
         self.key, self.transform, self.run, self._new = name, transform, run, new
         self._extractor = FeatureExtractor(new(run.generator("network", 0)), transform, run)
         self._loaded = 0
+
+    @property
+    def dim(self) -> int:
+        """Feature dimension."""
+        return self._extractor.dim
 
     def at(self, number: int) -> FeatureExtractor:
         """Return the network of a number."""

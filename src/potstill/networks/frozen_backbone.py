@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,14 +65,14 @@ class FrozenBackbone(NetworkSpec, kind="backbone"):
         return identify(self.backbone, real, run, epochs=self.backbone_epochs, flip=self.flip)
 
     @property
-    def shown(self) -> str:
-        """The backbone's name as it travels in an artifact: a folder without where it lies."""
+    def travelling(self) -> Mapping[str, str]:
+        """The backbone's name: a folder without where it lies."""
         base = split_name(self.backbone)[0]
         kind = "transformers:" if base.startswith("transformers:") else ""
         place = Path(base[len(kind) :]).expanduser()
         if not place.is_dir():
-            return self.backbone
-        return kind + place.name + self.backbone.strip()[len(base) :]
+            return {}
+        return {"backbone": kind + place.name + self.backbone.strip()[len(base) :]}
 
     def open(self, real: ImageSet, run: Run) -> BackboneNetworks:
         """Open the backbone, or train it."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Annotated, Any, ClassVar
 
@@ -52,6 +52,12 @@ class NetworkSpec(Part, room=True):
     """Through what both sides are seen."""
 
     judges: ClassVar[bool] = False  # whether trained networks can choose images and labels
+    has_trained: ClassVar[bool] = False  # whether a trained network stands behind each that sees
+
+    @property
+    def travelling(self) -> Mapping[str, str]:
+        """Fields that stand otherwise in an artifact, which others get."""
+        return {}
 
     def meaning(self, real: ImageSet, run: Run) -> str:
         """Return what the fields stand for beyond their values, for the identity of a job."""
@@ -106,6 +112,8 @@ class RandomNets(OwnNets, kind="random"):
 @dataclass(frozen=True, kw_only=True)
 class PoolNets(OwnNets, kind="pool"):
     """A pool of networks trained on the real set, see :mod:`potstill.experts.pool`."""
+
+    has_trained: ClassVar[bool] = True
 
     members: Count = 20  # trained networks
     pool_epochs: Epoch = 60  # training epochs of each
@@ -189,18 +197,17 @@ class Experts(OwnNets, kind="experts"):
         real: ImageSet,
         run: Run,
         epochs: Collection[int],
+        transform: Transform,
         *,
-        transform: Transform | None = None,
-        training: Training | None = None,
         reserve: int = 0,
     ) -> Trajectories:
         """Train the experts, or read them, as far as ``epochs`` are needed."""
         return train_experts(
             real,
-            transform or fit_transform(real, self.preprocess),
+            transform,
             self.network,
             self.experts,
-            training or self.training(),
+            self.training(),
             run,
             epochs=sorted(epochs),
             # the balanced stream of this family is OLTR's, as in LAD's code

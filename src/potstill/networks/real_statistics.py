@@ -30,8 +30,7 @@ from potstill.match.spectral import SegmentMean
 from potstill.networks.parts import Networks
 from potstill.run import InputError, Run, StorageError, logger
 from potstill.run.cache import Cached, key_facts
-from potstill.run.fields import Count, Every, OneOf
-from potstill.run.fields import Part as Batch0
+from potstill.run.fields import BatchOrAll, Count, Every, OneOf
 from potstill.run.machine import CPU_CHUNK
 from potstill.run.memory import Portion
 from potstill.run.parts import Part
@@ -49,7 +48,7 @@ class RealStatistics(Part):
     real_side: Policy = "rolling"  # cache: "rolling", "fixed", "features" or "fresh" (as published)
     entries: Count = 200  # cached views of the real data
     refresh: Every = 10  # rolling: steps until a new view replaces the oldest
-    batch_real: Batch0 = 0  # real images per class in a view; 0 = all of them
+    batch_real: BatchOrAll = 0  # real images per class in a view; 0 = all of them
 
     def check(self, method: Any, real: ImageSet | None = None) -> None:
         """Refuse to keep what networks that move have seen."""
@@ -219,7 +218,7 @@ class RealSide:
             del self._kept[next(iter(self._kept))]
 
     def _positions(self, number: int) -> Tensor:
-        """Class-sorted positions of an view's real images; small classes give all they have."""
+        """Class-sorted positions of a view's real images; small classes give all they have."""
         if not self.batch_real:
             return self._order
         draw = self.run.generator("batch_real", number)

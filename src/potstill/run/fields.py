@@ -71,7 +71,7 @@ Copies = Annotated[int, Range(1, 10**3)]  # copies of every image
 Runs = Annotated[int, Range(1, 10**3)]  # networks that are trained beside each other
 Students = Annotated[int, Range(0, 10**3)]
 Batch = Annotated[int, Range(1, 10**6)]
-Part = Annotated[int, Range(0, 10**6)]  # images of a batch; 0 = all of them
+BatchOrAll = Annotated[int, Range(0, 10**6)]  # images of a batch; 0 = all of them
 Seed = Annotated[int, Range(0, 2**63 - 1)]
 Positive = Annotated[float, Range(0, 1e9, above=True)]
 NotNegative = Annotated[float, Range(0, 1e9)]

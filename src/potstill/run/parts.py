@@ -123,8 +123,9 @@ def changed(owner: Any, values: Mapping[str, Any], of: str = "") -> Any:
 def _where(owner: Any, name: str) -> str:
     """The kind of part that has a field, or the nearest name."""
     for room, part in parts_of(owner):
+        fitting = getattr(owner, "pairs", {}).get(room, tuple(part.kinds))
         for kind, other in part.kinds.items():
-            if name in {field.name for field in dataclasses.fields(other)}:
+            if kind in fitting and name in {field.name for field in dataclasses.fields(other)}:
                 return f" with {room} {part.kind!r}; use {room}={kind}"
     return nearest(name, flat(owner))
 

@@ -20,7 +20,7 @@ from potstill.data import DSA, ImageSet
 from potstill.losses import REMEDIES, adjust, cross_entropy
 from potstill.match.spectral import segment_mean
 from potstill.methods.base import Objective, chunks
-from potstill.networks import Networks, PoolNets
+from potstill.networks import Networks
 from potstill.networks.real_statistics import RealSide, RealStatistics, RealView, SiameseViews
 from potstill.run import InputError, Run
 from potstill.run.fields import NotNegative, OneOf
@@ -133,10 +133,10 @@ class Calibration(Part):
 
     def check(self, method: Any, real: ImageSet | None = None) -> None:
         """Refuse networks that are not trained."""
-        if self.calibration and not isinstance(method.networks, PoolNets):
+        if self.calibration and not method.networks.has_trained:
             raise InputError(
                 f"calibration is {self.calibration} and networks is {method.networks.kind!r}, but "
-                "it needs trained networks; use calibration=0"
+                "it needs trained networks; use calibration=0 or networks=pool"
             )
 
     def prepared(

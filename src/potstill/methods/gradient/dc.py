@@ -70,13 +70,4 @@ class DC(Matcher):
         self, real: ImageSet, canvas: Canvas, networks: Networks, run: Run
     ) -> GradientObjective:
         """Nothing is computed before step 0."""
-        return GradientObjective(
-            real,
-            canvas,
-            networks,
-            run,
-            gradients=self.gradients,
-            labels=self.labels,
-            descent=self.descent,
-            dsa=None,
-        )
+        return GradientObjective(self, real, canvas, networks, run)

@@ -57,13 +57,4 @@ class DSA(Matcher):
         self, real: ImageSet, canvas: Canvas, networks: Networks, run: Run
     ) -> GradientObjective:
         """Nothing is computed before step 0."""
-        return GradientObjective(
-            real,
-            canvas,
-            networks,
-            run,
-            gradients=self.gradients,
-            labels=self.labels,
-            descent=self.descent,
-            dsa=self.views.dsa(),
-        )
+        return GradientObjective(self, real, canvas, networks, run, self.views.dsa())

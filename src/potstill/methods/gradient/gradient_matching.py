@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
+from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,13 +13,10 @@ from torch.func import functional_call
 
 from potstill.canvas import Canvas
 from potstill.data import DSA, ImageSet
-from potstill.labels import LabelSpec
 from potstill.match.gradients import GradientMatching, Metric, Side
 from potstill.methods.base import Objective
-from potstill.nets import Network
 from potstill.networks import Networks
 from potstill.run import Run
-from potstill.run.descent import Descent
 from potstill.run.fields import Batch
 from potstill.run.loop import Term
 from potstill.run.parts import Part
@@ -45,31 +43,28 @@ class GradientObjective(Objective):
 
     def __init__(
         self,
+        method: Any,
         real: ImageSet,
         canvas: Canvas,
         networks: Networks,
         run: Run,
-        *,
-        gradients: Gradients,
-        labels: LabelSpec,
-        descent: Descent,
-        dsa: DSA | None,
+        dsa: DSA | None = None,
     ) -> None:
         self.real, self.networks, self.run, self.dsa = real, networks, run, dsa
-        self.transform, self.batch = networks.transform, gradients.batch_real
-        self.labels, self.rates = labels.make(canvas), labels.rates
+        self.transform, self.batch = networks.transform, method.gradients.batch_real
+        self.labels, self.rates = method.labels.make(canvas), method.labels.rates
         if canvas.plain:
             self.canvas = canvas.moved_behind(self.transform)
         else:  # the published step size is one of what networks see
             self.canvas = canvas
-            self.lr = descent.scaled(self.transform.step_share)
-        self.matching = GradientMatching(features=self._features, metric=gradients.metric)
-        self._network: Network | None = None
+            self.lr = method.descent.scaled(self.transform.step_share)
+        body = deepcopy(networks.at(0).net.body)  # its own parameters are never used
 
-    def _features(self, theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
-        assert self._network is not None
-        own = {n.removeprefix("body."): v for n, v in theta.items() if n.startswith("body.")}
-        return functional_call(self._network.body, own, (x,)).flatten(1)
+        def features(theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
+            own = {n.removeprefix("body."): v for n, v in theta.items() if n.startswith("body.")}
+            return functional_call(body, own, (x,)).flatten(1)
+
+        self.matching = GradientMatching(features=features, metric=method.gradients.metric)
 
     def leaves(self) -> dict[str, Tensor]:
         """The labels, where they are soft."""
@@ -82,17 +77,14 @@ class GradientObjective(Objective):
 
     def terms(self, step: int, canvas: Canvas, piece: int) -> Iterator[Term]:
         """One distance for each class; its graph is freed before the next one is built."""
-        self._network = self.networks.at(step).net
-        theta = dict(self._network.named_parameters())
+        theta = dict(self.networks.at(step).net.named_parameters())
         for label in range(canvas.classes):
-            rows, views = canvas.rows(label, label + 1), canvas.views
-            own = self.labels.targets()[rows.start * views : rows.stop * views]
+            own = self.labels.targets(canvas.rows(label, label + 1))
             seen = canvas.seen(self.transform, label, label + 1)
             real = self._real(step, label)
             synthetic = self._augmented((seen, own), step, label)
             (distance,) = self.matching.distances(theta, [real], [synthetic])
-            facts = {"distance": distance.detach()[None]}
-            yield Term("match", distance[None], label, facts)
+            yield Term("match", distance[None], label, {"distance": distance.detach()[None]})
 
     @torch.no_grad()
     def _real(self, step: int, label: int) -> Side:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
@@ -52,22 +53,13 @@ class RandomViews(Part):
 
 
 class BackboneObjective(Objective):
-    """One global loss of the features of all images.
-
-    Args:
-        views: how random views are drawn; ``count`` of each image per step.
-    """
+    """One global loss of the features of all images; ``how`` is the method."""
 
     def __init__(
-        self,
-        real: ImageSet,
-        canvas: Canvas,
-        networks: BackboneNetworks,
-        run: Run,
-        views: Views,
-        count: int,
+        self, how: Any, real: ImageSet, canvas: Canvas, networks: BackboneNetworks, run: Run
     ) -> None:
-        self.real, self.canvas, self.run, self.views, self.count = real, canvas, run, views, count
+        self.how, self.real, self.canvas, self.run = how, real, canvas, run
+        self.views, self.count = how.views.with_flip(how.networks.flip), how.views.augmentations
         self.backbone, self.classes = networks.backbone, real.num_classes
         self.labels = canvas.labels.repeat_interleave(canvas.views)
         self.prepare()

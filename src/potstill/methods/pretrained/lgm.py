@@ -44,7 +44,7 @@ from potstill.nets.sampling import balanced_order
 from potstill.networks import BackboneNetworks, FrozenBackbone
 from potstill.run import Run
 from potstill.run.descent import Descent
-from potstill.run.fields import Copies, OneOf, Part, Positive
+from potstill.run.fields import BatchOrAll, Copies, OneOf, Positive
 
 __all__ = ["LGM"]
 
@@ -86,7 +86,7 @@ class LGM(Matcher):
     views: RandomViews = RandomViews()
     descent: Descent = Descent(steps=5001, lr_images=2e-3)  # released: 0 to 5000 inclusive; Adam
     head_std: Positive = 0.01  # standard deviation of W; released code
-    batch_real: Part = 0  # real images per step; 0 = one for each synthetic view, as released
+    batch_real: BatchOrAll = 0  # real images per step; 0 = one for each synthetic view, as released
     balance: Balance = "none"  # long tails: "none" as published, "sampling" or "weights"
     real_side: RealViews = "images"  # fresh views of real images, "bank" or "analytic"
     bank_views: Copies = 8  # bank: stored random views per real image
@@ -101,16 +101,7 @@ class LGM(Matcher):
 class _HeadGradient(BackboneObjective):
     """1 - cos of the gradients of a random head (eq. 3)."""
 
-    def __init__(
-        self,
-        how: LGM,
-        real: ImageSet,
-        canvas: Canvas,
-        networks: BackboneNetworks,
-        run: Run,
-    ) -> None:
-        self.how, views = how, how.views.with_flip(how.networks.flip)
-        super().__init__(real, canvas, networks, run, views, how.views.augmentations)
+    how: LGM
 
     def prepare(self) -> None:
         """Store views of the real images, or their moments, where they are asked for."""

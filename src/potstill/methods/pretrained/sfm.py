@@ -123,16 +123,7 @@ class SFM(Matcher):
 class _Flows(BackboneObjective):
     """1 - cos of the flows between class centres."""
 
-    def __init__(
-        self,
-        how: SFM,
-        real: ImageSet,
-        canvas: Canvas,
-        networks: BackboneNetworks,
-        run: Run,
-    ) -> None:
-        self.how, views = how, how.views.with_flip(how.networks.flip)
-        super().__init__(real, canvas, networks, run, views, how.views.augmentations)
+    how: SFM
 
     def prepare(self) -> None:
         """Take the real centres, and their parts for ``sub_centres``."""

@@ -164,13 +164,11 @@ class LAD(MatchesTrajectories, Matcher):
     def open(self, real: ImageSet, run: Run) -> ExpertNetworks:
         """Train representation experts, then classifier experts on their last backbones."""
         transform = fit_transform(real, self.networks.preprocess)
-        last, span, training = self.networks.expert_epochs, self.trajectory.span, None
-        if self.matching == "oversample":
-            training = replace(self.networks.training(), sampling="cyclic")
+        last, span = self.networks.expert_epochs, self.trajectory.span
         if not self.decoupled:
-            found = self.networks.trained(
-                real, run, self._epochs, transform=transform, training=training
-            )
+            prior = "balanced" if self.matching == "oversample" else self.networks.expert_prior
+            experts = replace(self.networks, expert_prior=prior)
+            found = experts.trained(real, run, self._epochs, transform)
             return ExpertNetworks(found, transform, last)
         wanted = self.classifiers.epochs(span)
         head = self.networks.new(real, torch.Generator().manual_seed(0)).classifier
@@ -179,7 +177,7 @@ class LAD(MatchesTrajectories, Matcher):
             real,
             run,
             self._epochs,
-            transform=transform,
+            transform,
             reserve=row * self.networks.experts * len(wanted),
         )
         after = self.classifiers.training(self.networks.training())

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from potstill.canvas import Canvas, CanvasSpec
 from potstill.data import ImageSet
-from potstill.labels import LabelSpec, TeacherLabels
+from potstill.labels import LabelSpec
 from potstill.losses import Loss, cross_entropy
 from potstill.match.parameter_distance import GRADIENTS, trajectory_distance
 from potstill.methods.base import Objective
@@ -29,8 +29,17 @@ from potstill.networks import Experts
 from potstill.networks.parts import fit_transform
 from potstill.run import InputError, Run
 from potstill.run.descent import Descent, Rate
-from potstill.run.fields import Count, Decay, Epoch, Epochs, NotNegative, OneOf, Positive, Steps
-from potstill.run.fields import Part as Batch0
+from potstill.run.fields import (
+    BatchOrAll,
+    Count,
+    Decay,
+    Epoch,
+    Epochs,
+    NotNegative,
+    OneOf,
+    Positive,
+    Steps,
+)
 from potstill.run.loop import Term
 from potstill.run.parts import Part
 from potstill.synthetic.iterates import save_iterate
@@ -76,7 +85,7 @@ class Trajectory(Part):
     space: Space = "network"  # images move behind the transform ("network") or in front ("rgb")
     span: Epochs = 2  # M: expert epochs that the student has to cover
     student_steps: Count = 30  # N: steps of the student
-    student_batch: Batch0 = 0  # synthetic images per student step; 0 = all
+    student_batch: BatchOrAll = 0  # synthetic images per student step; 0 = all
     start_min: Epoch = 0  # first expert epoch from which a student starts
     start_max: Epoch = 20  # T+: start epochs are below this ...
     start_now: Epoch = 0  # T: ... or below this at first, if start_grow is above 0
@@ -134,7 +143,7 @@ class MatchesTrajectories:
         """Train the experts or read them from the cache."""
         transform = fit_transform(real, self.networks.preprocess)
         epochs = self.trajectory.snapshots() | self._ends
-        found = self.networks.trained(real, run, epochs, transform=transform)
+        found = self.networks.trained(real, run, epochs, transform)
         return ExpertNetworks(found, transform, self.networks.expert_epochs)
 
     def start(self, real: ImageSet, ipc: int, networks: ExpertNetworks, run: Run) -> Canvas:
@@ -165,7 +174,7 @@ class TrajectoryObjective(Objective):
     ) -> None:
         self.how, self.networks, self.run, self.loss = method.trajectory, networks, run, loss
         self.labels = method.labels.make(canvas, networks.judging(real, run).logits)
-        self.taught = isinstance(method.labels, TeacherLabels)
+        self.taught = method.labels.kind == "teacher"
         behind = self.how.space == "network" and canvas.plain
         self.canvas = canvas.moved_behind(networks.transform) if behind else canvas
         if self.how.space == "network" and not behind:  # the published step size acts back there
