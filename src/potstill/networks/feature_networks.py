@@ -109,9 +109,15 @@ class PoolNetworks(Networks):
         self._extractor = FeatureExtractor(like, transform, run)
         self._trained: FeatureExtractor | None = None
         self._loaded: dict[bool, tuple[int, float]] = {}
+        self._drawn: tuple[int, tuple[int, float]] = (-1, (0, 0.0))  # of the last number
 
     def _draw(self, number: int) -> tuple[int, float]:
         """Member and share of the initial weights of a number."""
+        if number != self._drawn[0]:
+            self._drawn = number, self._member(number)
+        return self._drawn[1]
+
+    def _member(self, number: int) -> tuple[int, float]:
         draw = self.run.generator("member", number // self.members)
         member = int(torch.randperm(self.members, generator=draw)[number % self.members])
         if self.blend == "random":
