@@ -14,11 +14,11 @@ from potstill.app import job as job_module
 from potstill.app.cli import main
 from potstill.app.crossval import cross_validate, pooled
 from potstill.evaluation import PROTOCOLS
-from potstill.methods import Random
+from potstill.methods import CATALOGUE, Random
 from potstill.run import InputError, Run
 
 WORDS = (
-    "crossval random --folds 3 --ipc 2 --network mlp-w8 --protocol quick --runs 2 --device cpu"
+    "crossval random --folds 3 --ipc 2 --student mlp-w8 --protocol quick --runs 2 --device cpu"
     " --quiet"
 )
 
@@ -99,7 +99,7 @@ def test_finished_folds_are_not_repeated_and_the_pool_is_the_same(source, monkey
         (["--folds", "1"], "--folds is 1; use a whole number from 2 to 1000"),
         (["--folds", "5"], "class 'fly' has 4 image(s), too few for one in each fold; use at most"),
         (["--protocol", "quik"], "did you mean 'quick'"),
-        (["--network", "mlb-w8"], "mlb-w8"),
+        (["--student", "mlb-w8"], "mlb-w8"),
     ],
 )
 def test_mistakes_are_one_sentence_before_anything_is_written(more, said, source, capsys):
@@ -156,3 +156,13 @@ def test_means_and_spreads_are_over_folds():
     assert found["random"]["accuracy"]["mean"] == 70.0 and found["mosaic"] is None
     assert found["full"]["protocol"]["hash"] == "one for each fold"
     assert found["test"]["images"] == 17 and found["test"]["smallest"] == 4
+
+
+@pytest.mark.parametrize("name", CATALOGUE)
+def test_every_method_can_be_cross_validated(name, capsys):
+    """Flags of students and those of the method's own networks have names of their own."""
+    assert main(["crossval", name, "--help"]) == 0
+    text = capsys.readouterr().out
+    assert "--student" in text and "--folds" in text
+    if "network" in CATALOGUE[name].budget("quick").fields():
+        assert "--network STR" in text

@@ -170,7 +170,7 @@ class _CrossVal:
     folds: Folds = 5  # parts of the train split, each of which is tested once
     ipc: Batch = 10  # stored images per class
     seed: Seed = 0  # every random draw of the method descends from it
-    network: list[str] | None = None  # student networks; default as potstill evaluate
+    student: list[str] | None = None  # student networks; default as potstill evaluate
     protocol: str | None = None  # how students are trained; default as potstill evaluate
     runs: Runs = 5  # students per network and fold
     full: bool = False  # score training on all real images of each fold, too
@@ -200,7 +200,7 @@ def command(words: list[str]) -> str:
             folds=job.folds,
             ipc=job.ipc,
             run=chosen.machine.run(job.seed),
-            networks=job.network,
+            networks=job.student,
             protocol=job.protocol,
             runs=job.runs,
             full=job.full,
