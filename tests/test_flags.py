@@ -102,7 +102,7 @@ def cases() -> Iterator[Case]:
     commands.append(("backbone show convnet-d2-w8-in", (_Shown,)))
     scored = "evaluate {root}/made --network convnet-d2-w8-in --protocol quick --runs 1"
     commands.append((f"{scored} --no-baseline --no-quantized", (Evaluate, Machine)))
-    folds = "crossval random --folds 2 --ipc 1 --network mlp-w8 --protocol quick --runs 1"
+    folds = "crossval random --folds 2 --ipc 1 --student mlp-w8 --protocol quick --runs 1"
     commands.append((f"{folds} --out {{root}}/folds --force", (_CrossVal,)))
     commands.append(("recipe {root}/tiny.toml --out {root}/recipe --force", (Recipe, Machine)))
     for command, owners in commands:

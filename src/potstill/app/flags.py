@@ -16,6 +16,7 @@ from potstill.run.context import Precision
 from potstill.run.errors import InputError, PotstillError, nearest
 from potstill.run.fields import NotNegative, Positive, Range, check_fields, fields_of
 from potstill.run.parts import flat, parts_of
+from potstill.run.signals import uninterrupted
 
 __all__ = [
     "FLAT",
@@ -88,7 +89,8 @@ def _read(kind: Any, words: list[str], command: str) -> Any:
     """Read flags; what tyro finds wrong becomes one sentence."""
     box = io.StringIO()
     try:
-        with contextlib.redirect_stderr(box):
+        # reading comments goes through ast.parse, which a signal in its midst breaks (SystemError)
+        with contextlib.redirect_stderr(box), uninterrupted():
             return tyro.cli(kind, args=words, prog=f"potstill {command}", registry=_NUMBERS)
     except SystemExit as stop:
         if not stop.code:
