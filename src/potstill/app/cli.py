@@ -25,6 +25,7 @@ from potstill import __version__
 from potstill.app.flags import (
     FLAT,
     Machine,
+    Taught,
     default_budget,
     default_student,
     method_flags,
@@ -50,6 +51,7 @@ USAGE = """potstill {version}: distil a long-tailed image set into a small balan
 
   potstill distill METHOD --data SOURCE --ipc N --out DIR    make a synthetic set
   potstill evaluate DIR --network NAME [NAME ...]            train students on it and score them
+  potstill relabel DIR --labels KIND --out DIR               the same images, labelled by a teacher
   potstill report DIR                                        write its HTML page
   potstill compare DIR DIR [DIR ...] --out PAGE.html         set runs side by side on one page
   potstill methods                                           what can be chosen as METHOD
@@ -127,6 +129,7 @@ class Evaluate:
     quantized: bool = True  # score the 8-bit view too
     full: bool = False  # score training on the full (long-tailed) set too
     prior: Annotated[str | None, OneOf(*priors(), None), tyro.conf.arg(help=told(priors()))] = None
+    taught: Annotated[Taught, FLAT] = field(default_factory=Taught)
     inherit: Literal["none", "ridge", "adam"] = "none"  # probe: score the sender's classifier too
     # what is done about uneven classes in it: a --prior that mixes nothing; default logit_adjusted
     head_prior: str | None = None
@@ -147,7 +150,7 @@ def _evaluate(words: list[str]) -> None:
             chosen.folder,
             chosen.machine.run(chosen.seed),
             network=network,
-            protocol=find_protocol(protocol, chosen.prior),
+            protocol=find_protocol(protocol, chosen.prior, **vars(chosen.taught)),
             inherit=inheritance(chosen.inherit, chosen.head_prior, chosen.kd),
             runs=chosen.runs,
             baseline=chosen.baseline,
@@ -238,6 +241,12 @@ def _backbone(words: list[str]) -> None:
     print(command(words))
 
 
+def _relabel(words: list[str]) -> None:
+    from potstill.app.relabel_command import command
+
+    print(command(words))
+
+
 def _cache(words: list[str]) -> None:
     from potstill.app.cache_command import command
 
@@ -254,6 +263,7 @@ def _crossval(words: list[str]) -> None:
 COMMANDS = {
     "distill": _distill,
     "evaluate": _evaluate,
+    "relabel": _relabel,
     "report": _report,
     "compare": _compare,
     "methods": _methods,

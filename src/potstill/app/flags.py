@@ -21,6 +21,7 @@ from potstill.run.signals import uninterrupted
 __all__ = [
     "FLAT",
     "Machine",
+    "Taught",
     "data_flags",
     "default_budget",
     "default_student",
@@ -65,6 +66,18 @@ class Machine:
             checkpoint_seconds=self.checkpoint_seconds,
             quiet=self.quiet,
         )
+
+
+@dataclass(kw_only=True)
+class Taught:
+    """From which labels students learn, and how, where it is not as the protocol has it."""
+
+    # auto, hard, soft, views, projected (all stored in the set) or online (by --teacher)
+    labels: str | None = None
+    loss: str | None = None  # cross_entropy, kl or squared_error; default as suits the labels
+    temperature: float | None = None  # of a teacher's labels and of students who learn them
+    teacher: str | None = None  # for --labels online: network, trained on all real images
+    teacher_prior: str | None = None  # a --prior for it; default balanced_softmax
 
 
 @contextlib.contextmanager

@@ -16,6 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from potstill.app.flags import Taught
 from potstill.app.job import Data, check_probed, distill, evaluated
 from potstill.methods import find
 from potstill.run import InputError, Run, nearest
@@ -41,6 +42,11 @@ _TABLES: dict[str, dict[str, Any] | None] = {  # keys and their types
         "network": str | list[str],
         "protocol": str,
         "prior": str,  # what is done about uneven classes in what students learn from
+        "labels": str,  # which of the stored ones, or a teacher's: see Protocol
+        "loss": str,
+        "temperature": float,
+        "teacher": str,
+        "teacher_prior": str,
         "runs": Runs,
         "full": bool | Students,
         "inherit": str,  # projector of an inherited classifier: "ridge" or "adam"
@@ -127,7 +133,8 @@ def run_recipe(
     options = {"runs": 5, "full": False} | recipe.get("evaluate", {})
     names = options.pop("network", ["convnet-w128-in"])
     networks = [names] if isinstance(names, str) else list(names)
-    protocol = find_protocol(options.pop("protocol", "default"), options.pop("prior", None))
+    how = {key: options.pop(key, None) for key in ("prior", *fields_of(Taught))}
+    protocol = find_protocol(options.pop("protocol", "default"), **how)
     probed = isinstance(protocol, Probe)
     for name in networks:
         check_probed(name) if probed else parse(name)

@@ -25,8 +25,9 @@ from potstill.evaluation.student import (
     synthetic_examples,
     train_students,
 )
+from potstill.evaluation.teaching import Teaching
 from potstill.nets import Examples
-from potstill.run import Run
+from potstill.run import InputError, Run
 from potstill.run.cache import key_facts
 from potstill.synthetic import SyntheticSet
 from potstill.synthetic.iterates import load_iterate, step_of
@@ -51,6 +52,7 @@ class Bench:
     test: ImageSet
     protocol: Protocol
     run: Run
+    teaching: Teaching | None = None  # who labels what students see
 
     def measure(
         self, examples: Examples, protocol: Protocol, network: str, runs: int, label: str
@@ -70,8 +72,16 @@ class Bench:
         """Score the artifact, or a view of it."""
         training = self.protocol.training_for(self.syn.ipc, syn.syn_lr)  # a view's ipc may differ
         protocol = replace(self.protocol, training=training)
-        examples = synthetic_examples(syn, protocol.labels)
+        examples = self.taught(synthetic_examples(syn, protocol.labels))
+        if protocol.loss == "kl" and examples.targets.ndim == 1 and not examples.told:
+            raise InputError("loss is 'kl' but the artifact's labels are hard; use loss=auto")
         return self.measure(examples, protocol, network, runs, "the synthetic set")
+
+    def taught(self, examples: Examples) -> Examples:
+        """Return ``examples`` with the labels of the teacher, if there is one."""
+        if self.teaching is None:
+            return examples
+        return replace(examples, teacher=self.teaching.logits)
 
     def best_iterate(self, network: str, iterates: Sequence[Path]) -> Result:
         """Score every iterate and the artifact with one student each; return the best on the test.
@@ -141,10 +151,14 @@ class Bench:
             self.protocol.reference, training=self.protocol.training_for(self.syn.ipc)
         )
         what = "random real images" if facts["what"] == "random" else "random real mosaics"
+        if self.teaching is not None:
+            facts = facts | {"teaching": self.teaching.facts}
         result = self.cached(
             facts, protocol, network, runs,
-            lambda: self.measure(examples(), protocol, network, runs, what),
+            lambda: self.measure(self.taught(examples()), protocol, network, runs, what),
         )  # fmt: skip
+        if self.teaching is not None:
+            result = {**result, "label_tier": self.teaching.tier}
         if self.protocol.reference is self.protocol:
             return result
         return {**result, "protocol": self.protocol.reference.to_json()}
@@ -157,7 +171,9 @@ class Bench:
         training = self.protocol.training
         training = full_training(training, len(self.rest), self.rest.num_classes)
         reference = self.protocol.reference
-        protocol = replace(reference, training=training, epochs_by_ipc=(), learned_lr=False)
+        own: dict[str, Any] = {"epochs_by_ipc": (), "learned_lr": False}
+        own |= {"labels": "auto", "loss": "auto", "temperature": 1.0, "teacher": None}
+        protocol = replace(reference, training=training, **own)  # real images have classes alone
         if protocol.hash != reference.hash:
             protocol = replace(protocol, name=f"{reference.name}-full")
 

@@ -111,6 +111,7 @@ class Score:
     backbone: dict[str, Any] | None = None  # under a probe: label, key, name, whether it distilled
     inherited: Result | None = None  # the sender's classifier, see InheritedClassifier.inherited
     kd: Result | None = None  # heads that learn from the sender's classifier
+    teacher: dict[str, Any] | None = None  # who labelled views that a receiver has no labels of
     chosen: bool = False  # real images that a method chose; nothing in the set was learned
 
     def to_json(self) -> dict[str, Any]:

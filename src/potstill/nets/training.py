@@ -28,6 +28,7 @@ from potstill.run.fields import (
 
 if TYPE_CHECKING:
     from potstill.data.transform import Transform
+    from potstill.labels.per_view import ViewLabels
 
 __all__ = ["Examples", "Generators", "Training", "rgb"]
 
@@ -128,8 +129,18 @@ class Examples:
     transform: Transform
     weights: Tensor | None = None
     regression: bool = False  # targets are real numbers, for squared error
+    views: ViewLabels | None = None  # replayed in the place of augmentation, with their labels
+    # labels what is seen: images (b, c, h, w) behind the transform, augmented, to logits (b, K)
+    teacher: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def told(self) -> bool:
+        """Whether each view of an image has a label of its own, told by a teacher."""
+        return self.views is not None or self.teacher is not None
 
     def __post_init__(self) -> None:
+        if self.told and self.weights is not None:
+            raise InputError("examples has weights beside labels of views; leave out one of them")
         if not 0 < len(self.images) == len(self.targets):
             raise InputError(
                 f"examples has {len(self.images)} images and {len(self.targets)} targets; "

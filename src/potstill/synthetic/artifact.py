@@ -11,6 +11,7 @@ from torch import Tensor
 
 from potstill.canvas import decode_images
 from potstill.data.transform import Transform
+from potstill.labels import Projection, ViewLabels
 from potstill.run import ArtifactError, InputError
 from potstill.run.errors import system_refusals
 from potstill.synthetic import artifact_folder
@@ -44,6 +45,8 @@ class SyntheticSet:
     weights: Tensor | None = None  # float32 (n,), not negative
     syn_lr: float | None = None  # step size learned with the images
     regression_targets: Tensor | None = None  # float32 (n, K), learned by squared error
+    view_labels: ViewLabels | None = None  # of E views of every training image, to be replayed
+    projection: Projection | None = None  # labels any view from the features of a backbone
     source_indices: Tensor | None = None  # int64 (N,), rows of the source that were distilled
     provenance: dict[str, Any] = field(default_factory=dict)  # JSON-like: where it comes from
 
@@ -83,14 +86,18 @@ class SyntheticSet:
 
     @property
     def label_tier(self) -> str:
-        """``"static"`` with a stored soft label per image, ``"regression"``, or ``"hard"``."""
+        """Of what labels a receiver gets the richest, see potstill.evaluation.labels.TIERS."""
+        if self.view_labels is not None:
+            return "stored"
+        if self.projection is not None:
+            return "projected"
         if self.regression_targets is not None:
             return "regression"
         return "hard" if self.soft_labels is None else "static"
 
     @property
     def nbytes(self) -> int:
-        """Bytes a receiver needs: stored images, labels, soft labels, weights and transform."""
+        """Bytes a receiver needs: images, whatever labels them, weights and transform."""
         needed = exact.tensors_of(self)
         needed.pop("source_indices", None)  # provenance: which real images these came from
         return sum(tensor.nbytes for tensor in needed.values())
