@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy
 import pytest
+import sklearn.cluster  # noqa: F401  (its own imports draw once from the global generator)
 import torch
 
 from potstill.methods import (

@@ -102,7 +102,7 @@ def train_many(
                 network.load_state_dict(start.network)
             network.to(device)
             if channels_last and device.type == "cuda":
-                network.to(memory_format=torch.channels_last)
+                network.channels_last_()
         batches = feed(examples, training, generators, networks[0])
         places = [start if isinstance(start, Place) else None for start in starts]
         job = Job(

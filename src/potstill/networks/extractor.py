@@ -28,7 +28,7 @@ class FeatureExtractor:
         self.run, self.transform = run, transform
         self.net = net.to(run.device).eval().requires_grad_(False)
         if run.on_gpu:
-            self.net = self.net.to(memory_format=torch.channels_last)
+            self.net.channels_last_()
         self._call: Callable[[Tensor], Tensor] = self.net.features
         if run.compile:
             self._call = torch.compile(self.net.features)
