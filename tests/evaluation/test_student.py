@@ -8,7 +8,6 @@ from potstill.evaluation import student
 from potstill.evaluation.metrics import overall
 from potstill.evaluation.protocol import Protocol
 from potstill.evaluation.student import (
-    full_training,
     random_examples,
     real_examples,
     synthetic_examples,
@@ -183,15 +182,6 @@ def test_swapped_soft_labels_teach_the_swap():
     outcome = train(of=replace(true, targets=swapped), runs=1)
     a, b, c = outcome.chosen[0].tolist()
     assert a < 30 and b < 30 and c > 50
-
-
-def test_full_reference_shows_as_many_images_as_fifty_per_class():
-    training = Training(epochs=1000, batch=128)
-    assert full_training(training, 12406, 10).epochs == 40
-    assert full_training(training, 10**6, 10).epochs == 30
-    assert full_training(training, 400, 10).epochs == 1000
-    assert full_training(replace(training, epochs=12), 10**6, 10).epochs == 12
-    assert full_training(training, 12406, 10).batch == 128
 
 
 def test_full_examples_are_all_images_with_their_tail():

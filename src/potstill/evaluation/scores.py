@@ -69,8 +69,9 @@ def evaluate(
         baseline: score a random real subset with as many images per class and, where a stored
             image holds several, random real images at the same storage (both cached by content).
         quantized: score the 8-bit view as well.
-        full: score training on all of ``train``: the number of students, True for one (costly,
-            cached by content).
+        full: score training on all of ``train``, plainly and under the recipe of the ceiling
+            (:mod:`potstill.evaluation.references`): the number of students of each, True for one
+            (costly, cached by content).
         test_note: where the test set comes from, in a sentence.
         iterates: files of :mod:`potstill.synthetic.iterates`, for selection "test_max_iterates";
             by default those in the folder.
@@ -133,7 +134,7 @@ def evaluate(
             quantized=students.eight_bit(name, runs, result) if eight_bit else None,
             random=students.random(name, runs) if baseline else None,
             mosaic=students.mosaic(name, runs) if baseline else None,
-            full=students.full(name, int(full)) if full else None,
+            **(students.whole(name, int(full)) if full else {}),
         )
         scores.append(score)
     return scores
@@ -217,7 +218,7 @@ def _probed(
         quantized=eight_bit if wanted["quantized"] else None,
         random=bench.random(backbone, runs) if wanted["random"] else None,
         mosaic=bench.mosaic(backbone, runs) if wanted["random"] else None,
-        full=bench.full(backbone, wanted["full"]) if wanted["full"] else None,
+        **(bench.whole(backbone, wanted["full"]) if wanted["full"] else {}),
         inherited=heir.inherited(backbone, runs) if heir else None,
         kd=heir.kd(backbone, runs) if heir and heir.how.kd else None,
     )

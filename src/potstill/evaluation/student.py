@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -29,7 +29,6 @@ from potstill.synthetic import SyntheticSet
 __all__ = [
     "Outcome",
     "distinct_images",
-    "full_training",
     "machine_options",
     "mosaic_views",
     "random_examples",
@@ -115,18 +114,6 @@ def mosaic_views(
 def distinct_images(train: ImageSet, wanted: Sequence[int]) -> int:
     """Return how many real images there are of ``wanted[c]`` of each class c."""
     return sum(min(pair) for pair in zip(wanted, train.counts, strict=True))
-
-
-def full_training(training: Training, images: int, classes: int) -> Training:
-    """Return ``training`` with epochs that suit the full real set of ``images``.
-
-    As many images are shown as to a student on 50 images per class, the largest usual size, but
-    each at least 30 times (or as often as the protocol says, if that is less) and never more often
-    than the protocol says. The number depends on the real set only, so one reference serves
-    artifacts of every size.
-    """
-    shown = round(training.epochs * 50 * classes / images)
-    return replace(training, epochs=min(training.epochs, max(30, shown)))
 
 
 def machine_options(run: Run) -> dict[str, Any]:
