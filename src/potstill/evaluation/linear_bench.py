@@ -21,7 +21,7 @@ from potstill.evaluation.cached import remembered
 from potstill.evaluation.metrics import class_accuracy, summary
 from potstill.evaluation.probe import Probe
 from potstill.evaluation.record import Result, part
-from potstill.evaluation.references import REFERENCES, is_even, prior_of
+from potstill.evaluation.references import is_even, prior_of
 from potstill.evaluation.student import distinct_images, mosaic_views, random_rows
 from potstill.experts.backbones import backbone_for
 from potstill.experts.features import collect_features, image_features
@@ -204,13 +204,15 @@ class LinearBench:
             "views": factor**2,
         }
 
-    def whole(self, backbone: Backbone, runs: int) -> dict[str, Result]:
-        """Score all real images under each of the references, which have the probe's training."""
-        found = {}
-        for name in ("full",) if is_even(self.train.counts) else REFERENCES:
-            probe = replace(self.probe, prior=prior_of(name, self.probe.prior))
-            found[name] = replace(self, probe=probe)._whole(name, backbone, runs)
-        return {"ceiling": found["full"]} | found
+    def whole(self, backbone: Backbone, runs: int) -> tuple[Result, Result]:
+        """Score all real images: "full" and "ceiling", which have the probe's own training."""
+
+        def under(what: str) -> Result:
+            probe = replace(self.probe, prior=prior_of(what, self.probe.prior))
+            return replace(self, probe=probe)._whole(what, backbone, runs)
+
+        plain = under("full")
+        return plain, plain if is_even(self.train.counts) else under("ceiling")
 
     def _whole(self, what: str, backbone: Backbone, runs: int) -> Result:
         images = len(self.train)

@@ -15,10 +15,9 @@ from dataclasses import replace
 
 from potstill.evaluation.protocol import PROTOCOLS, Protocol
 
-__all__ = ["CEILING", "REFERENCES", "is_even", "prior_of", "reference"]
+__all__ = ["CEILING", "is_even", "prior_of", "reference"]
 
 CEILING = "balanced_softmax"  # of losses.REMEDIES
-REFERENCES = ("full", "ceiling")
 _EPOCHS, _STEPS = 60, 5000  # at least so many of both
 
 
@@ -28,7 +27,7 @@ def is_even(counts: Sequence[int]) -> bool:
 
 
 def prior_of(what: str, beside: str) -> str:
-    """Return the prior of a reference beside students under the prior ``beside``."""
+    """Return the prior of "full" or "ceiling" beside students under the prior ``beside``."""
     if what == "full":
         return "plain"
     return CEILING if beside == "plain" else beside
@@ -38,7 +37,7 @@ def reference(what: str, beside: Protocol, images: int) -> Protocol:
     """Return the protocol of a reference on so many real images.
 
     Args:
-        what: of :data:`REFERENCES`. beside: the students' protocol. images: how many there are.
+        what: "full" or "ceiling". beside: the students' protocol. images: how many there are.
     """
     seen = beside.training.augment
     mirror = "" if seen is not None and "flip" in seen.ops else "-noflip"

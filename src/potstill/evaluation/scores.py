@@ -129,12 +129,14 @@ def evaluate(
         seconds = time.perf_counter() - begin
         score = _score(students, name, protocol.students(runs), result, seconds, test_note)
         eight_bit = quantized and not best_of_all
+        plain, ceiling = students.whole(name, int(full)) if full else (None, None)
         score = replace(
             score,
             quantized=students.eight_bit(name, runs, result) if eight_bit else None,
             random=students.random(name, runs) if baseline else None,
             mosaic=students.mosaic(name, runs) if baseline else None,
-            **(students.whole(name, int(full)) if full else {}),
+            full=plain,
+            ceiling=ceiling,
         )
         scores.append(score)
     return scores
@@ -207,6 +209,7 @@ def _probed(
     place = Path(own).expanduser()
     made_with = part(bench.syn.provenance, "backbone").get("key")
     heir = None if inherit is None else InheritedClassifier(bench, inherit)
+    full, ceiling = bench.whole(backbone, wanted["full"]) if wanted["full"] else (None, None)
     return replace(
         score,
         backbone={
@@ -218,7 +221,8 @@ def _probed(
         quantized=eight_bit if wanted["quantized"] else None,
         random=bench.random(backbone, runs) if wanted["random"] else None,
         mosaic=bench.mosaic(backbone, runs) if wanted["random"] else None,
-        **(bench.whole(backbone, wanted["full"]) if wanted["full"] else {}),
+        full=full,
+        ceiling=ceiling,
         inherited=heir.inherited(backbone, runs) if heir else None,
         kd=heir.kd(backbone, runs) if heir and heir.how.kd else None,
     )
