@@ -184,6 +184,22 @@ def test_swapped_soft_labels_teach_the_swap():
     assert a < 30 and b < 30 and c > 50
 
 
+@pytest.mark.parametrize("prior", ["crt_trained", "mislas", "glmc", "weight_balancing"])
+def test_students_train_in_stages(prior):
+    of = real_examples(TRAIN, TRANSFORM)
+    brief = TINY.with_(epochs=4)
+    plain, found = train(brief, of=of), train(how := replace(brief, prior=prior), of=of)
+    assert not torch.equal(plain.chosen, found.chosen)
+    assert torch.equal(found.chosen[:1], train(how, of=of, runs=1).chosen)
+    goals = torch.eye(3)[of.targets]
+    exact = replace(of, targets=goals, regression=True)  # no classes, so the row has no meaning
+    assert torch.equal(train(how, of=exact).chosen, train(brief, of=exact).chosen)
+    with pytest.raises(
+        InputError, match=f"prior is '{prior}' with selection 'val', but a training"
+    ):
+        replace(how, selection="val", test_every=2)
+
+
 def test_full_examples_are_all_images_with_their_tail():
     found = real_examples(TRAIN, TRANSFORM)
     assert torch.bincount(found.targets).tolist() == [30, 12, 5]

@@ -66,6 +66,11 @@ class Protocol:
                 f"test_every is {self.test_every} with selection {self.selection!r}; "
                 "use at least 1 epoch with 'val' and 'test_max' and 0 otherwise"
             )
+        if self.looks_between and REMEDIES[self.prior].stages:
+            raise InputError(
+                f"prior is {self.prior!r} with selection {self.selection!r}, but a training in "
+                "stages has no epochs to choose from; use selection 'last'"
+            )
 
     @property
     def looks_between(self) -> bool:

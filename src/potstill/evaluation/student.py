@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -19,6 +20,7 @@ from potstill.data import ImageSet
 from potstill.data.transform import Transform
 from potstill.evaluation.metrics import class_accuracy, overall
 from potstill.evaluation.protocol import Protocol
+from potstill.experts.recipes import train_recipe
 from potstill.losses import REMEDIES, squared_error
 from potstill.nets import Examples, Network, Training, create, predict, train_many
 from potstill.nets.post_hoc import correct_
@@ -168,7 +170,9 @@ def train_students(
     if watched is not None:
         every, epochs = protocol.test_every, training.epochs
         looks = _Looks(watched, examples, row.post_hoc, every, epochs, run, fits)
-    train_many(
+    staged = row.stages and not examples.regression  # whose targets are no classes
+    train = partial(train_recipe, row.stages) if staged else train_many
+    train(
         students,
         examples,
         training.under(protocol.prior),
