@@ -41,10 +41,11 @@ class Protocol:
     """How a student is trained and which of its epochs counts.
 
     ``prior`` is a row of :data:`potstill.losses.REMEDIES`, by the counts of what is trained on: it
-    changes the reference on all real images most, and nothing that has equally many of each class.
+    changes the ceiling on all real images most (:mod:`potstill.evaluation.references`), and, unless
+    it goes in stages, nothing that has equally many of each class.
 
-    ``selection="val"`` holds images out of the real training set before the random baseline and the
-    full reference are drawn from it. The artifact may have been distilled from those very images,
+    ``selection="val"`` holds images out of the real training set before the random baseline is
+    drawn from it. The artifact may have been distilled from those very images,
     which favours no particular method but makes the choice optimistic.
     """
 
