@@ -83,12 +83,15 @@ def scores_of(
 def measured(run: dict[str, Any], score: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
     """Fields of the table; ``seconds`` are those of distilling, trained networks included."""
     beside = {}
-    for name in ("mosaic", "full", "inherited", "kd"):
+    for name in ("mosaic", "full", "ceiling", "inherited", "kd"):
         if score.get(name):
             beside |= {f"{name}_accuracy": score[name]["accuracy"]["mean"]}
             beside |= {f"{name}_std": score[name]["accuracy"]["std"]}
-    own = (score.get("full") or {}).get("protocol") or {}
-    beside |= {"full_epochs": own.get("training", {}).get("epochs"), "full_hash": own.get("hash")}
+    for name in ("full", "ceiling"):
+        own = (score.get(name) or {}).get("protocol") or {}
+        epochs = own.get("training", {}).get("epochs")
+        beside |= {f"{name}_epochs": epochs, f"{name}_hash": own.get("hash")}
+        beside |= {f"{name}_prior": own.get("prior")}
     if beside.get("inherited_accuracy") and score["inherited"]["same_backbone"]:
         beside["inherited_alone"] = True  # the images play no part in it
     random, protocol = (score["random"] or {}).get("accuracy"), score["protocol"]

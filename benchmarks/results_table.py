@@ -26,10 +26,11 @@ BLOCK = re.compile(r"(<!-- results(?: (\w+))? -->\n).*?(<!-- /results -->)", re.
 NEEDED = ("date", "device", "accuracy", "runs", "network", "protocol", "protocol_hash")
 COLUMNS = (
     "method", "data", "imbalance", "IPC", "budget", "student", "protocol", "accuracy",
-    "head / medium / tail", "random", "mosaic", "full", "inherited head", "paper", "device",
-    "seconds", "peak GB",
+    "head / medium / tail", "random", "mosaic", "full", "ceiling", "% of ceiling",
+    "inherited head", "paper", "device", "seconds", "peak GB",
 )  # fmt: skip
-SPARSE = ("mosaic", "full", "inherited head", "peak GB")  # left out where no row has one
+# left out where no row has one
+SPARSE = ("mosaic", "full", "ceiling", "% of ceiling", "inherited head", "peak GB")
 AUTOMATIC = 4  # tiles of a stored image where the method chooses, from 16 pixels up
 Entry = tuple[str, dict[str, Any], dict[str, Any]]  # recipe's name, recipe, measurement or {}
 
@@ -97,6 +98,16 @@ def mosaic(recipe: dict[str, Any], row: dict[str, Any], known: dict[Any, dict[st
     return spread(of["accuracy"], of.get("std")) if of else "not measured"
 
 
+def ceilings(rows: Iterable[Entry]) -> dict[tuple[Any, ...], dict[str, Any]]:
+    """Measurements of a debiased ceiling, by data and student: those of any recipe serve all."""
+    return {of_ceiling(recipe, row): row for _, recipe, row in rows if "ceiling_accuracy" in row}
+
+
+def of_ceiling(recipe: dict[str, Any], row: dict[str, Any]) -> tuple[Any, ...]:
+    """What two rows have in common whose ceiling is the same."""
+    return (*sorted(({"data": "digits"} | recipe.get("data", {})).items()), row["network"])
+
+
 def imbalance(data: dict[str, Any], row: dict[str, Any]) -> str:
     """The factor that the set has, and the one asked for where that is another."""
     asked = data.get("imbalance_factor", 1)
@@ -110,20 +121,26 @@ def spread(mean: float, std: float | None) -> str:
 
 
 def cells(
-    recipe: dict[str, Any], row: dict[str, Any], known: dict[Any, dict[str, Any]]
+    recipe: dict[str, Any],
+    row: dict[str, Any],
+    known: dict[Any, dict[str, Any]],
+    most: dict[Any, dict[str, Any]],
 ) -> list[str]:
-    """One table row, as text; ``known`` are the measured mosaics."""
+    """One table row, as text; ``known`` are the measured mosaics, ``most`` the ceilings."""
     about, data, paper = recipe["distill"], recipe.get("data", {}), recipe.get("about", {})
     groups = [f"{row[name]:.1f}" for name in ("head", "medium", "tail") if name in row]
 
     def beside(name: str) -> str:
         found = row.get(f"{name}_accuracy")
         alone = " (head alone)" if row.get(f"{name}_alone") else ""
-        epochs = row.get(f"{name}_epochs")
-        trained = f" ({epochs} epochs, `{row[f'{name}_hash']}`)" if epochs else ""
+        epochs, prior = row.get(f"{name}_epochs"), row.get(f"{name}_prior")
+        by = f"{prior}, " if prior else ""
+        trained = f" ({by}{epochs} epochs, `{row[f'{name}_hash']}`)" if epochs else ""
         return "–" if found is None else spread(found, row.get(f"{name}_std")) + alone + trained
 
     random = beside("random")
+    ceiling = row if "ceiling_accuracy" in row else most.get(of_ceiling(recipe, row), {})
+    share = 100 * row["accuracy"] / ceiling["ceiling_accuracy"] if ceiling else None
     published = f"{paper['paper_accuracy']:.1f}" if "paper_accuracy" in paper else "–"
     if "paper_protocol" in paper:
         published += f" ({paper['paper_protocol']})"
@@ -135,7 +152,8 @@ def cells(
         about.get("ipc", 10), about.get("budget", "quick"), row["network"],
         f"{row['protocol']} `{row['protocol_hash']}`",
         f"{spread(row['accuracy'], row.get('std'))} ({row['runs']})", " / ".join(groups) or "–",
-        random, mosaic(recipe, row, known), beside("full"), beside("inherited"), published,
+        random, mosaic(recipe, row, known), beside("full"),
+        beside("ceiling"), "–" if share is None else f"{share:.1f}", beside("inherited"), published,
         f"{row['device']}, {row['date']}",
         f"{row['seconds']:.0f}" if "seconds" in row else "–",
         f"{row['peak_memory_gb']:.2f}" if "peak_memory_gb" in row else "–",
@@ -146,12 +164,12 @@ def cells(
 def table(root: Path, method: str | None, brief: bool = False) -> str:
     """Markdown of all measurements, or of one method's; then what waits to be measured."""
     everything = list(entries(root))
-    known = mosaics(everything)
+    known, most = mosaics(everything), ceilings(everything)
     chosen = [e for e in everything if method in (None, e[1]["distill"]["method"])]
     if brief:  # by the first student of each recipe
         chosen = list({entry[0]: entry for entry in reversed(chosen)}.values())[::-1]
     measured = sorted((e for e in chosen if e[2]), key=order)
-    body = [cells(recipe, row, known) for _, recipe, row in measured]
+    body = [cells(recipe, row, known, most) for _, recipe, row in measured]
     kept = [
         k for k, name in enumerate(COLUMNS)
         if name not in SPARSE or any(row[k] != "–" for row in body)

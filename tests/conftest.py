@@ -29,6 +29,13 @@ def _alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HOME", str(tmp_path / "hub"))
 
 
+@pytest.fixture(autouse=True)
+def _brief_references(monkeypatch: pytest.MonkeyPatch) -> None:
+    """All real images are trained on for a moment; a test of the real numbers undoes this."""
+    monkeypatch.setattr("potstill.evaluation.references._EPOCHS", 2)
+    monkeypatch.setattr("potstill.evaluation.references._STEPS", 4)
+
+
 @pytest.fixture(scope="session", autouse=True)
 def _threads() -> None:
     torch.set_num_threads(1)

@@ -136,7 +136,7 @@ def fold(mean: float, per_class: list[float | None], counts: list[int], images: 
         "network": "mlp", "protocol": {"name": "quick", "hash": "x"}, "label_tier": "hard",
         "classes": ["a", "b", "c"], "chosen": False, "receiver_bytes": 9, "runs": 5,
         "train_counts": counts, "artifact": "0", "seconds": 1.5, "random": part, "mosaic": None,
-        "quantized": None,
+        "quantized": None, "ceiling": {"protocol": {"name": "c", "hash": "y"}} | part,
         "full": part | {"protocol": {"name": "f", "hash": str(mean), "training": {"epochs": 9}}},
         "test": {"source": "s", "images": images, "smallest": 2, "sentence": ""},
     }  # fmt: skip
@@ -155,6 +155,7 @@ def test_means_and_spreads_are_over_folds():
     assert found["groups"]["tail"]["mean"] == 20.0 and found["train_counts"] == [40, 20, 4]
     assert found["random"]["accuracy"]["mean"] == 70.0 and found["mosaic"] is None
     assert found["full"]["protocol"]["hash"] == "one for each fold"
+    assert found["ceiling"]["protocol"]["name"] == "c" and found["of_ceiling"] == 100
     assert found["test"]["images"] == 17 and found["test"]["smallest"] == 4
 
 

@@ -196,6 +196,28 @@ def fake_run(folder: Path, recipe: Path, **changes: Any) -> Path:
     return folder
 
 
+def test_a_ceiling_serves_every_row_of_its_data_and_student(root):
+    assert "% of ceiling" not in results.table(root, "dm")
+    more = {"ceiling_accuracy": 70.0, "ceiling_std": 0.25, "ceiling_epochs": 60,
+            "ceiling_hash": "c0de0000", "ceiling_prior": "balanced_softmax"}  # fmt: skip
+    path = root / "recipes" / "random" / "cell.toml"
+    path.parent.mkdir(exist_ok=True)
+    whole = RECIPE.format(method="random") + MEASURED.format(day=1, accuracy=28.0, hash="other000")
+    path.write_text(
+        whole + "".join(f"{key} = {json.dumps(value)}\n" for key, value in more.items())
+    )
+    assert column(results.table(root, "random"), "ceiling") == [
+        "70.0 ± 0.2 (balanced_softmax, 60 epochs, `c0de0000`)"
+    ]
+    assert column(results.table(root, "random"), "% of ceiling") == ["40.0"]
+    (own,) = column(results.table(root, "dm"), "accuracy")
+    assert column(results.table(root, "dm"), "% of ceiling") == [
+        f"{100 * float(own.split(' ')[0]) / 70:.1f}"
+    ]
+    path.write_text(path.read_text().replace("imbalance_factor = 200", "imbalance_factor = 10"))
+    assert "% of ceiling" not in results.table(root, "dm")
+
+
 def test_record_appends_what_the_table_needs(root):
     recipe = root / "recipes" / "dm" / "cell.toml"
     record.record(fake_run(root / "run", recipe), recipe)
@@ -212,6 +234,7 @@ def test_record_keeps_mosaics_the_full_protocol_and_the_factor_of_the_set(root):
     more = {
         "mosaic": {"accuracy": {"mean": 30.0, "std": 1.0}, "views": 4},
         "full": {"accuracy": {"mean": 71.25, "std": None}, "protocol": full},
+        "ceiling": {"accuracy": {"mean": 75.0, "std": None}, "protocol": full | {"prior": "crt"}},
     }  # fmt: skip
     place = fake_run(root / "run", recipe, score=more)
     path = place / "synthetic" / "provenance.json"
@@ -222,6 +245,8 @@ def test_record_keeps_mosaics_the_full_protocol_and_the_factor_of_the_set(root):
     row = tomllib.loads(recipe.read_text())["measured"][-1]
     assert (row["mosaic_accuracy"], row["mosaic_std"], row["views"]) == (30.0, 1.0, 4)
     assert (row["full_epochs"], row["full_hash"]) == (39, "cafe0000")
+    assert (row["ceiling_accuracy"], row["ceiling_prior"]) == (75.0, "crt")
+    assert "full_prior" not in row and row["ceiling_epochs"] == 39
     assert row["imbalance_factor"] == 208.33
 
 

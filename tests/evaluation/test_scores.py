@@ -4,10 +4,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill.data import ImageSet, Normalize
-from potstill.evaluation import bench
+from potstill.data import ZCA, ImageSet, Normalize
+from potstill.evaluation import bench, references
 from potstill.evaluation.protocol import PROTOCOLS, Protocol
-from potstill.evaluation.record import below, few_test_images
+from potstill.evaluation.record import below, few_test_images, of_ceiling
 from potstill.evaluation.scores import Score, evaluate, read_scores, write_scores
 from potstill.evaluation.student import mosaic_views
 from potstill.methods import Mosaic
@@ -46,7 +46,8 @@ def trained(monkeypatch):
     return seen
 
 
-ALL = ["the synthetic set", "the synthetic set", "random real images", "all real images"]
+WHOLE = ["all real images, plain", "all real images, balanced_softmax"]
+ALL = ["the synthetic set", "the synthetic set", "random real images", *WHOLE]
 
 
 def score(syn, data, run, **more):
@@ -66,11 +67,12 @@ def test_a_record_holds_what_the_contract_lists(syn, data, run):
     assert record["test"] == {
         "source": "blobs", "images": 30, "smallest": 10, "sentence": "a sentence"
     }  # fmt: skip
-    assert [record[key]["images"] for key in ("random", "full")] == [6, 47]
+    assert [record[key]["images"] for key in ("random", "full", "ceiling")] == [6, 47, 47]
     assert record["mosaic"] is None  # a stored image is one image
     assert list(record["groups"]) == ["head", "medium", "tail"]
-    for part in (record, record["quantized"], record["random"], record["full"]):
-        assert len(part["accuracy"]["values"]) == (1 if part is record["full"] else 2)
+    for name in (None, "quantized", "random", "full", "ceiling"):
+        part = record[name] if name else record
+        assert len(part["accuracy"]["values"]) == (1 if name in ("full", "ceiling") else 2)
         assert len(part["per_class"]["mean"]) == len(part["per_class"]["std"]) == 3
         assert set(part["groups"]["tail"]) == {"mean", "std"}
     assert record["last"] is None and record["epochs"] is None
@@ -117,7 +119,8 @@ def test_references_are_cached_and_the_artifact_is_not(syn, data, run, trained):
     assert trained == ALL
     again = score(syn, data, run, full=True)
     assert trained == ALL + ALL[:2]
-    assert (again.random, again.full) == (first.random, first.full)
+    for name in ("random", "full", "ceiling"):
+        assert getattr(again, name) == getattr(first, name)
     other = replace(syn, images=syn.images.flip(0).contiguous())
     score(other, data, run, full=True)
     assert trained == ALL + ALL[:2] * 2  # references know the artifact by its counts only
@@ -178,30 +181,61 @@ def test_a_cache_that_cannot_be_written_costs_no_score(syn, data, run, monkeypat
     assert score(syn, data, run, quantized=False).random["accuracy"]["mean"] > 0
 
 
-def test_full_reference_names_its_own_protocol(syn, data, run):
-    by_ipc = TINY.with_(epochs_by_ipc=((1, 2),))
-    found = score(syn, data, run, baseline=False, quantized=False, full=2, protocol=by_ipc)
-    assert len(found.full["accuracy"]["values"]) == 2
-    assert found.full["protocol"]["name"] == "tiny*-full"
-    assert found.full["protocol"]["hash"] != found.protocol["hash"]
-    assert found.full["protocol"]["training"]["epochs"] == 6
+BRIEF = {"baseline": False, "quantized": False}
 
 
-def test_full_reference_under_the_same_training_keeps_name_and_hash(syn, data, run):
-    how = {"baseline": False, "quantized": False, "full": True}
-    found = score(syn, data, run, **how)  # 6 epochs cannot be shortened
-    assert (found.full["protocol"]["name"], found.full["protocol"]["hash"]) == ("tiny", TINY.hash)
-    long = TINY.with_(epochs=60, batch=64)
-    train = data[0].select(torch.arange(47).repeat(5))
-    found = score(syn, (train, data[1]), run, protocol=long, **how)
-    about = found.full["protocol"]
-    assert about["training"]["epochs"] == 38 and about["name"] == "tiny*-full"
-    assert (
-        about["hash"] != long.hash
-        and f"tiny*-full [{about['hash']}]: 38 epochs" in (about["description"])
-    )
-    learned = score(syn, data, run, protocol=TINY.with_(learned_lr=True), **how)
-    assert "learned" not in learned.full["protocol"]["description"]
+def test_all_real_images_have_protocols_of_their_own(syn, data, run, trained, monkeypatch):
+    found = score(syn, data, run, full=2, **BRIEF)
+    assert trained[1:] == WHOLE
+    full, ceiling = found.full["protocol"], found.ceiling["protocol"]
+    assert (full["name"], ceiling["name"]) == ("full-noflip", "ceiling-noflip")
+    assert "prior" not in full and ceiling["prior"] == "balanced_softmax"
+    assert f"ceiling-noflip [{ceiling['hash']}]: 2 epochs" in ceiling["description"]
+    assert full["hash"] != ceiling["hash"] and full["training"] == ceiling["training"]
+    assert len(found.ceiling["accuracy"]["values"]) == 2
+    for name, protocol in (("full", PROTOCOLS["quick"]), ("ceiling", PROTOCOLS["lad"])):
+        monkeypatch.undo()  # as in earnest
+        how = references.reference(name, protocol, 11_203)
+        assert (how.name, how.training.epochs, how.selection) == (name, 60, "last")
+        assert how.prior == {"full": "plain"}.get(name, "balanced_softmax") and not how.learned_lr
+        assert references.reference(name, protocol, 47).training.epochs == 2500  # 5000 steps
+
+
+def test_a_ceiling_belongs_to_data_network_and_test_set(syn, data, run, trained):
+    """Neither the students' protocol nor the artifact's transform make another one of it."""
+    first = score(syn, data, run, full=True, **BRIEF)
+    white = replace(syn, transform=ZCA.fit(data[0]))
+    other = TINY.with_(epochs=1, selection="val", test_every=1, held_out=2)
+    again = score(white, data, run, full=True, protocol=other, **BRIEF)
+    assert (again.full, again.ceiling) == (first.full, first.ceiling)
+    assert trained == ["the synthetic set", *WHOLE, "the synthetic set"]
+    mirrored = score(syn, data, run, full=True, protocol=TINY.with_(augment="flip"), **BRIEF)
+    assert mirrored.ceiling["protocol"]["name"] == "ceiling" and trained[-2:] == WHOLE
+    named = score(syn, data, run, full=True, protocol=TINY.with_(prior="focal"), **BRIEF)
+    assert named.full == first.full and named.ceiling["protocol"]["prior"] == "focal"
+
+
+def test_classes_of_one_size_have_one_reference(syn, data, run, trained, make_blobs):
+    even = make_blobs((6, 6, 6))
+    found = score(syn, (even, data[1]), run, full=True, **BRIEF)
+    assert found.ceiling == found.full and trained == ["the synthetic set", WHOLE[0]]
+
+
+def test_percent_of_the_ceiling(syn, data, run, tmp_path):
+    how = BRIEF | {"protocol": TINY.with_(epochs=1), "runs": 1}
+    whole = score(syn, data, run, full=True, **how)
+    share = 100 * whole.accuracy["mean"] / whole.ceiling["accuracy"]["mean"]
+    assert whole.to_json()["of_ceiling"] == of_ceiling(whole.to_json()) == share
+    assert of_ceiling({"accuracy": {"mean": 40.0}}, {"accuracy": {"mean": 80.0}}) == 50
+    assert of_ceiling({"accuracy": {"mean": 40.0}}) is None
+    assert of_ceiling({"accuracy": {"mean": 0.0}}, {"accuracy": {"mean": 0.0}}) is None
+    alone = score(syn, data, run, **how)
+    assert alone.to_json()["of_ceiling"] is None
+    for one in (whole, alone):  # the second takes the ceiling over from the first
+        write_scores(tmp_path, [one])
+        (kept,) = json.loads((tmp_path / "scores.json").read_text())["scores"]
+        assert kept["of_ceiling"] == share
+    assert [found.ceiling for found in read_scores(tmp_path)] == [whole.ceiling]
 
 
 TILED = {"kind": "tiled", "factor": 2, "formation": "single"}
@@ -285,7 +319,7 @@ def test_val_keeps_the_held_out_images_from_the_references(syn, data, run, monke
         monkeypatch.setattr(bench, name, recorded)
     val = TINY.with_(selection="val", test_every=2, held_out=2)
     found = score(syn, data, run, protocol=val, full=True)
-    assert sizes == [47 - 3 * 2] * 2  # random and full
+    assert sorted(sizes) == [47 - 3 * 2, 47, 47]  # nothing is chosen for all real images
     assert found.train_counts == [30, 12, 5] and found.protocol["held_out"] == 2
     assert found.last["values"] == score(syn, data, run).accuracy["values"]
 
@@ -454,7 +488,8 @@ def test_what_is_not_measured_again_is_kept(syn, data, run, tmp_path):
     assert again.full is again.random is again.quantized is None
     write_scores(tmp_path, [again])
     (kept,) = read_scores(tmp_path)
-    assert (kept.full, kept.random, kept.quantized) == (whole.full, whole.random, whole.quantized)
+    for name in ("full", "ceiling", "random", "quantized"):
+        assert getattr(kept, name) == getattr(whole, name)
     assert kept.seconds == again.seconds
 
 
@@ -532,8 +567,8 @@ def test_real_images_have_one_look_under_best_iterates(syn, data, run, tmp_path,
     plain = score(syn, data, run, full=True, quantized=False)
     assert looked.random["protocol"] == TINY.to_json() and "protocol" not in plain.random
     assert looked.random == {**plain.random, "protocol": TINY.to_json()}
-    assert looked.full == plain.full and looked.full["protocol"]["name"] == "tiny"
-    assert trained.count("random real images") == trained.count("all real images") == 1
+    assert (looked.full, looked.ceiling) == (plain.full, plain.ceiling)
+    assert trained.count("random real images") == trained.count(WHOLE[0]) == 1
     published = PROTOCOLS["lad-published"].reference
     assert (published.name, published.hash) == ("lad", PROTOCOLS["lad"].hash)
     assert all(p.reference is p for n, p in PROTOCOLS.items() if n != "lad-published")

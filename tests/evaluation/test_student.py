@@ -8,7 +8,6 @@ from potstill.evaluation import student
 from potstill.evaluation.metrics import overall
 from potstill.evaluation.protocol import Protocol
 from potstill.evaluation.student import (
-    full_training,
     random_examples,
     real_examples,
     synthetic_examples,
@@ -185,13 +184,20 @@ def test_swapped_soft_labels_teach_the_swap():
     assert a < 30 and b < 30 and c > 50
 
 
-def test_full_reference_shows_as_many_images_as_fifty_per_class():
-    training = Training(epochs=1000, batch=128)
-    assert full_training(training, 12406, 10).epochs == 40
-    assert full_training(training, 10**6, 10).epochs == 30
-    assert full_training(training, 400, 10).epochs == 1000
-    assert full_training(replace(training, epochs=12), 10**6, 10).epochs == 12
-    assert full_training(training, 12406, 10).batch == 128
+@pytest.mark.parametrize("prior", ["crt_trained", "mislas", "glmc", "weight_balancing"])
+def test_students_train_in_stages(prior):
+    of = real_examples(TRAIN, TRANSFORM)
+    brief = TINY.with_(epochs=4)
+    plain, found = train(brief, of=of), train(how := replace(brief, prior=prior), of=of)
+    assert not torch.equal(plain.chosen, found.chosen)
+    assert torch.equal(found.chosen[:1], train(how, of=of, runs=1).chosen)
+    goals = torch.eye(3)[of.targets]
+    exact = replace(of, targets=goals, regression=True)  # no classes, so the row has no meaning
+    assert torch.equal(train(how, of=exact).chosen, train(brief, of=exact).chosen)
+    with pytest.raises(
+        InputError, match=f"prior is '{prior}' with selection 'val', but a training"
+    ):
+        replace(how, selection="val", test_every=2)
 
 
 def test_full_examples_are_all_images_with_their_tail():

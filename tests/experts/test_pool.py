@@ -3,8 +3,12 @@ import torch
 
 from potstill.data import Normalize
 from potstill.experts import pool as room
+from potstill.experts.global_local import Mixtures
 from potstill.experts.pool import train_pool
-from potstill.nets import Training
+from potstill.experts.recipes import train_recipe
+from potstill.losses import REMEDIES
+from potstill.nets import Examples, Training, create_for
+from potstill.nets.feed import Feed
 from potstill.run import InputError
 
 TRAINING = Training(epochs=2, batch=8, lr=0.05)
@@ -70,6 +74,72 @@ def test_priors_change_the_networks(make_blobs, run):
     )
     with pytest.raises(InputError, match="pool_prior is 'fair'"):
         make(real, run, prior="fair")
+
+
+def recipe_by_hand(real, run, row):
+    """Two networks of a pool without the pool."""
+    draws = lambda purpose, k, i: run.generator(f"pool/{purpose}", k, i)  # noqa: E731
+    nets = [
+        create_for(real, "convnet-d2-w8-in", run.generator("pool/weights", k)) for k in range(2)
+    ]
+    examples = Examples(real.rows(), real.labels, Normalize.fit(real))
+    train_recipe(row.stages, nets, examples, TRAINING, generators=draws, quiet=True)
+    return [net.state_dict() for net in nets]
+
+
+class Killed(BaseException):
+    pass
+
+
+@pytest.fixture
+def steps(monkeypatch):
+    """Batches that are drawn, by stage; ``steps.limit`` ends the training before one."""
+
+    class Steps(list):
+        limit = None
+
+    seen = Steps()
+    for kind in (Feed, Mixtures):
+        original = kind.batch
+
+        def batch(feed, member, step, positions, original=original):
+            if seen.limit is not None and len(seen) >= seen.limit:
+                raise Killed
+            seen.append((feed.training.epochs, member, step))
+            return original(feed, member, step, positions)
+
+        monkeypatch.setattr(kind, "batch", batch)
+    return seen
+
+
+STAGED = [name for name, row in REMEDIES.items() if row.stages]
+
+
+@pytest.mark.parametrize("prior", STAGED)
+def test_a_pool_trains_in_stages_and_resumes(prior, make_blobs, run, tmp_path, steps):
+    """Killed anywhere, the same bytes; what is done again begins at the end of the first stage."""
+    real = make_blobs((16, 8, 4))
+    whole = make(real, run.with_(cache=tmp_path / "whole"), prior=prior)
+    by_hand = recipe_by_hand(real, run, REMEDIES[prior])
+    assert all(equal(whole.trained[k], by_hand[k]) for k in range(2))
+    total, first = len(steps) // 2, 2 * 4  # the pool's, not those by hand; epochs times steps
+    each = total // 2  # one member after the other
+    for at in sorted({1, first - 1, (first + each) // 2, each + 3, total - 1}):
+        cut = run.with_(cache=tmp_path / f"{at}")
+        steps.clear()
+        steps.limit = at
+        with pytest.raises(Killed):
+            make(real, cut, prior=prior)
+        steps.clear()
+        steps.limit = None
+        found = make(real, cut, prior=prior)
+        assert all(equal(found.trained[k], whole.trained[k]) for k in range(2))
+        assert all(equal(found.initial[k], whole.initial[k]) for k in range(2))
+        done = at % each
+        assert len(steps) == total - at + (done - first + 1 if done >= first else 0)
+        assert not [*cut.cache.rglob("resume*")]
+        steps.clear()
+        assert make(real, cut, prior=prior).key == whole.key and not steps  # from the cache
 
 
 def test_a_pool_reads_the_table(make_blobs, run):

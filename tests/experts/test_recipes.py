@@ -10,6 +10,7 @@ from potstill import nets
 from potstill.data.mixing import mixup
 from potstill.experts.global_local import CumulativeLoss, Mixtures, doubled, rebalanced_weights
 from potstill.experts.recipes import RECIPES, train_recipe
+from potstill.losses import REMEDIES, priors
 from potstill.nets import Examples, Training, train_many
 from potstill.nets.feed import Feed
 from potstill.run import InputError, Run
@@ -144,7 +145,10 @@ def test_remix():
         return nll(z, y * w if epoch >= 4 else y)
 
     descend(net, HOW, [*net.parameters()], net, loss, stage="", mix=mix)
-    same(by_recipe("remix"), net)
+    found, row = network(), REMEDIES["remix_drw"]
+    how = {"generators": RUN.generator, "quiet": True, "loss": row.loss_for(COUNTS)}
+    train_many([found], examples(), HOW.under("remix_drw"), **how)
+    same(found, net)
 
 
 def test_mislas():
@@ -293,6 +297,15 @@ def test_many_networks_stacked_equal_each_alone(recipe):
         for p, q in zip(a.parameters(), b.parameters(), strict=True):
             assert torch.allclose(p, q, atol=1e-8)
     same(alone[0], by_recipe(recipe))
+
+
+def test_every_recipe_has_a_name_in_the_table():
+    rows = [REMEDIES[name] for name in priors()]
+    assert {row.stages for row in rows} == {"", *RECIPES}
+    for row in rows:
+        assert not row.stages or (row.loss, row.sampling, row.mixing, row.post_hoc) == (
+            "plain", "shuffled", "none", "none"
+        )  # fmt: skip
 
 
 def test_bad_arguments():

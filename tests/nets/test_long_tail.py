@@ -248,6 +248,7 @@ def test_every_row_names_things_that_exist():
     assert {row.loss for row in REMEDIES.values()} == set(LOSSES)
     assert {row.post_hoc for row in REMEDIES.values()} == set(CORRECTIONS)
     assert "remix" not in priors(mixing=False) and "crt" not in priors(post_hoc=False)
+    assert {REMEDIES[name].stages for name in priors(stages=False)} == {""}
 
 
 def test_fields_left_alone_leave_the_key_alone():
@@ -256,7 +257,7 @@ def test_fields_left_alone_leave_the_key_alone():
     assert Training(epochs=1, batch=8, max_norm=0.1).facts["max_norm"] == 0.1
 
 
-LEFT = {name: row.left for name, row in REMEDIES.items() if row.mixing == "none"}
+LEFT = {name: row.left for name, row in REMEDIES.items() if row.mixing == "none" and not row.stages}
 SHAPED = ("focal", "ldam", "ldam_drw", "tau_norm", "lws", "ncm")  # whose logits are no posterior
 
 

@@ -70,6 +70,16 @@ def made(place: Path, *scores: Any, method: str = "csdm", **fields: Any) -> Path
     return place
 
 
+def test_a_ceiling_measured_beside_one_run_serves_all_of_its_data(tmp_path):
+    ceiling = {"accuracy": {"mean": 80.0, "std": None}, "protocol": {"name": "c", "hash": "c1"}}
+    a = made(tmp_path / "a", score(40.0, ceiling=ceiling), score(50.0, "vgg11-in"))
+    b = made(tmp_path / "b", score(60.0), method="lad")
+    c = made(tmp_path / "c", score(72.0, test_checksum="t2"), method="dm")
+    text = Page(compare([a, b, c], tmp_path / "page.html")).text
+    assert "40.0 ± 0.5 50.0 % of the ceiling" in text and "60.0 ± 0.5 75.0 % of the" in text
+    assert text.count("% of the ceiling") == 2 and "debiased (ceiling) c [c1]" in text
+
+
 def test_methods_stand_in_rows_and_networks_in_columns(tmp_path):
     a = made(tmp_path / "a", score(40.0), score(61.25), score(30.0, "vgg11-in"), steps=5, span=2)
     b = made(tmp_path / "b", score(70.0), score(20.0, "alexnet"), method="lad", steps=9, tau=1.0)

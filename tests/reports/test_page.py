@@ -468,6 +468,24 @@ def test_the_full_set_names_its_epochs_and_its_own_protocol(folder):
     assert "full real, 5 epochs 88.0" in text and "Full real: one student." in text
 
 
+def test_the_page_shows_the_percent_of_the_ceiling(folder):
+    protocol = {
+        "name": "ceiling", "hash": "beef0003", "prior": "balanced_softmax",
+        "training": {"epochs": 60},
+    }  # fmt: skip
+    ceiling = {"accuracy": {"mean": 89.0, "std": 0.2}, "protocol": protocol, "images": 61}
+    place = with_scores(folder, score(ceiling=ceiling, of_ceiling=80.06))
+    text = Page(report(place)).text
+    assert "quick [1f3c9a20] · 80.1 % of the ceiling" in text and "% of ceiling" in text
+    about = "all real images, balanced_softmax; 61 images, 60 epochs; protocol ceiling [beef0003]"
+    assert f"Ceiling 89.0 ± 0.2 % {about}" in text
+    assert "ceiling (balanced_softmax), 60 epochs 89.0 ± 0.2 100.0" in text
+    card = write_card(place).read_text()
+    assert "| ceiling | % of ceiling |" in card
+    assert r"| 89.0 ± 0.2 (balanced\_softmax) | 80.1 |" in card
+    assert "ceiling |" not in write_card(with_scores(folder, score())).read_text()
+
+
 def test_a_protocol_lists_what_it_does_for_older_files_too(folder):
     old = score()
     old["protocol"]["training"] = {

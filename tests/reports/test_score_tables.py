@@ -101,6 +101,26 @@ def test_mosaic_marks_and_full_epochs_have_their_place():
     assert "mark" not in tables.score_table([record()])[0]
 
 
+def test_the_ceiling_has_a_row_and_everything_its_share_of_it():
+    protocol = {"hash": "c0de", "prior": "balanced_softmax", "training": {"epochs": 60}}
+    ceiling = {"accuracy": {"mean": 70.0, "std": 0.2}, "protocol": protocol}
+    full = {"accuracy": {"mean": 63.0, "std": 0.1}, "protocol": {"hash": "beef"}}
+    rows = tables.score_table([record(full=full, ceiling=ceiling, of_ceiling=1.0)])
+    assert [row["trained_on"] for row in rows[2:]] == [
+        "full real", "ceiling (balanced_softmax), 60 epochs"
+    ]  # fmt: skip
+    shares = [87.5, 100 * 50 / 70, 90.0, 100.0]
+    assert [round(row["of_ceiling"], 9) for row in rows] == [round(share, 9) for share in shares]
+    for write, title in (
+        (tables.plain, "% of ceiling"), (tables.markdown, "% of ceiling"),
+        (tables.latex, r"\% of ceiling"), (tables.csv, "of_ceiling"),
+    ):  # fmt: skip
+        assert title in write(rows) and "71.4" in write(rows)
+    one = tables.score_table([record(full=full, ceiling=full)])  # classes of one size
+    assert [row["trained_on"] for row in one] == ["distilled", "random real", "full real"]
+    assert "of_ceiling" not in tables.score_table([record()])[0]
+
+
 def test_groups_of_classes_of_one_size_are_not_shown():
     assert "head" in tables.score_table([record(train_counts=[40, 20])])[0]
     assert "head" not in tables.score_table([record(train_counts=[133, 128])])[0]

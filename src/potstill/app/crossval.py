@@ -21,7 +21,8 @@ __all__ = ["command", "cross_validate", "pooled"]
 
 _FILE = "crossval.json"
 Folds = Annotated[int, Range(2, 1000)]
-_BESIDE = ("quantized", "random", "mosaic", "full")  # parts of a score that are pooled like it
+# parts of a score that are pooled like it
+_BESIDE = ("quantized", "random", "mosaic", "full", "ceiling")
 _SAME = ("network", "protocol", "label_tier", "classes", "chosen", "receiver_bytes")
 
 
@@ -103,6 +104,8 @@ def pooled(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     Every value of a fold is its mean over students; means and spreads (n - 1) are over folds. Head,
     medium and tail come from the mean class sizes, so that they are the same classes in each fold.
     """
+    from potstill.evaluation.record import of_ceiling
+
     first = records[0]
     sizes = zip(*(record["train_counts"] for record in records), strict=True)
     counts = [round(statistics.mean(of)) for of in sizes]
@@ -111,6 +114,7 @@ def pooled(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     for name in _BESIDE:
         parts = [record[name] for record in records]
         found[name] = _pooled(parts, counts) | _common(parts) if all(parts) else None
+    found["of_ceiling"] = of_ceiling(found)
     return found | {
         "folds": len(records),
         "students": first["runs"],
@@ -155,7 +159,7 @@ def _common(parts: Sequence[dict[str, Any]]) -> dict[str, Any]:
     shown = f"{epochs[0]} to {epochs[-1]}" if len(epochs) > 1 else epochs[0]
     return {
         "protocol": {
-            "name": known[0]["name"],
+            **{key: known[0][key] for key in ("name", "prior") if key in known[0]},
             "hash": "one for each fold",
             "training": {"epochs": shown},
         }

@@ -24,7 +24,6 @@ from potstill.evaluation import (
 from potstill.experts.backbones import backbone_for
 from potstill.experts.heads import train_head
 from potstill.losses import priors
-from potstill.nets import Training
 from potstill.nets import parse as parse_network
 from potstill.run import InputError, Run
 from potstill.run.checkpoint import digest, write_json
@@ -59,7 +58,7 @@ class Teacher:
     teacher_prior: Annotated[str, OneOf(*priors())] = (
         "balanced_softmax"  # what is done about uneven classes in its training
     )
-    protocol: str | None = None  # whose training it gets; default quick without a GPU
+    protocol: str | None = None  # of the students it is trained beside; default quick, no GPU
     temperature: Positive = 1.0  # of soft labels; above 1 flattens (students choose that of views)
     epochs: Epochs = 100  # views: of how many epochs; longer trainings begin again
     top: Count | None = None  # views: keep the likeliest classes alone
@@ -71,20 +70,20 @@ class Teacher:
         """Find mistakes before data are decoded."""
         check_fields(self)
         if self.labels != "projected":
-            self.training  # noqa: B018  (raises)
+            self.beside  # noqa: B018  (raises)
             parse_network(self.teacher or "convnet")
         elif self.teacher is None:
             raise InputError("teacher is not given with labels 'projected'; name a backbone")
 
     @property
-    def training(self) -> Training:
-        """How a network is trained that teaches."""
+    def beside(self) -> Protocol:
+        """Beside which students a network teaches."""
         protocol = find_protocol(self.protocol or default_student()[1])
         if not isinstance(protocol, Protocol):
             raise InputError(
                 f"protocol is {protocol.name!r}, a probe; name one that trains networks"
             )
-        return protocol.training
+        return protocol
 
 
 def relabel(
@@ -121,7 +120,7 @@ def relabel(
 
 def _networks(syn: SyntheticSet, train: ImageSet, how: Teacher, run: Run) -> SyntheticSet:
     name = how.teacher or default_student()[0]
-    net, about = trained_teacher(name, how.teacher_prior, how.training, train, syn.transform, run)
+    net, about = trained_teacher(name, how.teacher_prior, how.beside, train, syn.transform, run)
     if how.labels == "soft":
         device = str(run.device)
         found = with_soft_labels(syn, [net], temperature=how.temperature, device=device)

@@ -10,14 +10,15 @@ from typing import Any
 import torch
 
 from potstill import __version__
-from potstill.data import ImageSet
+from potstill.data import ImageSet, Normalize
+from potstill.data.transform import Transform
 from potstill.evaluation.cached import remembered
 from potstill.evaluation.metrics import mean_std, overall, summary
 from potstill.evaluation.protocol import Protocol
 from potstill.evaluation.record import Result
+from potstill.evaluation.references import is_even, reference
 from potstill.evaluation.student import (
     distinct_images,
-    full_training,
     machine_options,
     mosaic_views,
     random_examples,
@@ -163,34 +164,30 @@ class Bench:
             return result
         return {**result, "protocol": self.protocol.reference.to_json()}
 
-    def full(self, network: str, runs: int) -> Result:
-        """Score all real images, under the protocol with its epochs scaled.
+    def whole(self, network: str, runs: int) -> tuple[Result, Result]:
+        """Score all real images: "full" and "ceiling", whatever the artifact is like."""
+        plain = self._whole("full", network, runs)
+        even = is_even(self.train.counts)
+        return plain, plain if even else self._whole("ceiling", network, runs)
 
-        What differs then has a name and a hash of its own: fewer epochs, no learned step size.
-        """
-        training = self.protocol.training
-        training = full_training(training, len(self.rest), self.rest.num_classes)
-        reference = self.protocol.reference
-        own: dict[str, Any] = {"epochs_by_ipc": (), "learned_lr": False}
-        own |= {"labels": "auto", "loss": "auto", "temperature": 1.0, "teacher": None}
-        protocol = replace(reference, training=training, **own)  # real images have classes alone
-        if protocol.hash != reference.hash:
-            protocol = replace(protocol, name=f"{reference.name}-full")
+    def _whole(self, what: str, network: str, runs: int) -> Result:
+        protocol = reference(what, self.protocol, len(self.train))
+        transform = Normalize.fit(self.train)
 
         def compute() -> Result:
-            examples = real_examples(self.rest, self.syn.transform)
-            return self.measure(examples, protocol, network, runs, "all real images")
+            examples = real_examples(self.train, transform)
+            label = f"all real images, {protocol.prior}"
+            return self.measure(examples, protocol, network, runs, label)
 
-        facts = {"what": "full"}
-        result = self.cached(facts, protocol, network, runs, compute)
-        return {**result, "protocol": protocol.to_json(), "images": len(self.rest)}
+        result = self.cached({"what": what}, protocol, network, runs, compute, transform)
+        return {**result, "protocol": protocol.to_json(), "images": len(self.train)}
 
     def cached(
         self, facts: dict[str, Any], protocol: Protocol, network: str, runs: int,
-        compute: Callable[[], Result],
+        compute: Callable[[], Result], transform: Transform | None = None,
     ) -> Result:  # fmt: skip
         """Return what was measured for the same facts before, or measure it and keep it."""
-        transform = self.syn.transform
+        transform = transform or self.syn.transform
         known = key_facts(
             "score-2", self.run, self.train.checksum, threads=False,
             version=__version__, test=self.test.checksum, shape=self.test.shape,

@@ -21,6 +21,7 @@ from potstill.evaluation.cached import remembered
 from potstill.evaluation.metrics import class_accuracy, summary
 from potstill.evaluation.probe import Probe
 from potstill.evaluation.record import Result, part
+from potstill.evaluation.references import is_even, prior_of
 from potstill.evaluation.student import distinct_images, mosaic_views, random_rows
 from potstill.experts.backbones import backbone_for
 from potstill.experts.features import collect_features, image_features
@@ -203,8 +204,17 @@ class LinearBench:
             "views": factor**2,
         }
 
-    def full(self, backbone: Backbone, runs: int) -> Result:
-        """Score all real images, as unevenly as they come, under a protocol of their own."""
+    def whole(self, backbone: Backbone, runs: int) -> tuple[Result, Result]:
+        """Score all real images: "full" and "ceiling", which have the probe's own training."""
+
+        def under(what: str) -> Result:
+            probe = replace(self.probe, prior=prior_of(what, self.probe.prior))
+            return replace(self, probe=probe)._whole(what, backbone, runs)
+
+        plain = under("full")
+        return plain, plain if is_even(self.train.counts) else under("ceiling")
+
+    def _whole(self, what: str, backbone: Backbone, runs: int) -> Result:
         images = len(self.train)
 
         def compute() -> Result:
@@ -221,8 +231,8 @@ class LinearBench:
             training = self.probe.full_training(images)
             return self.measure(backbone, table, self.train.labels, training, runs)
 
-        result = self._remembered({"what": "full"}, backbone, runs, compute)
-        return result | {"protocol": self.probe.full_json(images), "images": images}
+        result = self._remembered({"what": what}, backbone, runs, compute)
+        return result | {"protocol": self.probe.full_json(images, what), "images": images}
 
     def _remembered(
         self, facts: dict[str, Any], backbone: Backbone, runs: int, compute: Callable[[], Result]

@@ -134,7 +134,7 @@ class Probe:
             **in_use(self.facts),
         }
 
-    def full_json(self, images: int) -> dict[str, Any]:
+    def full_json(self, images: int, what: str = "full") -> dict[str, Any]:
         """Return name, hash, sentence and facts of how heads are trained on so many real images."""
         training, views = self.full_training(images), self.views
         facts = {
@@ -146,7 +146,7 @@ class Probe:
             "selection": self.selection,
             **self._prior_facts,
         }
-        name, key = f"{self.name}-full", short_hash(facts)
+        name, key = f"{self.name}-{what}", short_hash(facts)
         about = self._described(training, f"{self.full_views} stored views")
         return {"name": name, "hash": key, "description": f"{name} [{key}]: {about}"} | in_use(
             facts

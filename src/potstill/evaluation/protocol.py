@@ -61,15 +61,16 @@ class Protocol:
     """How a student is trained and which of its epochs counts.
 
     ``prior`` is a row of :data:`potstill.losses.REMEDIES`, by the counts of what is trained on: it
-    changes the reference on all real images most, and nothing that has equally many of each class.
+    changes the ceiling on all real images most (:mod:`potstill.evaluation.references`), and, unless
+    it goes in stages, nothing that has equally many of each class.
 
     ``loss`` "auto" is the divergence from a teacher's labels of views (Hinton et al., 2015), the
     squared error of regression targets and cross-entropy of everything else. It is the loss on what
     is distilled; real images with classes alone are learned by cross-entropy beside it. Under
     ``labels`` "online" and "projected" the same teacher labels the random real images, too.
 
-    ``selection="val"`` holds images out of the real training set before the random baseline and the
-    full reference are drawn from it. The artifact may have been distilled from those very images,
+    ``selection="val"`` holds images out of the real training set before the random baseline is
+    drawn from it. The artifact may have been distilled from those very images,
     which favours no particular method but makes the choice optimistic.
     """
 
@@ -95,7 +96,11 @@ class Protocol:
                 f"test_every is {self.test_every} with selection {self.selection!r}; "
                 "use at least 1 epoch with 'val' and 'test_max' and 0 otherwise"
             )
-
+        if self.looks_between and REMEDIES[self.prior].stages:
+            raise InputError(
+                f"prior is {self.prior!r} with selection {self.selection!r}, but a training in "
+                "stages has no epochs to choose from; use selection 'last'"
+            )
         self._check_teacher()
 
     def _check_teacher(self) -> None:
@@ -120,7 +125,8 @@ class Protocol:
                 f"{self.loss!r}; it belongs to a teacher's labels and loss 'kl'"
             )
         learns_views = self.labels in ("views", "projected", "online") or self.loss == "kl"
-        if learns_views and REMEDIES[self.prior].loss != "plain":
+        row = REMEDIES[self.prior]
+        if learns_views and (row.loss != "plain" or row.stages):
             raise InputError(
                 f"prior is {self.prior!r}, a loss of classes, where students learn a teacher's "
                 "labels; use prior=plain, and debias the teacher"

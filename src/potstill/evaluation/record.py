@@ -21,6 +21,7 @@ __all__ = [
     "fault",
     "few_test_images",
     "names_of",
+    "of_ceiling",
     "part",
     "read_scores",
     "write_scores",
@@ -104,7 +105,8 @@ class Score:
     quantized: Result | None = None  # the 8-bit view
     random: Result | None = None  # random real images, as many
     mosaic: Result | None = None  # random real images at equal storage, beside a tiled set
-    full: Result | None = None  # all real images, with their own "protocol"
+    full: Result | None = None  # all real images by cross-entropy, with their own "protocol"
+    ceiling: Result | None = None  # the same by the recipe that suits a long tail best
     test_checksum: str = ""  # of the test set; "" in files of older versions
     train_checksum: str = ""  # of the real set that groups and references come from
     iterates: dict[str, Any] | None = None  # step of the best iterate, number of looks, accuracies
@@ -116,7 +118,8 @@ class Score:
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as it stands in ``scores.json``."""
-        return asdict(self)
+        record = asdict(self)
+        return record | {"of_ceiling": of_ceiling(record)}
 
     @staticmethod
     def from_json(record: Any) -> Score:
@@ -127,6 +130,7 @@ class Score:
         """
         known = {field.name for field in fields(Score)}
         try:
+            record = {key: value for key, value in record.items() if key != "of_ceiling"}
             unknown = sorted(set(record) - known)
             if unknown:
                 raise ArtifactError(
@@ -134,7 +138,7 @@ class Score:
                     "read it with the version that wrote it, or evaluate again"
                 )
             score = Score(**record)
-        except TypeError as error:
+        except (AttributeError, TypeError) as error:
             raise ArtifactError(f"score record is damaged ({error}); evaluate again") from None
         wrong = fault(record)
         if wrong:
@@ -177,6 +181,13 @@ def below(record: Mapping[str, Any], reference: str) -> dict[int, float]:
     return {label: b - a for label, (a, b) in pairs if a is not None and b is not None and a < b}
 
 
+def of_ceiling(record: Mapping[str, Any], ceiling: Mapping[str, Any] | None = None) -> float | None:
+    """Return the accuracy in percent of a ceiling's (by default the record's own), None without."""
+    own = part(record, "accuracy").get("mean")
+    most = part(part(record, "ceiling") if ceiling is None else ceiling, "accuracy").get("mean")
+    return 100 * own / most if own is not None and most else None
+
+
 def read_scores(folder: str | Path) -> list[Score]:
     """Return the scores in a run folder, newest last; none if it was never evaluated.
 
@@ -209,9 +220,10 @@ def write_scores(folder: str | Path, records: Iterable[Score]) -> Path:
         if newer is None:
             old.append(record)
             continue
-        for name in ("quantized", "random", "mosaic", "full", "inherited", "kd"):
+        for name in ("quantized", "random", "mosaic", "full", "ceiling", "inherited", "kd"):
             if newer[name] is None:
                 newer[name] = record.get(name)
+        newer["of_ceiling"] = of_ceiling(newer)
     write_json(path, {"scores": [*old, *new]})
     return path
 

@@ -70,8 +70,9 @@ def evaluate(
         baseline: score a random real subset with as many images per class and, where a stored
             image holds several, random real images at the same storage (both cached by content).
         quantized: score the 8-bit view as well.
-        full: score training on all of ``train``: the number of students, True for one (costly,
-            cached by content).
+        full: score training on all of ``train``, plainly and under the recipe of the ceiling
+            (:mod:`potstill.evaluation.references`): the number of students of each, True for one
+            (costly, cached by content).
         test_note: where the test set comes from, in a sentence.
         iterates: files of :mod:`potstill.synthetic.iterates`, for selection "test_max_iterates";
             by default those in the folder.
@@ -136,8 +137,10 @@ def evaluate(
             quantized=students.eight_bit(name, runs, result) if eight_bit else None,
             random=students.random(name, runs) if baseline else None,
             mosaic=students.mosaic(name, runs) if baseline else None,
-            full=students.full(name, int(full)) if full else None,
         )
+        if full:
+            plain, ceiling = students.whole(name, int(full))
+            score = replace(score, full=plain, ceiling=ceiling)
         scores.append(score)
     return scores
 
@@ -209,6 +212,7 @@ def _probed(
     place = Path(own).expanduser()
     made_with = part(bench.syn.provenance, "backbone").get("key")
     heir = None if inherit is None else InheritedClassifier(bench, inherit)
+    full, ceiling = bench.whole(backbone, wanted["full"]) if wanted["full"] else (None, None)
     return replace(
         score,
         backbone={
@@ -220,7 +224,8 @@ def _probed(
         quantized=eight_bit if wanted["quantized"] else None,
         random=bench.random(backbone, runs) if wanted["random"] else None,
         mosaic=bench.mosaic(backbone, runs) if wanted["random"] else None,
-        full=bench.full(backbone, wanted["full"]) if wanted["full"] else None,
+        full=full,
+        ceiling=ceiling,
         inherited=heir.inherited(backbone, runs) if heir else None,
         kd=heir.kd(backbone, runs) if heir and heir.how.kd else None,
     )

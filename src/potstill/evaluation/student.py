@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from copy import deepcopy
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,6 +21,7 @@ from potstill.data.transform import Transform
 from potstill.evaluation.labels import tier_of
 from potstill.evaluation.metrics import class_accuracy, overall
 from potstill.evaluation.protocol import Protocol
+from potstill.experts.recipes import train_recipe
 from potstill.losses import REMEDIES, Loss, Scheduled, divergence, squared_error
 from potstill.nets import Examples, Network, Training, create, predict, train_many
 from potstill.nets.post_hoc import correct_
@@ -30,7 +32,6 @@ from potstill.synthetic import SyntheticSet
 __all__ = [
     "Outcome",
     "distinct_images",
-    "full_training",
     "machine_options",
     "mosaic_views",
     "random_examples",
@@ -84,7 +85,8 @@ def loss_of(protocol: Protocol, examples: Examples, classes: int) -> Loss | Sche
         return squared_error
     soft = examples.told or examples.targets.ndim == 2
     if soft and (loss == "kl" or protocol.temperature != 1 or (examples.told and loss == "auto")):
-        if row.loss != "plain" or (examples.views is not None and row.mixing != "none"):
+        mixes = examples.views is not None and row.mixing != "none"
+        if row.loss != "plain" or row.stages or mixes:
             raise InputError(
                 f"prior is {protocol.prior!r}, which has no meaning for a teacher's labels; use "
                 "prior=plain, and debias the teacher"
@@ -141,18 +143,6 @@ def distinct_images(train: ImageSet, wanted: Sequence[int]) -> int:
     return sum(min(pair) for pair in zip(wanted, train.counts, strict=True))
 
 
-def full_training(training: Training, images: int, classes: int) -> Training:
-    """Return ``training`` with epochs that suit the full real set of ``images``.
-
-    As many images are shown as to a student on 50 images per class, the largest usual size, but
-    each at least 30 times (or as often as the protocol says, if that is less) and never more often
-    than the protocol says. The number depends on the real set only, so one reference serves
-    artifacts of every size.
-    """
-    shown = round(training.epochs * 50 * classes / images)
-    return replace(training, epochs=min(training.epochs, max(30, shown)))
-
-
 def machine_options(run: Run) -> dict[str, Any]:
     """Return how students are trained on the device of ``run``; bf16 needs a GPU."""
     return {
@@ -205,7 +195,9 @@ def train_students(
     if watched is not None:
         every, epochs = protocol.test_every, training.epochs
         looks = _Looks(watched, examples, row.post_hoc, every, epochs, run, fits)
-    train_many(
+    staged = row.stages and not examples.regression  # whose targets are no classes
+    train = partial(train_recipe, row.stages) if staged else train_many
+    train(
         students,
         examples,
         training.under(protocol.prior),

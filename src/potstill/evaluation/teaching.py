@@ -14,10 +14,10 @@ from potstill.data.transform import Transform
 from potstill.data.views import clean_view
 from potstill.evaluation.labels import tier_of
 from potstill.evaluation.protocol import Protocol
-from potstill.evaluation.student import full_training
+from potstill.evaluation.references import reference
 from potstill.experts.backbones import backbone_for
 from potstill.experts.pool import train_pool
-from potstill.nets import Network, Training, create_for
+from potstill.nets import Network, create_for
 from potstill.run import InputError, Run
 from potstill.synthetic import SyntheticSet
 from potstill.synthetic.tensors import checksum
@@ -41,7 +41,7 @@ def teaching(
     """Return who labels views for students of ``syn``; None where labels are stored.
 
     Args:
-        real: what a protocol's teacher is trained on (cached), as long as the full reference is.
+        real: what a protocol's teacher is trained on (cached), as the ceiling on it is.
         sender: where the backbone of a projection is, if its name leads nowhere any more.
 
     Raises:
@@ -55,15 +55,16 @@ def teaching(
 
 
 def trained_teacher(
-    name: str, prior: str, training: Training, real: ImageSet, transform: Transform, run: Run
+    name: str, prior: str, beside: Protocol, real: ImageSet, transform: Transform, run: Run
 ) -> tuple[Network, dict[str, Any]]:
     """Return a network trained on all of ``real`` (or read from the cache), and facts about it.
 
     Args:
         name: of the network. prior: of :data:`potstill.losses.REMEDIES`.
-        training: a student's; shortened as for the full reference, see :func:`full_training`.
+        beside: the students' protocol; a teacher is trained as the ceiling beside them is, see
+            :mod:`potstill.evaluation.references`.
     """
-    training = full_training(training, len(real), real.num_classes)
+    training = reference("ceiling", beside, len(real)).training
     pool = train_pool(real, transform, name, 1, training, run, prior=prior)
     net = create_for(real, name, torch.Generator().manual_seed(0))  # overwritten at once
     net.load_state_dict(pool.trained[0])
@@ -74,9 +75,7 @@ def trained_teacher(
 def _network(
     name: str, syn: SyntheticSet, real: ImageSet, protocol: Protocol, run: Run
 ) -> Teaching:
-    net, facts = trained_teacher(
-        name, protocol.teacher_prior, protocol.training, real, syn.transform, run
-    )
+    net, facts = trained_teacher(name, protocol.teacher_prior, protocol, real, syn.transform, run)
     held = sum(value.nbytes for value in net.state_dict().values())
 
     @torch.no_grad()

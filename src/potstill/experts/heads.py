@@ -29,7 +29,7 @@ from potstill.run.fields import OneOf, check_value
 __all__ = ["HEAD_PRIORS", "Head", "HeadPrior", "train_head"]
 
 _FILE = "head.safetensors"
-HEAD_PRIORS = priors(mixing=False)  # features of views are stored, images are gone
+HEAD_PRIORS = priors(mixing=False, stages=False)  # features of views are stored, images are gone
 HeadPrior = Annotated[str, OneOf(*HEAD_PRIORS)]
 
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor
 
 from potstill.data import ImageSet
 from potstill.data.transform import Transform
+from potstill.experts.recipes import first_form, train_recipe
 from potstill.losses import REMEDIES, priors
 from potstill.nets import Network, create_for, parse
 from potstill.nets.many import Examples, Training, train_many
@@ -153,7 +155,7 @@ class _Trainer:
         """Return the initial and the trained weights of the ``missing``."""
         self.entry.hold()
         places = Places(self.entry.folder, self.entry.key, self.run.checkpoint_seconds)
-        places.find(self.new(missing[0]))
+        places.find(first_form(self.prior, self.new(missing[0])))
         together = len(missing) if self.run.on_gpu else max(1, torch.get_num_threads())
         found: dict[int, tuple[State, State]] = {}
         for begin in range(0, len(missing), together):
@@ -169,18 +171,20 @@ class _Trainer:
         initial, row = [_snapshot(net) for net in nets], REMEDIES[self.prior]
         examples = Examples(self.real.rows(), self.real.labels, self.transform)
         found: dict[int, tuple[State, State]] = {}
+        last, staged = self.training.epochs - 1, bool(row.stages)
 
         def draws(purpose: str, k: int, index: int) -> torch.Generator:
             return self.run.generator(f"pool/{purpose}", group[k], index)
 
         def keep(k: int, epoch: int, net: Network) -> None:
-            if epoch == self.training.epochs - 1:
+            if epoch == last:
                 correct_(net, row.post_hoc, examples)
                 found[group[k]] = initial[k], _snapshot(net)
                 self._save(group[k], *found[group[k]], places.lap(group[k]))
                 places.forget(group[k])
 
-        train_many(
+        train = partial(train_recipe, row.stages) if staged else train_many
+        train(
             nets,
             examples,
             self.training,
@@ -190,14 +194,14 @@ class _Trainer:
             channels_last=self.run.on_gpu,
             quiet=self.run.quiet,
             generators=draws,
-            on_epoch=keep,
+            on_epoch=None if staged else keep,
             label=label,
             start_epoch=[places.take(member) or 0 for member in group],
             kept=places.of(group),
         )
-        if not self.training.epochs:
+        if staged or not self.training.epochs:
             for k, net in enumerate(nets):
-                keep(k, -1, net)
+                keep(k, last, net)
         return found
 
     def _save(self, member: int, initial: State, trained: State, seconds: float) -> None:

@@ -1,4 +1,4 @@
-"""Trainings for long tails that go in stages or need more than a row of the table.
+"""Trainings of the long-tail table that go in stages or need more than a loss and a sampler.
 
 ====================  ==============================================================================
 ``crt``               plain; then a new classifier on a body that rests, classes in turn (Kang et
@@ -6,14 +6,18 @@
 ``lws``               plain; then one learnt scale per class, all else rests (Kang et al., eq. 6)
 ``weight_balancing``  strong weight decay; then the classifier alone on the class-balanced loss,
                       more decay, MaxNorm after each step (Alshammari et al., CVPR 2022)
-``remix``             Remix with deferred re-weighting (Chou et al., ECCV workshops 2020)
 ``mislas``            mixup; then classes equally often, the classifier with learnt scales on
                       label-aware smoothing, batch norm goes on to measure (Zhong et al., CVPR 2021)
 ``glmc``              see :mod:`potstill.experts.global_local`
 ====================  ==============================================================================
 
+A row of :data:`potstill.losses.REMEDIES` names one as its ``stages``. (Remix with deferred
+re-weighting, Chou et al., ECCV workshops 2020, is one training: the row ``remix_drw``.)
 A caller says how networks are trained (epochs, step size, batch, augmentation); what belongs to the
 recipe stands in its stages. Second stages keep the step size of the first, falling as a cosine.
+
+Places are kept in the first stage, which is the long one. What was killed in a later stage goes on
+from the last place in the first: draws know the stage, so the bytes are the same.
 
 Deviations: MiSLAS's classifier has half the step size of its scales and the whole weight decay.
 """
@@ -28,12 +32,13 @@ import torch
 from torch import Tensor, nn
 
 from potstill.experts.global_local import CumulativeLoss, Mixtures, doubled
-from potstill.losses import REMEDIES, Loss, Scheduled, label_aware
+from potstill.losses import REMEDIES, Loss, Scheduled, label_aware, priors
 from potstill.nets import Examples, Network, Training, initialise, train_many
+from potstill.nets.places import Kept, Place
 from potstill.nets.training import Generators
 from potstill.run.fields import OneOf, Share, check_fields, check_value
 
-__all__ = ["RECIPES", "Recipe", "Stage", "train_recipe"]
+__all__ = ["RECIPES", "Recipe", "Stage", "first_form", "train_recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,7 +49,7 @@ class Stage:
         InputError: a field is out of range.
     """
 
-    prior: Annotated[str, OneOf(*REMEDIES)] = "plain"  # loss, sampling and mixing
+    prior: Annotated[str, OneOf(*priors(stages=False))] = "plain"  # loss, sampling and mixing
     changes: Mapping[str, Any] = field(default_factory=dict)  # to the caller's Training
     body: bool = True  # whether it is trained
     classifier: Share = 1.0  # its step size, relative; 0 = it rests
@@ -82,7 +87,6 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
             body=False,
         ),
     ),
-    "remix": (Stage(prior="remix_drw"),),
     "mislas": (
         Stage(changes={"mixing": "mixup", "cutmix": 0.0}),
         Stage(
@@ -95,6 +99,13 @@ RECIPES: dict[str, tuple[Stage, ...]] = {
 Recipe = Annotated[str, OneOf(*RECIPES)]
 
 
+def first_form(prior: str, network: Network) -> Network:
+    """Return a network of the shapes that ``network`` has in the first training of a row."""
+    if REMEDIES[prior].stages != "glmc":
+        return network
+    return doubled(network, torch.Generator())
+
+
 def train_recipe(
     recipe: str,
     networks: Sequence[Network],
@@ -102,6 +113,10 @@ def train_recipe(
     training: Training,
     *,
     generators: Generators,
+    loss: Any = None,
+    on_epoch: Any = None,
+    start_epoch: int | Sequence[int | Place] = 0,
+    kept: Kept | None = None,
     **options: Any,
 ) -> None:
     """Train ``networks`` in place through all stages of a recipe.
@@ -111,6 +126,9 @@ def train_recipe(
         networks: of one architecture. examples: of every class at least one.
         training: what the stages' ``changes`` are made to.
         generators: as for ``train_many``; purposes of later stages begin with "stage-2/".
+        loss, on_epoch: not used, for stages have losses of their own and no epochs to look at; they
+            are here so that a recipe takes the place of ``train_many``.
+        start_epoch, kept: of the first stage.
         options: further arguments of ``train_many``: device, backend, precision, quiet, ...
 
     Raises:
@@ -128,6 +146,8 @@ def train_recipe(
 
         how = replace(training, **stage.changes).under(stage.prior)
         given = {"generators": draws, "loss": stage.loss(counts), **options}
+        if number == 1:
+            given |= {"start_epoch": start_epoch, "kept": kept}
         if recipe == "glmc":
             twins = [doubled(net, draws("heads", k, 0)) for k, net in enumerate(networks)]
             given |= {"loss": CumulativeLoss(counts), "feed": Mixtures}

@@ -29,7 +29,7 @@ from potstill.run.fields import OneOf, check_value
 __all__ = ["ExpertPrior", "Params", "Trajectories", "train_experts"]
 
 Params = dict[str, Tensor]  # by name, as in Network.named_parameters()
-ExpertPrior = Annotated[str, OneOf(*priors(post_hoc=False))]  # what acts while a network learns
+ExpertPrior = Annotated[str, OneOf(*priors(post_hoc=False, stages=False))]  # one training
 
 
 @dataclass(frozen=True, eq=False)

@@ -59,6 +59,7 @@ class Remedy:
     mixing: str = "none"  # of Training
     post_hoc: str = "none"  # of potstill.nets.post_hoc
     left: float = 1.0  # power of the class prior that the classifier still has in it
+    stages: str = ""  # of potstill.experts.recipes, which then says all that stands above
 
     def loss_for(self, counts: Counts) -> Loss | Scheduled:
         """Return the loss on a set with ``counts`` images per class (C,)."""
@@ -113,15 +114,36 @@ REMEDIES: dict[str, Remedy] = {
         "plain, then a new classifier on balanced features (Kang et al.)", post_hoc="crt", left=0
     ),
     "ncm": Remedy("plain, then the nearest class mean (Kang et al.)", post_hoc="ncm", left=0),
+    "lws_trained": Remedy("lws by descent on fresh views, as published", stages="lws", left=0),
+    "crt_trained": Remedy("crt by descent on fresh views, as published", stages="crt", left=0),
+    "weight_balancing": Remedy(
+        "strong weight decay, then a class-balanced classifier with MaxNorm (Alshammari et al., "
+        "CVPR 2022)",
+        stages="weight_balancing",
+        left=0,
+    ),
+    "mislas": Remedy(
+        "mixup, then a classifier on label-aware smoothing (Zhong et al., CVPR 2021)",
+        stages="mislas",
+        left=0,
+    ),
+    "glmc": Remedy(
+        "two mixtures that should look alike, the loss from plain to re-weighted (GLMC, Du et al., "
+        "CVPR 2023)",
+        stages="glmc",
+        left=0.1,  # batches between n and n^0.8 under weights n^-0.8
+    ),
 }
 
 
-def priors(*, mixing: bool = True, post_hoc: bool = True) -> tuple[str, ...]:
-    """Return the names of the rows, without those that mix images or correct a classifier."""
+def priors(*, mixing: bool = True, post_hoc: bool = True, stages: bool = True) -> tuple[str, ...]:
+    """Return the names of the rows, without those that mix images, correct or go in stages."""
     return tuple(
         name
         for name, row in REMEDIES.items()
-        if (mixing or row.mixing == "none") and (post_hoc or row.post_hoc == "none")
+        if (mixing or row.mixing == "none")
+        and (post_hoc or row.post_hoc == "none")
+        and (stages or not row.stages)
     )
 
 

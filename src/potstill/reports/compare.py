@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from potstill.evaluation.record import below, few_test_images
+from potstill.evaluation.record import below, few_test_images, of_ceiling
 from potstill.reports import class_lines
 from potstill.reports import table_text as tables
 from potstill.reports.html import render, svg
@@ -25,7 +25,8 @@ from potstill.run.errors import system_refusals
 
 __all__ = ["compare"]
 
-_REFERENCES = {**REFERENCES, "full": "all real images"}
+_WHOLE = {"full": "all real images", "ceiling": "all real images, debiased (ceiling)"}
+_REFERENCES = REFERENCES | _WHOLE
 _MARKS = {  # what a row that differs from the first is marked with, and what then differs
     "protocol": ("other protocol", "protocols"),
     "test": ("other test images", "test images"),
@@ -92,6 +93,7 @@ def _current(run: RunFolder) -> list[dict[str, Any]]:
 def _html(runs: Sequence[RunFolder]) -> str:
     names = _names(runs)
     rows = [row for run, name in zip(runs, names, strict=True) for row in _rows(run, name)]
+    _set_beside_ceilings(rows)
     networks = list(dict.fromkeys(network for row in rows for network in row["cells"]))
     for row in rows:
         row["marks"] = [
@@ -161,6 +163,22 @@ def _rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
     return list(rows.values())
 
 
+def _set_beside_ceilings(rows: Sequence[dict[str, Any]]) -> None:
+    """Say of each cell which percent of the ceiling of its data, test and network it reaches."""
+    ceilings = {
+        (row["facts"]["train"], row["facts"]["test"], network): part(record, "ceiling")
+        for row in rows
+        for network, record in row["cells"].items()
+        if part(record, "ceiling")
+    }
+    for row in rows:
+        of = (row["facts"]["train"], row["facts"]["test"])
+        row["of_ceiling"] = {
+            network: of_ceiling(record, part(record, "ceiling") or ceilings.get((*of, network), {}))
+            for network, record in row["cells"].items()
+        }
+
+
 def _worse(record: Mapping[str, Any]) -> list[str]:
     """In how many classes a score is below its references, in a few words each."""
     classes = len(part(record, "per_class").get("mean") or ())
@@ -210,7 +228,7 @@ def _reference_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             means = {n: facts["accuracy"].get("mean") for n, facts in cells.items()}
             # The same draw scored beside several runs; networks that only some have are added.
             same = f"{title} {label} {row['facts']['train']} {row['facts']['test']}"
-            same += f" {row['facts']['ipc']}" if key != "full" else ""
+            same += f" {row['facts']['ipc']}" if key not in _WHOLE else ""
             known = found.setdefault(
                 f"{same} {row['name']}" if _differs(found.get(same), means) else same,
                 {"title": title, "protocol": label, "cells": {}, "beside": []},

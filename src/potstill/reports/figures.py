@@ -134,6 +134,7 @@ def per_class_bars(record: Mapping[str, Any], path: Path | None = None) -> bytes
         ("random real", "random", "o", 5 * small),
         ("random mosaic", "mosaic", "s", 4.5 * small),
         ("full real", "full", "_", 9 * small),
+        ("ceiling", "ceiling", "x", 4 * small),
     ]
     worse = {*below(record, "random"), *below(record, "mosaic")}
 

@@ -10,7 +10,7 @@ from typing import Any
 from potstill.canvas import views_per_image
 from potstill.data.longtail import size_groups
 from potstill.evaluation.probe import in_use
-from potstill.evaluation.record import few_test_images
+from potstill.evaluation.record import few_test_images, of_ceiling
 from potstill.reports import class_lines, figures
 from potstill.reports import table_text as tables
 from potstill.reports.html import picture, render, svg
@@ -28,6 +28,7 @@ _REFERENCES = {
     "random": "Random real images",
     "mosaic": "Random real mosaics",
     "full": "All real images",
+    "ceiling": "Ceiling",
 }
 _FRAMES = 4  # pictures of the way to the result
 _VALUES = 24  # entries of a list that are written out
@@ -67,6 +68,7 @@ def _html(run: RunFolder) -> str:
         last_protocol=tables.protocol_label(last.get("protocol")),
         last_few=few_test_images(last),
         beside=_beside(run, last),
+        of_ceiling=of_ceiling(last),
         records=[_record(record) for record in reversed(run.scores)],
         total=sum(run.counts),
         views=1 if kept is None else views_per_image(kept.decode),
@@ -100,14 +102,16 @@ def _beside(run: RunFolder, record: Mapping[str, Any]) -> list[dict[str, Any]]:
     stored, tiles = run.artifact.get("images"), []
     for key, title in _REFERENCES.items():
         facts = part(record, key)
-        if not facts:
+        if not facts or (key == "ceiling" and facts == record.get("full")):
             continue
         images, views = facts.get("images"), facts.get("views")
-        if key == "full":
+        if key in ("full", "ceiling"):
             total = images or sum(run.counts)
             number = f"{total:,} images" if total else "the whole training set"
             epochs = part(part(facts, "protocol"), "training").get("epochs")
             number += f", {epochs} epochs" if epochs else ""
+            if key == "ceiling":
+                number = f"all real images, {part(facts, 'protocol').get('prior')}; {number}"
         elif key == "mosaic":
             number = f"same storage: {views} small images in each"
             if images is not None and stored and images < views * stored:
@@ -206,7 +210,7 @@ def _protocols(records: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Every protocol that some score was taken under, once."""
     seen: dict[str, dict[str, Any]] = {}
     for record in reversed(records):
-        others = (part(record, key).get("protocol") for key in ("random", "mosaic", "full"))
+        others = (part(record, key).get("protocol") for key in _REFERENCES)
         for protocol in (record.get("protocol"), *others):
             if isinstance(protocol, Mapping):
                 rest = {k: v for k, v in in_use(protocol).items() if k != "description"}

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 from potstill.data.longtail import size_groups
-from potstill.evaluation.record import few_test_images
+from potstill.evaluation.record import few_test_images, of_ceiling
 from potstill.reports.source import part
 
 __all__ = [
@@ -43,7 +43,7 @@ def protocol_label(protocol: Any) -> str:
 
 
 def score_table(records: Iterable[Any]) -> list[Row]:
-    """Return one row per record and training set: distilled, its 8-bit view, random, mosaic, full.
+    """Return one row per record and training set: distilled, its 8-bit view, random, mosaic, all.
 
     What a classifier inherited from the sender reaches has rows and a label tier of its own.
 
@@ -53,7 +53,8 @@ def score_table(records: Iterable[Any]) -> list[Row]:
 
     Returns:
         Rows with the same keys; scores stay ``{"mean", "std"}`` in percent. Bytes and seconds
-        belong to the distilled set. Columns without any value are left out, and "balanced" where
+        belong to the distilled set; "of_ceiling" is the accuracy in percent of the ceiling's,
+        where that was measured. Columns without any value are left out, and "balanced" where
         it equals the accuracy everywhere. "mark" warns of few test images. Head, medium and tail
         are given where the real classes differ enough in size to have them, see
         :func:`potstill.data.longtail.size_groups`.
@@ -71,7 +72,8 @@ def score_table(records: Iterable[Any]) -> list[Row]:
             (f"{made}, 8-bit", part(record, "quantized"), tier),
             ("random real", part(record, "random"), "hard"),
             ("random mosaic", part(record, "mosaic"), "hard"),
-            (_full_title(record), part(record, "full"), "hard"),
+            (_whole_title(record, "full", "full real"), part(record, "full"), "hard"),
+            (_whole_title(record, "ceiling", "ceiling"), _ceiling(record), "hard"),
             ("distilled, KD from the head", part(record, "kd"), "online"),
             (_inherited_title(part(record, "inherited")), part(record, "inherited"), "inherited"),
         ]
@@ -90,12 +92,19 @@ def score_table(records: Iterable[Any]) -> list[Row]:
     return [{key: value for key, value in row.items() if key in used} for row in rows]
 
 
-def _full_title(record: Mapping[str, Any]) -> str:
+def _whole_title(record: Mapping[str, Any], key: str, title: str) -> str:
     """All real images; with the epochs, where they are not those of the students."""
-    protocol = part(part(record, "full"), "protocol")
-    epochs = part(protocol, "training").get("epochs")
+    protocol = part(part(record, key), "protocol")
+    epochs, prior = part(protocol, "training").get("epochs"), protocol.get("prior")
     same = protocol.get("hash") == part(record, "protocol").get("hash")
-    return "full real" if same or epochs is None else f"full real, {epochs} epochs"
+    title += f" ({prior})" if prior else ""
+    return title if same or epochs is None else f"{title}, {epochs} epochs"
+
+
+def _ceiling(record: Mapping[str, Any]) -> dict[str, Any]:
+    """The ceiling, {} where it is the full set: all classes are equally large."""
+    found, full = part(record, "ceiling"), part(record, "full")
+    return {} if found.get("protocol") == full.get("protocol") else found
 
 
 def _inherited_title(facts: Mapping[str, Any]) -> str:
@@ -115,6 +124,7 @@ def _scores(facts: Mapping[str, Any], labels: Any, record: Mapping[str, Any]) ->
         "labels": labels,
         "folds" if record.get("folds") else "runs": runs,
         "accuracy": accuracy | single,
+        "of_ceiling": of_ceiling(facts, part(record, "ceiling")),
         **{
             key: value | single if value else None
             for key, value in {"balanced": part(facts, "balanced"), **groups}.items()
@@ -146,7 +156,7 @@ def _cell(key: str, value: Any, pm: str = " ± ") -> str:
     if key == "bytes":
         return size(value)
     if isinstance(value, float):
-        return f"{value:.1f}" if key == "seconds" else f"{value:g}"
+        return f"{value:.1f}" if key in ("seconds", "of_ceiling") else f"{value:g}"
     return str(value)
 
 
@@ -155,7 +165,7 @@ def _same(a: Mapping[str, Any], b: Mapping[str, Any]) -> bool:
 
 
 def _title(key: str) -> str:
-    return key.replace("_", " ")
+    return "% of ceiling" if key == "of_ceiling" else key.replace("_", " ")
 
 
 def markdown(rows: Sequence[Row]) -> str:

@@ -35,7 +35,7 @@ def card(synthetic: SyntheticSet, name: str) -> str:
     environment = Environment(
         undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
     )
-    environment.filters |= {"md": _plain, "percent": _percent}
+    environment.filters |= {"md": _plain, "percent": _percent, "share": _share}
     template = environment.from_string(Path(__file__).with_name("card.md").read_text("utf-8"))
     facts = synthetic.provenance
     decoded = synthetic.decoded()[1]
@@ -122,7 +122,9 @@ def _score(record: Mapping[str, Any]) -> dict[str, Any]:
         words.append(f"few: {fewest} of a class")
     epochs = _part(_part(_part(record, "full"), "protocol"), "training").get("epochs")
     shown = f" ({epochs} epochs)" if isinstance(epochs, int) else ""
-    return dict(record) | {"tested": "; ".join(words), "epochs": shown}
+    prior = _part(_part(record, "ceiling"), "protocol").get("prior")
+    recipe = f" ({_plain(prior)})" if prior else ""
+    return dict(record) | {"tested": "; ".join(words), "epochs": shown, "recipe": recipe}
 
 
 def _constants(synthetic: SyntheticSet) -> str:
@@ -195,6 +197,11 @@ def _percent(score: Any) -> str:
         return f"{score['mean']:.1f} ± {score['std']:.1f}"
     except (KeyError, TypeError, ValueError):
         return "–"
+
+
+def _share(percent: Any) -> str:
+    """A number with one decimal, or a dash."""
+    return f"{percent:.1f}" if isinstance(percent, int | float) else "–"
 
 
 def _bytes(count: int) -> str:
