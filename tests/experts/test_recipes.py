@@ -311,3 +311,8 @@ def test_every_recipe_has_a_name_in_the_table():
 def test_bad_arguments():
     with pytest.raises(InputError, match="recipe is 'mixup'; use one of crt"):
         by_recipe("mixup")
+    some = Examples(torch.rand(2, 1, 8, 8), torch.tensor([0, 2]), Centre())
+    with pytest.raises(
+        InputError, match="recipe is 'glmc', but class 1 has no images; use 'plain'"
+    ):
+        train_recipe("glmc", [network()], some, HOW, generators=RUN.generator)

@@ -36,6 +36,7 @@ from potstill.losses import REMEDIES, Loss, Scheduled, label_aware, priors
 from potstill.nets import Examples, Network, Training, initialise, train_many
 from potstill.nets.places import Kept, Place
 from potstill.nets.training import Generators
+from potstill.run import InputError
 from potstill.run.fields import OneOf, Share, check_fields, check_value
 
 __all__ = ["RECIPES", "Recipe", "Stage", "first_form", "train_recipe"]
@@ -138,6 +139,11 @@ def train_recipe(
     check_value("recipe", recipe, Recipe)
     classes = networks[0].classifier.out_features
     counts = examples.labels.cpu().bincount(minlength=classes)
+    if not bool(counts.all()):
+        raise InputError(
+            f"recipe is {recipe!r}, but class {counts.tolist().index(0)} has no images; use "
+            "'plain' or give it one"
+        )
     for number, stage in enumerate(RECIPES[recipe], 1):
         prefix = "" if number == 1 else f"stage-{number}/"
 
