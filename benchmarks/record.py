@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from potstill.app.flags import Taught
 from potstill.app.job import Data
 from potstill.app.recipe import method_of, read_recipe
 from potstill.evaluation import Probe, find_protocol
@@ -23,6 +24,7 @@ from potstill.evaluation.inheritance import fits, inheritance
 from potstill.evaluation.record import names_of
 from potstill.nets import parse
 from potstill.run import InputError
+from potstill.run.fields import fields_of
 
 
 def differences(recipe: dict[str, Any], job: dict[str, Any], data: dict[str, Any]) -> list[str]:
@@ -56,7 +58,8 @@ def scores_of(
     asked = {"network": "convnet-w128-in", "protocol": "default", "runs": 5}
     asked |= recipe.get("evaluate", {})
     names = [asked["network"]] if isinstance(asked["network"], str) else asked["network"]
-    how = find_protocol(asked["protocol"], asked.get("prior"))
+    taught = {key: asked.get(key) for key in ("prior", *fields_of(Taught))}
+    how = find_protocol(asked["protocol"], **taught)
     protocol, networks = how.hash, set(names)
     if not isinstance(how, Probe):
         networks = {str(parse(name).at((shape[1], shape[2]))) for name in names}
@@ -83,7 +86,7 @@ def scores_of(
 def measured(run: dict[str, Any], score: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
     """Fields of the table; ``seconds`` are those of distilling, trained networks included."""
     beside = {}
-    for name in ("mosaic", "full", "ceiling", "inherited", "kd"):
+    for name in ("start", "mosaic", "full", "ceiling", "inherited", "kd"):
         if score.get(name):
             beside |= {f"{name}_accuracy": score[name]["accuracy"]["mean"]}
             beside |= {f"{name}_std": score[name]["accuracy"]["std"]}

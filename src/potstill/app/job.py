@@ -157,6 +157,7 @@ def evaluated(
             same = (score.artifact, score.protocol.get("hash"), score.runs, score.seed) == asked
             own = (score.train_checksum, score.test_checksum) == data
             beside = (score.ceiling or not full) and (score.mosaic or not tiled)
+            beside = beside and (score.start or syn.start is None)
             if same and own and beside and fits(inherit, score.inherited, score.kd):
                 found.update(dict.fromkeys(names_of(score.network, score.backbone), score))
         return found

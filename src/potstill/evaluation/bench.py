@@ -112,6 +112,24 @@ class Bench:
         }
         return {**best[2], "iterates": facts}
 
+    def start(self, network: str, runs: int) -> Result | None:
+        """Score the images and labels before step 0; None where there were none.
+
+        Students are those of the artifact, its learned step size included.
+        """
+        first = self.syn.start
+        if first is None:
+            return None
+        bench = replace(self, protocol=self.protocol.reference)
+        training = bench.protocol.training_for(self.syn.ipc, first.syn_lr)
+        protocol = replace(bench.protocol, training=training)
+        facts: dict[str, Any] = {"what": "start", "start": first.checksum}
+        if self.teaching is not None:
+            facts |= {"teaching": self.teaching.facts}
+        return self.cached(
+            facts, protocol, network, runs, lambda: bench.artifact(first, network, runs)
+        )
+
     def eight_bit(self, network: str, runs: int, result: Result) -> Result:
         """Score the 8-bit view; real images are their own, so nothing is trained for them."""
         view = self.syn.quantized()

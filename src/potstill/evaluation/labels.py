@@ -164,6 +164,7 @@ def with_soft_labels(
         weights=weights,
         decode=canvas_spec(),
         soft_labels=soft,
+        start=None,
         provenance={**syn.provenance, "soft_labels": facts},
     )
 
@@ -208,7 +209,7 @@ def with_view_labels(
     )
     facts = _facts(teachers, counts, tau) | {"views": views.facts, "cutmix": cutmix, "top": top}
     told = {**syn.provenance, "view_labels": facts | {"epochs": epochs}}
-    return replace(syn, view_labels=found, provenance=told)
+    return replace(syn, view_labels=found, provenance=told, start=None)
 
 
 def with_projection(syn: SyntheticSet, head: Head, backbone: str) -> SyntheticSet:
@@ -225,7 +226,7 @@ def with_projection(syn: SyntheticSet, head: Head, backbone: str) -> SyntheticSe
         raise InputError("head has other classes than the images; train one for these data")
     own = Projection(head.weight.float(), head.bias.float(), backbone, head.backbone)
     told = {**syn.provenance, "projection": dict(head.facts)}
-    return replace(syn, projection=own, provenance=told)
+    return replace(syn, projection=own, provenance=told, start=None)
 
 
 def _facts(teachers: Sequence[Network], counts: Sequence[int] | None, tau: float) -> dict[str, Any]:

@@ -67,8 +67,9 @@ def evaluate(
             distilled).
         protocol: a name of :data:`PROTOCOLS` or :data:`PROBES`, or your own.
         runs: students per network. run: seed, device, cache.
-        baseline: score a random real subset with as many images per class and, where a stored
-            image holds several, random real images at the same storage (both cached by content).
+        baseline: score the images and labels that the artifact was before step 0, a random real
+            subset with as many images per class and, where a stored image holds several, random
+            real images at the same storage (all cached by content).
         quantized: score the 8-bit view as well.
         full: score training on all of ``train``, plainly and under the recipe of the ceiling
             (:mod:`potstill.evaluation.references`): the number of students of each, True for one
@@ -135,6 +136,7 @@ def evaluate(
         score = replace(
             score,
             quantized=students.eight_bit(name, runs, result) if eight_bit else None,
+            start=students.start(name, runs) if baseline else None,
             random=students.random(name, runs) if baseline else None,
             mosaic=students.mosaic(name, runs) if baseline else None,
         )
@@ -222,6 +224,7 @@ def _probed(
             "same": backbone.key == made_with,
         },
         quantized=eight_bit if wanted["quantized"] else None,
+        start=bench.start(backbone, runs) if wanted["random"] else None,
         random=bench.random(backbone, runs) if wanted["random"] else None,
         mosaic=bench.mosaic(backbone, runs) if wanted["random"] else None,
         full=full,

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from potstill.evaluation.record import below, few_test_images, of_ceiling
+from potstill.evaluation.record import below, few_test_images, gain, of_ceiling
 from potstill.reports import class_lines
 from potstill.reports import table_text as tables
 from potstill.reports.html import render, svg
@@ -158,6 +158,7 @@ def _rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
         records = list(row["cells"].values())
         row["bytes"] = records[-1].get("receiver_bytes")
         row["devices"] = _unique(record.get("device") for record in records)
+        row["gained"] = {network: gain(record) for network, record in row["cells"].items()}
         row["worse"] = {network: _worse(record) for network, record in row["cells"].items()}
         row["students"] = _unique(record.get("runs") for record in records)
     return list(rows.values())

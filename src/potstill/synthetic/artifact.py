@@ -17,6 +17,7 @@ from potstill.run.errors import system_refusals
 from potstill.synthetic import artifact_folder
 from potstill.synthetic import tensors as exact
 from potstill.synthetic.eight_bit import to_uint8
+from potstill.synthetic.start import read_start
 
 __all__ = ["SyntheticSet"]
 
@@ -49,6 +50,7 @@ class SyntheticSet:
     projection: Projection | None = None  # labels any view from the features of a backbone
     source_indices: Tensor | None = None  # int64 (N,), rows of the source that were distilled
     provenance: dict[str, Any] = field(default_factory=dict)  # JSON-like: where it comes from
+    start: SyntheticSet | None = field(default=None, repr=False)  # as it stood before step 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -57,6 +59,8 @@ class SyntheticSet:
             if value is not None:
                 object.__setattr__(self, name, value.detach())
         fault = exact.fault(self)
+        if self.start is not None and self.start.images.shape != self.images.shape:
+            fault = fault or f"start has images of shape {tuple(self.start.images.shape)}"
         if fault:
             raise InputError(fault)
 
@@ -134,6 +138,7 @@ class SyntheticSet:
             soft_labels=soft_labels,
             weights=weights,
             regression_targets=self.decoded_targets(),
+            start=None,
         )
 
     @system_refusals()
@@ -167,4 +172,4 @@ class SyntheticSet:
         except InputError as error:
             raise ArtifactError(f"{place / artifact_folder.TENSORS}: {error}") from error
         synthetic.provenance.update(artifact_folder.read_provenance(place, stated))
-        return synthetic
+        return read_start(place, synthetic)

@@ -2,6 +2,7 @@
 
     synthetic.safetensors   the stored form, exact; the only file that ``SyntheticSet.load`` needs
     provenance.json         where it comes from, and the checksum of the tensors it belongs to
+    start.safetensors       8-bit images and labels before step 0, where a method moved them
     README.md               data set card; its front matter names the Parquet file
     preview.png             the stored images, one row per class
     images/000_cat/000.png  8-bit view of the decoded images (what a receiver trains on)
@@ -29,6 +30,7 @@ from potstill.run.records import read_json
 from potstill.run.replace import alone, hidden, recover, remove_owned, replace_folder
 from potstill.synthetic import eight_bit as pictures
 from potstill.synthetic.card import PARQUET, VIEWS_PARQUET, card
+from potstill.synthetic.start import START, write_start
 from potstill.synthetic.tensors import to_file
 
 if TYPE_CHECKING:
@@ -41,7 +43,7 @@ TENSORS = "synthetic.safetensors"
 PROVENANCE = "provenance.json"
 # Paths in the folder that are ours to replace; a slash at the end marks a folder to look into.
 OWNED = re.compile(
-    rf"{re.escape(TENSORS)}|{re.escape(PROVENANCE)}|README\.md|preview\.png"
+    rf"{re.escape(TENSORS)}|{re.escape(PROVENANCE)}|{re.escape(START)}|README\.md|preview\.png"
     r"|data/((train|views)-\d{5}-of-\d{5}\.parquet)?|images/(\d{3,}_[^/]+/(\d{3,}\.png)?)?"
 )
 _COLUMNS = {"values": "log_probability", "classes": "label"}  # names that differ from ours
@@ -98,6 +100,7 @@ def _fill(part: Path, synthetic: SyntheticSet, name: str) -> None:
     }
     text = json.dumps(provenance, indent=2, default=str) + "\n"
     _durable(part / PROVENANCE, text.encode("utf-8", "replace"))
+    write_start(part, synthetic)
     (part / "README.md").write_bytes(card(synthetic, name).encode("utf-8", "replace"))
     preview = pictures.grid(synthetic.images, synthetic.labels, synthetic.classes)
     (part / "preview.png").write_bytes(preview)
