@@ -40,7 +40,7 @@ _TABLES: dict[str, dict[str, Any] | None] = {  # keys and their types
     "method": None,  # the fields of the method
     "evaluate": {
         "network": str | list[str],
-        "protocol": str,
+        "protocol": str | list[str],  # of several, scores under each
         "prior": str,  # what is done about uneven classes in what students learn from
         "labels": str,  # which of the stored ones, or a teacher's: see Protocol
         "loss": str,
@@ -88,8 +88,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     parts = {name for name, part in parts_of(kind()) if len(part.kinds) > 1}
     method = kind.budget("paper", **{k: v for k, v in own.items() if k in parts})
     _check_table(own, flat_hints(method), "method", path)
-    if recipe.get("evaluate", {}).get("network") == []:
-        raise InputError(f"{path} has network = [] in [evaluate]; name at least one network")
+    for key in ("network", "protocol"):
+        if recipe.get("evaluate", {}).get(key) == []:
+            raise InputError(f"{path} has {key} = [] in [evaluate]; name at least one {key}")
     return recipe
 
 
@@ -134,10 +135,12 @@ def run_recipe(
     names = options.pop("network", ["convnet-w128-in"])
     networks = [names] if isinstance(names, str) else list(names)
     how = {key: options.pop(key, None) for key in ("prior", *fields_of(Taught))}
-    protocol = find_protocol(options.pop("protocol", "default"), **how)
-    probed = isinstance(protocol, Probe)
+    asked = options.pop("protocol", "default")
+    asked = [asked] if isinstance(asked, str) else asked
+    protocols = [find_protocol(name, **how) for name in asked]
     for name in networks:
-        check_probed(name) if probed else parse(name)
+        for protocol in protocols:
+            check_probed(name) if isinstance(protocol, Probe) else parse(name)
     passed_on = ("inherit", "head_prior", "kd")
     inherit = inheritance(*(options.pop(key, None) for key in passed_on))
     distill(
@@ -149,8 +152,11 @@ def run_recipe(
         force=force,
         label=about.get("budget", "quick"),
     )
-    records = evaluated(
-        folder, run.with_(seed=0), networks=networks, protocol=protocol, inherit=inherit, **options
-    )
+    given = {"networks": networks, "inherit": inherit, **options}
+    records = [
+        record
+        for protocol in protocols
+        for record in evaluated(folder, run.with_(seed=0), protocol=protocol, **given)
+    ]
     report(folder, None)
     return folder, records

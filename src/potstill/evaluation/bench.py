@@ -25,6 +25,7 @@ from potstill.evaluation.student import (
     real_examples,
     synthetic_examples,
     train_students,
+    updates_of,
 )
 from potstill.evaluation.teaching import Teaching
 from potstill.nets import Examples
@@ -63,7 +64,8 @@ class Bench:
             examples, protocol.training, protocol, network=network, test=self.test, runs=runs,
             run=self.run, watch=self.watch, label=f"{runs} x {network} on {label}",
         )  # fmt: skip
-        result = summary(outcome.chosen, self.test.counts, self.train.groups)
+        result: Result = summary(outcome.chosen, self.test.counts, self.train.groups)
+        result["updates"] = updates_of(examples, protocol.training.under(protocol.prior))
         if protocol.looks_between:
             result["last"] = mean_std(overall(outcome.last, self.test.counts))
             result["epochs"] = list(outcome.epochs)

@@ -62,6 +62,7 @@ class Measured(TypedDict, total=False):
     last: Spread | None
     epochs: list[int] | None
     protocol: dict[str, Any]
+    updates: int  # steps of the optimiser of a student
     images: int  # real images, each counted once
     views: int  # of them in a stored image's place
 
@@ -101,6 +102,7 @@ class Score:
     threads: int
     date: str  # YYYY-MM-DD
     test: Annotated[dict[str, Any], Tested]
+    updates: int | None = None  # steps of the optimiser of a student; of none under a probe
     last: Annotated[dict[str, Any], Spread] | None = None  # after the last epoch, if not selected
     epochs: list[int] | None = None  # the epoch selected in each run, if not the last
     quantized: Result | None = None  # the 8-bit view

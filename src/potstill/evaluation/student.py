@@ -25,6 +25,7 @@ from potstill.experts.recipes import train_recipe
 from potstill.losses import REMEDIES, Loss, Scheduled, divergence, squared_error
 from potstill.nets import Examples, Network, Training, create, predict, train_many
 from potstill.nets.post_hoc import correct_
+from potstill.nets.sampling import epoch_length
 from potstill.run import InputError, Run
 from potstill.run.memory import Portion
 from potstill.synthetic import SyntheticSet
@@ -39,6 +40,7 @@ __all__ = [
     "real_examples",
     "synthetic_examples",
     "train_students",
+    "updates_of",
 ]
 
 
@@ -224,6 +226,16 @@ def train_students(
         [_test(student, test, examples.transform, run, fits) for student in students]
     )
     return Outcome(chosen, last, looks.epochs)
+
+
+def updates_of(examples: Examples, training: Training) -> int:
+    """Return how many steps a student's optimiser takes (in the first stage, if there are more).
+
+    The same protocol takes more on more images: a tiled set trains longer than a plain one.
+    """
+    labels = examples.labels
+    groups = [(labels == label).nonzero().flatten() for label in labels.unique()]
+    return training.epochs * -(-epoch_length(training.sampling, groups) // training.batch)
 
 
 def _test(

@@ -33,6 +33,7 @@ _MARKS = {  # what a row that differs from the first is marked with, and what th
     "train": ("other training images", "training images"),
     "ipc": ("other images per class", "images per class"),
     "tier": ("other label tier", "label tiers"),
+    "updates": ("other number of updates", "numbers of updates of a student"),
 }
 
 
@@ -140,6 +141,7 @@ def _rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
             "train": record.get("train_checksum") or part(run.provenance, "data").get("checksum"),
             "ipc": run.ipc,
             "tier": record.get("label_tier"),
+            "updates": record.get("updates"),
         }
         facts = {key: str(value or "") for key, value in facts.items()}
         row = rows.setdefault(

@@ -130,6 +130,7 @@ def _scores(facts: Mapping[str, Any], labels: Any, record: Mapping[str, Any]) ->
             key: value | single if value else None
             for key, value in {"balanced": part(facts, "balanced"), **groups}.items()
         },
+        "updates": facts.get("updates"),
         "bytes": facts.get("receiver_bytes"),
         "seconds": facts.get("seconds"),
     }
