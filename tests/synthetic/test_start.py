@@ -15,7 +15,7 @@ from potstill.nets import create
 from potstill.reports.remarks import remarks
 from potstill.run import ArtifactError, InputError
 from potstill.synthetic import SyntheticSet
-from potstill.synthetic.start import START, started
+from potstill.synthetic.started import START, started
 
 
 @pytest.fixture

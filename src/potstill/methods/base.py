@@ -29,7 +29,7 @@ from potstill.run.loop import descend
 from potstill.run.machine import describe, peak_memory_gb
 from potstill.run.parts import Part, changed, check_parts, flat
 from potstill.synthetic import SyntheticSet
-from potstill.synthetic.start import started
+from potstill.synthetic.started import started
 
 __all__ = ["BUDGETS", "Matcher", "Method", "MethodInfo", "Objective", "Selector", "chunks"]
 

@@ -17,7 +17,7 @@ from potstill.run.errors import system_refusals
 from potstill.synthetic import artifact_folder
 from potstill.synthetic import tensors as exact
 from potstill.synthetic.eight_bit import to_uint8
-from potstill.synthetic.start import read_start
+from potstill.synthetic.started import read_start
 
 __all__ = ["SyntheticSet"]
 

@@ -30,7 +30,7 @@ from potstill.run.records import read_json
 from potstill.run.replace import alone, hidden, recover, remove_owned, replace_folder
 from potstill.synthetic import eight_bit as pictures
 from potstill.synthetic.card import PARQUET, VIEWS_PARQUET, card
-from potstill.synthetic.start import START, write_start
+from potstill.synthetic.started import START, write_start
 from potstill.synthetic.tensors import to_file
 
 if TYPE_CHECKING:
