@@ -31,7 +31,8 @@ from potstill.methods.distribution.class_matching import CANVASES, Calibration, 
 from potstill.methods.distribution.sdm import Power, spectral_matching
 from potstill.methods.distribution.spectrum import QUICK, SpectralComparison, Spectrum
 from potstill.networks import Networks, NetworkSpec, PoolNets
-from potstill.networks.real_statistics import RealStatistics, RealView, SiameseViews
+from potstill.networks.real_statistics import RealStatistics, SiameseViews
+from potstill.networks.real_views import ClassMeans
 from potstill.run import InputError, Run
 from potstill.run.descent import Descent
 from potstill.run.fields import Inside, OneOf, Positive
@@ -47,7 +48,7 @@ class _ClassAware(SpectralComparison):
     seen: Tensor  # (C,)
     debias = False
 
-    def target(self, view: RealView, first: int, last: int) -> Tensor:
+    def target(self, view: ClassMeans, first: int, last: int) -> Tensor:
         """Real values, with the amplitude's sampling inflation removed if asked for."""
         a = super().target(view, first, last)
         return unbiased_amplitude(a, self.seen[first:last]) if self.debias else a
@@ -117,8 +118,7 @@ class CSDM(Matcher):
 
     @torch.no_grad()
     def _reliability(self, objective: ClassMatching, seen: Tensor, counts: Sequence[int]) -> Tensor:
-        view = objective.side.at(0)
-        assert view.table is not None and view.frequencies is not None
+        view: ClassMeans = objective.side.at(0)
         images, labels = objective.canvas.decode()
         features = objective.side.features(images, view)
         b = spectral_mean(features, view.frequencies, labels, objective.canvas.classes)

@@ -26,7 +26,8 @@ from potstill.match.spectral import segment_mean
 from potstill.methods.base import Matcher, MethodInfo
 from potstill.methods.distribution.class_matching import CANVASES, ClassMatching, Comparison
 from potstill.networks import Networks, NetworkSpec, RandomNets
-from potstill.networks.real_statistics import RealStatistics, RealView, SiameseViews
+from potstill.networks.real_statistics import RealStatistics, SiameseViews
+from potstill.networks.real_views import ClassMeans
 from potstill.run import Run
 from potstill.run.descent import Descent
 
@@ -37,10 +38,9 @@ class MeanDistance(Comparison):
     """Squared distance of class means (eq. 4)."""
 
     def class_distance(
-        self, view: RealView, features: Tensor, labels: Tensor, first: int, last: int
+        self, view: ClassMeans, features: Tensor, labels: Tensor, first: int, last: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return |mean real - mean synthetic|^2 of each class."""
-        assert view.table is not None
         syn = segment_mean(features, labels, last - first)
         distance = mean_distance(view.table[first:last], syn)
         return distance, {"distance": distance}

@@ -22,7 +22,8 @@ from potstill.match.mmd import class_mmd2
 from potstill.methods.base import Matcher, MethodInfo
 from potstill.methods.distribution.class_matching import CANVASES, ClassMatching, Comparison
 from potstill.networks import Networks, NetworkSpec, RandomNets
-from potstill.networks.real_statistics import RealStatistics, RealView, SiameseViews
+from potstill.networks.real_statistics import RealStatistics, SiameseViews
+from potstill.networks.real_views import ClassFeatures
 from potstill.run import Run
 from potstill.run.descent import Descent
 
@@ -35,11 +36,10 @@ class _Discrepancy(Comparison):
     keeps_features = True
 
     def class_distance(
-        self, view: RealView, features: Tensor, labels: Tensor, first: int, last: int
+        self, view: ClassFeatures, features: Tensor, labels: Tensor, first: int, last: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return MMD^2 of each class."""
-        assert view.stack is not None and view.mask is not None
-        distance = class_mmd2(view.stack[first:last], view.mask[first:last], features, labels)
+        distance = class_mmd2(view.features[first:last], view.mask[first:last], features, labels)
         return distance, {"distance": distance}
 
 
