@@ -151,7 +151,6 @@ def train_head(
     if (known := entry.recall(_FILE, "training the head again", read)) is not None:
         return known
     stats = collect_features(real, backbone, run, views=views, count=stored_views, bank=True)
-    assert stats.bank is not None
     weight, bias = train_heads(
         bank := stats.bank.to(run.device),
         real.labels,

@@ -130,14 +130,8 @@ class _Flows(BackboneObjective):
         how, device = self.how, self.run.device
         clean = how.centre_views == "clean"
         parts = how.sub_centres != "off"
-        stats = collect_features(
-            self.real,
-            self.backbone,
-            self.run,
-            views=None if clean else self.views,
-            count=1 if clean else how.centre_count,
-            bank=parts,
-        )
+        seen = {} if clean else {"views": self.views, "count": how.centre_count}
+        stats: Any = collect_features(self.real, self.backbone, self.run, bank=parts, **seen)
         self.ipc = len(self.labels) // self.classes
         self.seconds_saved = stats.seconds_saved
         centres = shrink_centres(stats.centres, stats.counts, how.shrinkage)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from potstill.data import ImageSet
-from potstill.experts.features import FeatureStats, sub_centres
+from potstill.experts.features import StoredFeatures, sub_centres
 from potstill.methods.base import MethodInfo, Selector
 from potstill.methods.selection.nearest import BackboneSelector, free_nearest
 from potstill.nets.backbone import Backbone
@@ -44,10 +44,9 @@ class Centroids(BackboneSelector, Selector):
     networks: FrozenBackbone = FrozenBackbone()  # what sees the images
 
     def choose(
-        self, real: ImageSet, stats: FeatureStats, backbone: Backbone, ipc: int, run: Run
+        self, real: ImageSet, stats: StoredFeatures, backbone: Backbone, ipc: int, run: Run
     ) -> Tensor:
         """Return positions (n,), class-sorted."""
-        assert stats.bank is not None
         goals = stats.centres[:, None] if ipc == 1 else sub_centres(stats, ipc, run)
         chosen = []
         for label in range(real.num_classes):

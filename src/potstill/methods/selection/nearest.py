@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from potstill.data import ImageSet
-from potstill.experts.features import FeatureStats, collect_features
+from potstill.experts.features import StoredFeatures, collect_features
 from potstill.nets.backbone import Backbone
 from potstill.networks import FrozenBackbone, Networks
 from potstill.run import Run
@@ -33,7 +33,7 @@ class BackboneSelector:
         return self.choose(real, stats, networks.backbone, ipc, run), networks
 
     def choose(
-        self, real: ImageSet, stats: FeatureStats, backbone: Backbone, ipc: int, run: Run
+        self, real: ImageSet, stats: StoredFeatures, backbone: Backbone, ipc: int, run: Run
     ) -> Tensor:
         """Return positions (n,), class-sorted, by the features of clean views."""
         raise NotImplementedError
