@@ -49,7 +49,7 @@ class Rows:
     count: int
     pairs: Callable[[], Iterator[tuple[Any, int]]]  # from the beginning at each call
     classes: tuple[str, ...] | None  # None: "0".."C-1" after the labels
-    pictures: Pictures | None = None  # some rows; None: only all of them in turn
+    pictures: Pictures  # some rows
     labels: np.ndarray | None = None  # int64 (count,); None: known only with the pictures
 
     def __post_init__(self) -> None:

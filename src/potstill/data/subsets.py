@@ -133,7 +133,6 @@ def keep_classes(rows: Rows, subset: str) -> tuple[Rows, tuple[int, ...]]:
         InputError: as :func:`class_positions`, or a class without images.
     """
     labels, pictures = rows.labels, rows.pictures
-    assert pictures is not None  # every kind of source has them
     if labels is None:
         labels = np.fromiter((label for _, label in rows.pairs()), np.int64, rows.count)
     numbered = torch.from_numpy(labels)

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -49,7 +49,7 @@ class Run:
     memory_gb: Positive = 4.0  # budget of one step's activations and of images kept in memory
     checkpoint_seconds: NotNegative = 20.0  # at most this much work is lost by a kill
     folder: Path | None = None
-    cache: Path | None = None
+    cache: Path = field(default_factory=cache_folder)
     quiet: bool = False
     watch: Callable[[int, dict[str, Any], Any], None] | None = None  # (step, record, canvas)
 
@@ -77,7 +77,7 @@ class Run:
             )
         if self.precision == "auto":
             object.__setattr__(self, "precision", "bf16" if kind == "cuda" else "fp32")
-        object.__setattr__(self, "cache", Path(self.cache or cache_folder()))
+        object.__setattr__(self, "cache", Path(self.cache))
         if self.folder is not None:
             object.__setattr__(self, "folder", Path(self.folder))
 
