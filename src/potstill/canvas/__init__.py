@@ -1,6 +1,6 @@
 """How a synthetic image is parametrised: what is stored, what is optimised, what a network sees."""
 
-from potstill.canvas.frequency_canvas import Frequency, FrequencyCanvas
+from potstill.canvas.frequency import Frequency, FrequencyCanvas
 from potstill.canvas.parts import CanvasSpec, MultiFormation, Pixels, Tiled
 from potstill.canvas.pixels import Canvas, canvas_spec, check_spec, decode_images, views_per_image
 from potstill.canvas.pyramid import Pyramid, PyramidCanvas

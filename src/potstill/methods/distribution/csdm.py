@@ -34,7 +34,6 @@ from potstill.networks import Networks, NetworkSpec, PoolNets
 from potstill.networks.real_statistics import RealStatistics, SiameseViews
 from potstill.networks.real_views import ClassMeans
 from potstill.run import InputError, Run
-from potstill.run.descent import Descent
 from potstill.run.fields import Inside, OneOf, Positive
 
 __all__ = ["CSDM"]
@@ -82,7 +81,6 @@ class CSDM(Matcher):
     statistics: RealStatistics = RealStatistics()
     spectrum: Spectrum = Spectrum()
     calibrating: Calibration = Calibration()
-    descent: Descent = Descent()
     alpha_head: Inside = 0.8  # amplitude weight of the largest class; best at 0.7-0.9 (fig. 3)
     alpha_schedule: AlphaSchedule = "log_linear"  # or "two_level", "reliability", "constant"
     alpha_balanced: Inside = 0.5  # for all classes when the counts are equal

@@ -45,7 +45,6 @@ from potstill.networks import Networks, NetworkSpec, PoolNets
 from potstill.networks.real_statistics import RealStatistics, SiameseViews
 from potstill.networks.real_views import ClassFeatures, ClassMeans
 from potstill.run import InputError, Run
-from potstill.run.descent import Descent
 from potstill.run.fields import OneOf, Positive
 
 __all__ = ["SDM", "Estimator", "Power", "spectral_matching"]
@@ -156,7 +155,6 @@ class SDM(Matcher):
     statistics: RealStatistics = RealStatistics()
     spectrum: Spectrum = Spectrum()
     calibrating: Calibration = Calibration()
-    descent: Descent = Descent()
     power: Power = 1  # 1 = root per frequency (NCFM), 2 = squared (literal SDD)
     estimator: Estimator = "frequencies"  # "exact" = closed-form MMD^2, the oracle (power 2)
     normalize: bool = True  # features to unit length before they are compared
