@@ -6,46 +6,32 @@ from potstill.losses.classification import (
     Scheduled,
     adjust,
     balanced_softmax,
-    class_balanced,
     cross_entropy,
-    effective_weights,
-    focal,
     label_aware,
-    ldam,
     logit_adjusted,
     loss_at,
     squared_error,
     weighted,
 )
-from potstill.losses.contrastive import OBJECTIVES, barlow_twins, nt_xent, self_supervised
 from potstill.losses.dam import WEIGHT_SCALES, dam
-from potstill.losses.table import LOSSES, REMEDIES, Remedy, priors, told
+from potstill.losses.table import LOSSES, REMEDIES, priors, told
 
 __all__ = [
     "LOSSES",
-    "OBJECTIVES",
     "REMEDIES",
     "WEIGHT_SCALES",
     "Deferred",
     "Loss",
-    "Remedy",
     "Scheduled",
     "adjust",
-    "barlow_twins",
     "balanced_softmax",
-    "class_balanced",
     "cross_entropy",
     "dam",
-    "effective_weights",
-    "focal",
     "label_aware",
-    "ldam",
     "logit_adjusted",
     "loss_at",
-    "nt_xent",
     "priors",
     "squared_error",
-    "self_supervised",
     "told",
     "weighted",
 ]
