@@ -28,7 +28,7 @@ from potstill.nets.frozen import frozen
 from potstill.nets.training import rgb
 from potstill.run import ArtifactError, DivergedError, InputError, Run, logger, progress
 from potstill.run.cache import key_facts
-from potstill.run.checkpoint import digest, load_state
+from potstill.run.checkpoint import digest, load_state, under
 from potstill.run.descent import pack, unpack
 from potstill.run.fields import (
     Epochs,
@@ -255,16 +255,12 @@ class _Training:
             self.step, self.spent = int(facts["step"]), float(facts["seconds"])
             self.losses = [float(loss) for loss in facts["losses"]]
             self.total.copy_(tensors["total"])
-            self.network.body.load_state_dict(_under("network.", tensors))
-            self.head.load_state_dict(_under("head.", tensors))
+            self.network.body.load_state_dict(under("network.", tensors))
+            self.head.load_state_dict(under("head.", tensors))
             unpack(self.optimizer, tensors)
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             raise ArtifactError(f"{path} is no state of this training; delete it") from error
         logger.info("resuming the backbone at step %d", self.step)
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _share(step: int, total: int) -> float:

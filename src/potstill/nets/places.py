@@ -17,7 +17,7 @@ from torch import Tensor
 
 from potstill.nets.layers import Network
 from potstill.run import ArtifactError, logger
-from potstill.run.checkpoint import digest, load_state
+from potstill.run.checkpoint import digest, load_state, under
 from potstill.run.keeper import Keeper
 
 __all__ = ["Kept", "Place", "Places"]
@@ -163,8 +163,8 @@ def _places(path: Path, key: str, like: Network) -> dict[int, Place]:
         networks, images = map(int, facts["pieces"])
         found = {}
         for name, seconds in facts["seconds"].items():
-            own = {n.partition(".")[2]: t for n, t in tensors.items() if n.split(".")[0] == name}
-            network = {n[8:]: t for n, t in own.items() if n.startswith("network.")}
+            own = under(f"{name}.", tensors)
+            network = under("network.", own)
             optimizer = {n: t for n, t in own.items() if n.startswith("optimizer.")}
             counts = step, epoch_steps, networks, images
             if min(counts) <= 0 or not _fits(network, optimizer, like):

@@ -18,6 +18,7 @@ from potstill.networks.extractor import FeatureExtractor
 from potstill.networks.feature_networks import Networks
 from potstill.networks.parts import OwnNets, fit_transform
 from potstill.run import InputError, Run
+from potstill.run.checkpoint import under
 from potstill.run.fields import Batch, Decay, NotNegative, OneOf, Positive, Range
 
 __all__ = ["EvolvingNetworks", "EvolvingNets"]
@@ -105,9 +106,7 @@ class EvolvingNetworks(Networks):
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Put the network back."""
-        prefix = "evolving/"
-        own = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
-        self.online.load_state(own)
+        self.online.load_state(under("evolving/", tensors))
         self._loaded = (-1, -1)
 
 

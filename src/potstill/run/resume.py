@@ -10,7 +10,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from potstill.run.checkpoint import load_state, save_state
+from potstill.run.checkpoint import load_state, save_state, under
 from potstill.run.descent import Schedule, pack, unpack
 from potstill.run.errors import ArtifactError, InputError
 from potstill.run.log import logger
@@ -115,7 +115,7 @@ class Checkpoint:
             for name, leaf in leaves.items():
                 leaf.copy_(tensors[f"surface.{name}"])
         unpack(optimizer, tensors)
-        problem.load_state({n[8:]: t for n, t in tensors.items() if n.startswith("problem.")})
+        problem.load_state(under("problem.", tensors))
         schedule.load_state(facts["schedule"])
         self.step = self._written = step
         self.spent, self.last = facts["seconds"], facts["last"]

@@ -34,6 +34,7 @@ from potstill.networks import Networks, NetworkSpec, PoolNets
 from potstill.networks.real_statistics import RealStatistics, SiameseViews
 from potstill.networks.real_views import ClassMeans
 from potstill.run import InputError, Run
+from potstill.run.checkpoint import under
 from potstill.run.descent import Descent, pack, unpack
 from potstill.run.fields import Inside, Positive
 from potstill.run.loop import Term
@@ -189,8 +190,7 @@ class _MinMax(ClassMatching):
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Put psi and its optimiser back."""
         super().load_state(tensors)
-        own = {name[4:]: value for name, value in tensors.items() if name.startswith("psi/")}
-        self.adversary.psi.load_state_dict(own)
+        self.adversary.psi.load_state_dict(under("psi/", tensors))
         unpack(self.adversary.climb, tensors)
 
 

@@ -38,6 +38,7 @@ QUICK = {  # the quick budget of all three
     "schedule": "cosine",
 }
 _SETS = 8  # distinct frequency draws kept in memory; views rotate them
+_ROTATIONS = 1024  # kept in memory, the newest: numbers that come only once are without end
 
 
 def step_size(descent: Descent, classes: int) -> float:
@@ -124,6 +125,8 @@ class SpectralComparison(Comparison):
             order = torch.randperm(dim, generator=draw)
             signs = torch.randint(0, 2, (dim,), generator=draw) * 2.0 - 1
             self._rotations[number] = order.to(self.run.device), signs.to(self.run.device)
+            if len(self._rotations) > _ROTATIONS:
+                del self._rotations[next(iter(self._rotations))]
         order, signs = self._rotations[number]
         return self._sets[which][:, order] * signs
 
