@@ -16,7 +16,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from potstill.app.job import Data, check_probed, distill, evaluated
+from potstill.app.job import Data, distill
+from potstill.app.scoring import check_networks, evaluated
 from potstill.methods import find
 from potstill.run import InputError, Run, nearest
 from potstill.run.fields import Batch, Runs, Seed, Students, check_value, fields_of
@@ -114,9 +115,8 @@ def run_recipe(
     Everything the recipe says is checked before the first part begins; what is finished already
     (the artifact, a score of the same protocol, runs and seed) is not done again.
     """
-    from potstill.evaluation import Probe, find_protocol
+    from potstill.evaluation import find_protocol
     from potstill.evaluation.inheritance import inheritance
-    from potstill.nets import parse
     from potstill.reports import report
 
     recipe = read_recipe(path)
@@ -128,9 +128,7 @@ def run_recipe(
     names = options.pop("network", ["convnet-w128-in"])
     networks = [names] if isinstance(names, str) else list(names)
     protocol = find_protocol(options.pop("protocol", "default"), options.pop("prior", None))
-    probed = isinstance(protocol, Probe)
-    for name in networks:
-        check_probed(name) if probed else parse(name)
+    check_networks(networks, protocol)
     passed_on = ("inherit", "head_prior", "kd")
     inherit = inheritance(*(options.pop(key, None) for key in passed_on))
     distill(
