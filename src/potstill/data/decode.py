@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from potstill.data.images import check_labels, check_size
+from potstill.data.classes import check_labels, check_size
 from potstill.data.pictures import brief, channels_last, flatten, is_file, open_picture
 from potstill.data.reading import Reading
 from potstill.data.values import OtherRange, Values

@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from potstill.data.classes import check_labels, plain_names
 from potstill.data.decode import Rows
-from potstill.data.images import check_labels, plain_names
 from potstill.run import InputError, nearest
 
 __all__ = ["SUBSETS", "class_positions", "keep_classes"]
