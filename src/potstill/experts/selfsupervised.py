@@ -7,7 +7,6 @@ a cosine schedule. It is resumed where it was left and gives the same bytes on t
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Generator
 from contextlib import closing
@@ -29,7 +28,7 @@ from potstill.nets.training import rgb
 from potstill.run import ArtifactError, DivergedError, InputError, Run, logger, progress
 from potstill.run.cache import key_facts
 from potstill.run.checkpoint import digest, load_state, under
-from potstill.run.descent import pack, unpack
+from potstill.run.descent import cosine, pack, unpack
 from potstill.run.fields import (
     Epochs,
     NotNegative,
@@ -268,7 +267,7 @@ def _share(step: int, total: int) -> float:
     warm = max(1, total // 20)
     if step < warm:
         return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+    return cosine(step - warm, max(1, total - warm))
 
 
 def _loss(

@@ -25,7 +25,7 @@ from potstill.networks import Networks
 from potstill.networks.real_statistics import RealSide, RealStatistics, SiameseViews
 from potstill.run import InputError, Run
 from potstill.run.fields import NotNegative, OneOf
-from potstill.run.loop import Term
+from potstill.run.objective import Term
 from potstill.run.parts import Part
 
 __all__ = ["CANVASES", "Calibration", "ClassMatching", "Comparison"]

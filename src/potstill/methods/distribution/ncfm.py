@@ -37,7 +37,7 @@ from potstill.run import InputError, Run
 from potstill.run.checkpoint import under
 from potstill.run.descent import Descent, pack, unpack
 from potstill.run.fields import Inside, Positive
-from potstill.run.loop import Term
+from potstill.run.objective import Term
 
 __all__ = ["NCFM"]
 

@@ -18,7 +18,7 @@ from potstill.networks import Networks
 from potstill.run import Run
 from potstill.run.checkpoint import under
 from potstill.run.fields import Batch
-from potstill.run.loop import Term
+from potstill.run.objective import Term
 from potstill.run.parts import Part
 
 __all__ = ["PAIRS", "Gradients", "GradientObjective"]

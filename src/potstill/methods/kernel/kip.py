@@ -36,7 +36,7 @@ from potstill.networks import Networks, NetworkSpec, NoNets
 from potstill.run import Run
 from potstill.run.descent import Descent
 from potstill.run.fields import Batch, OneOf, Positive, Range
-from potstill.run.loop import Term
+from potstill.run.objective import Term
 
 __all__ = ["KIP"]
 
