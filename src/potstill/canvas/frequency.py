@@ -14,7 +14,7 @@ neither index 0, η / 8hw with one, η / 16hw for the mean. One rate serves all 
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Any
@@ -138,16 +138,8 @@ class Frequency(Started, kind="frequency"):
 
     keep: PositiveShare = 0.25  # share of an image's coefficients that its class keeps
 
-    def make(
-        self,
-        real: ImageSet,
-        ipc: int,
-        run: Run,
-        *,
-        candidates: Sequence[Tensor] | None = None,
-    ) -> Canvas:
-        """Return the canvas before step 0, on the CPU."""
-        base = super().make(real, ipc, run, candidates=candidates)
+    def formed(self, started: Canvas, real: ImageSet, run: Run) -> Canvas:
+        """Return the canvas of the first images' coefficients."""
         size = real.shape[1] * real.shape[2]
         kept = torch.zeros(real.num_classes, size, dtype=torch.bool)
         for label in range(real.num_classes):
@@ -156,4 +148,4 @@ class Frequency(Started, kind="frequency"):
             rows = own[torch.randperm(len(own), generator=draw)[:_MOST]]
             count = max(1, round(self.keep * size))
             kept[label, leading_coefficients(real.batch(rows), count)] = True
-        return FrequencyCanvas(base, kept.unflatten(1, (real.shape[1], real.shape[2])))
+        return FrequencyCanvas(started, kept.unflatten(1, (real.shape[1], real.shape[2])))

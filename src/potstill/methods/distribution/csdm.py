@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -57,7 +57,7 @@ class _ClassAware(SpectralComparison):
 class CSDM(Matcher):
     """Match characteristic functions; head classes weigh amplitude more, tail classes phase."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="csdm",
         title="Class-aware Spectral Distribution Matching",
         paper="arXiv 2603.01698",
@@ -69,7 +69,7 @@ class CSDM(Matcher):
         cost="as SDM",
     )
 
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+    sizes = {
         "quick": QUICK,
         "standard": {"steps": 5000, "pool_epochs": 40, "frequencies": 1024},
     }

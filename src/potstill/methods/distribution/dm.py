@@ -15,7 +15,6 @@ Recipe: recipes/dm/.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -50,7 +49,7 @@ class MeanDistance(Comparison):
 class DM(Matcher):
     """Match class means of features of random networks."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="dm",
         title="Distribution Matching",
         paper="Zhao and Bilen, WACV 2023",
@@ -61,7 +60,7 @@ class DM(Matcher):
         long_tail="per-class means; no class prior enters",
         cost="no training; one pass of the synthetic set per step, real side cached",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+    sizes = {
         "quick": {
             "steps": 600,
             "network": "convnet-w32-in",

@@ -12,7 +12,6 @@ real-real part of MMD^2, a constant, is not computed. Recipe: recipes/m3d/.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -47,7 +46,7 @@ class _Discrepancy(Comparison):
 class M3D(Matcher):
     """Match class distributions of features in the RKHS of a Gaussian mixture kernel."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="m3d",
         title="Minimized Maximum Mean Discrepancy",
         paper="Zhang et al., AAAI 2024",
@@ -58,7 +57,7 @@ class M3D(Matcher):
         long_tail="per-class kernel means; no class prior enters",
         cost="no training; kernel between the synthetic images and cached real features",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+    sizes = {
         "quick": {"steps": 600, "network": "convnet-w32-in", "entries": 40, "batch_real": 128},
         "standard": {"steps": 5000, "entries": 100},
     }

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -49,7 +48,7 @@ _NOISE = 64  # dimension of the noise that psi maps
 class NCFM(Matcher):
     """Match characteristic functions with one amplitude weight, optionally against an adversary."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="ncfm",
         title="Neural Characteristic Function Matching",
         paper="Wang et al., CVPR 2025",
@@ -60,7 +59,7 @@ class NCFM(Matcher):
         long_tail="per-class distributions; calibration as published ignores the prior",
         cost="as SDM; with the sampling network real features stay in memory",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+    sizes = {
         "quick": QUICK,
         "standard": {"steps": 5000, "pool_epochs": 40, "frequencies": 2048},
     }

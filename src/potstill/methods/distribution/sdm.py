@@ -18,7 +18,7 @@ replaces 2C per-class AdamW steps, which move sqrt(2C) as far. Recipe: recipes/s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -132,7 +132,7 @@ def spectral_matching(
 class SDM(Matcher):
     """Match characteristic functions of class features under the spectrum of a kernel."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="sdm",
         title="Spectral Distribution Matching",
         paper="arXiv 2603.01698",
@@ -143,7 +143,7 @@ class SDM(Matcher):
         long_tail="per-class distributions; calibration without the class prior",
         cost="trains a pool of networks once; real side cached as one vector per class",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+    sizes = {
         "quick": QUICK,
         "standard": {"steps": 5000, "pool_epochs": 40, "frequencies": 1024},
     }

@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -56,7 +56,7 @@ RealViews = Annotated[str, OneOf("images", "bank", "analytic")]
 class LGM(Matcher):
     """Match the gradients of a random linear head, new at every step."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="lgm",
         title="Linear Gradient Matching",
         paper="Cazenavette et al., NeurIPS 2025",
@@ -67,7 +67,7 @@ class LGM(Matcher):
         long_tail="nothing as published; balance draws classes equally or weighs them",
         cost="one pass of as many real as synthetic views per step, and a backward pass of these",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+    sizes = {
         "quick": {
             "backbone": "self:convnet-w32-bn",
             "steps": 500,

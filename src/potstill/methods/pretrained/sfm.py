@@ -25,7 +25,7 @@ sfm_decouple. Recipe: recipes/sfm/.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ SubCentres = Annotated[str, OneOf("off", "only", "both")]
 class SFM(Matcher):
     """Match the flows between class centres, computed once on the real side."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="sfm",
         title="Statistical Flow Matching",
         paper="arXiv 2602.05391",
@@ -75,7 +75,7 @@ class SFM(Matcher):
         long_tail="class means carry no class sizes; shrinkage steadies the tail's",
         cost="one pass of the real set, then only synthetic views",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+    sizes = {
         "quick": {
             "backbone": "self:convnet-w32-bn",
             "steps": 500,

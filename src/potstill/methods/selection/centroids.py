@@ -9,7 +9,6 @@ k-means centres, and each takes the nearest image that is still free. Recipe: re
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -29,7 +28,7 @@ __all__ = ["Centroids"]
 class Centroids(BackboneSelector, Selector):
     """Choose real images near the centres of their class."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="centroids",
         title="Real images nearest to class centres",
         paper="baseline of LGM",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -20,7 +20,7 @@ __all__ = ["BackboneSelector", "free_nearest"]
 class BackboneSelector:
     """What selectors that look through a backbone share; to be mixed into a Selector."""
 
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {"quick": {"backbone": "self:convnet-w32-bn"}}
+    sizes = {"quick": {"backbone": "self:convnet-w32-bn"}}
     pairs: ClassVar[Mapping[str, tuple[str, ...]]] = {"networks": ("backbone",)}
 
     networks: FrozenBackbone

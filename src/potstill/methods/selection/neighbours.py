@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -34,7 +33,7 @@ __all__ = ["Neighbours"]
 class Neighbours(BackboneSelector, Selector):
     """Choose the real neighbours of a distilled set."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="neighbours",
         title="Real neighbours of a distilled set",
         paper="baseline of LGM",
