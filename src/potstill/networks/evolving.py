@@ -44,6 +44,7 @@ class EvolvingNetworks(Networks):
             generator=run.generator("network", 0),
             device=run.device,
         )
+        self.dim = self.online.network.feature_dim
         self._extractor: FeatureExtractor | None = None
         self._loaded = (-1, -1)
         self.renew_every, self.epochs = how.renew_every, how.inner_epochs
@@ -55,11 +56,6 @@ class EvolvingNetworks(Networks):
         known = max((n for n in _PUBLISHED if n <= ipc), default=1)
         self.renew_every = self.renew_every or _PUBLISHED[known][0]
         self.epochs = self.epochs or _PUBLISHED[known][1]
-
-    @property
-    def dim(self) -> int:
-        """Feature dimension."""
-        return int(self.online.network.feature_dim)
 
     def at(self, number: int) -> FeatureExtractor:
         """Return a copy of the network as it is now, whatever the number."""
