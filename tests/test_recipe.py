@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from potstill.app import job as job_module
+from potstill.app import scoring
 from potstill.app.cli import main
 from potstill.app.job import Data
 from potstill.app.recipe import method_of, read_recipe, run_recipe
@@ -132,13 +132,13 @@ def test_only_what_is_missing_is_scored(tiny, monkeypatch):
     content = json.loads((folder / "scores.json").read_text())
     (folder / "scores.json").write_text(json.dumps({"scores": content["scores"][:1]}))
     asked: list[str] = []
-    evaluate_run = job_module.evaluate_run
+    evaluate_run = scoring.evaluate_run
 
     def watched(folder: Path, run: Run, **options: object) -> list[object]:
         asked.extend(options["network"])
         return evaluate_run(folder, run, **options)
 
-    monkeypatch.setattr(job_module, "evaluate_run", watched)
+    monkeypatch.setattr(scoring, "evaluate_run", watched)
     _, records = start(tiny)
     assert asked == ["mlp-w16"]
     assert [r.network for r in records] == ["convnet-d2-w8-in", "mlp-w16"]

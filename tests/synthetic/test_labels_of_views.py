@@ -64,7 +64,7 @@ def projected(syn, real, run, tmp_path) -> SyntheticSet:
     draw = torch.Generator().manual_seed(2)
     backbone = own_backbone("convnet-d2-w8-in", real.shape, draw, Normalize.fit(real))
     save_backbone(backbone, "convnet-d2-w8-in", tmp_path / "backbone", {})
-    head = train_head(real, backbone, run, least_steps=10, epochs=1)
+    head = train_head(real, backbone, run, least_steps=10)
     return with_projection(syn, head, str(tmp_path / "backbone"))
 
 

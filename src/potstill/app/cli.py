@@ -7,9 +7,11 @@ here and nowhere else. Exit codes: 0 success, 2 bad input, 3 diverged, 4 storage
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,26 +24,10 @@ os.environ.setdefault("DATASETS_VERBOSITY", "critical")
 import tyro
 
 from potstill import __version__
-from potstill.app.flags import (
-    FLAT,
-    Machine,
-    Taught,
-    default_budget,
-    default_student,
-    method_flags,
-    method_of,
-    parse,
-    suiting,
-)
+from potstill.app.flags import FLAT, Machine, Taught, method_flags, method_of, parse
+from potstill.app.suiting import default_budget, default_student, suiting
 from potstill.losses import priors, told
-from potstill.run.errors import (
-    DivergedError,
-    InputError,
-    PotstillError,
-    StorageError,
-    nearest,
-    system_refusals,
-)
+from potstill.run.errors import InputError, PotstillError, nearest, system_refusals
 from potstill.run.fields import Batch, OneOf, Runs, Seed
 from potstill.run.signals import ENDED, Terminated, ending_signals
 
@@ -140,7 +126,7 @@ class Evaluate:
 
 
 def _evaluate(words: list[str]) -> None:
-    from potstill.app.job import evaluate_run
+    from potstill.app.scoring import evaluate_run
     from potstill.evaluation import find_protocol, inheritance
     from potstill.reports.remarks import printed
 
@@ -235,41 +221,27 @@ def _recipe(words: list[str]) -> None:
         print(folder / "report.html")
 
 
-def _backbone(words: list[str]) -> None:
-    from potstill.app.backbone_command import command
+def _command_of(module: str) -> Callable[[list[str]], None]:
+    """A command in a module of its own, imported when it is wanted."""
 
-    print(command(words))
+    def run(words: list[str]) -> None:
+        said = importlib.import_module(f"potstill.app.{module}").command(words)
+        for line in [said] if isinstance(said, str) else said:
+            print(line)
 
-
-def _relabel(words: list[str]) -> None:
-    from potstill.app.relabel_command import command
-
-    print(command(words))
-
-
-def _cache(words: list[str]) -> None:
-    from potstill.app.cache_command import command
-
-    for line in command(words):
-        print(line)
-
-
-def _crossval(words: list[str]) -> None:
-    from potstill.app.crossval import command
-
-    print(command(words))
+    return run
 
 
 COMMANDS = {
     "distill": _distill,
     "evaluate": _evaluate,
-    "relabel": _relabel,
+    "relabel": _command_of("relabel_command"),
     "report": _report,
     "compare": _compare,
     "methods": _methods,
-    "backbone": _backbone,
-    "cache": _cache,
-    "crossval": _crossval,
+    "backbone": _command_of("backbone_command"),
+    "cache": _command_of("cache_command"),
+    "crossval": _command_of("crossval"),
     "recipe": _recipe,
 }
 
@@ -312,9 +284,7 @@ def _guarded(words: list[str]) -> int:
         return int(stop.code or 0)
     except PotstillError as error:
         print(f"potstill: {error}", file=sys.stderr)
-        return (
-            3 if isinstance(error, DivergedError) else 4 if isinstance(error, StorageError) else 2
-        )
+        return error.exit_code
     except ENDED as end:
         goes_on = words[:1] and words[0] in ("distill", "crossval", "recipe", "backbone")
         print(

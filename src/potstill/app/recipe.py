@@ -17,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from potstill.app.flags import Taught
-from potstill.app.job import Data, check_probed, distill, evaluated
+from potstill.app.job import Data, distill
+from potstill.app.scoring import check_networks, evaluated
 from potstill.methods import find
 from potstill.run import InputError, Run, nearest
 from potstill.run.fields import Batch, Runs, Seed, Students, check_value, fields_of
@@ -121,9 +122,8 @@ def run_recipe(
     Everything the recipe says is checked before the first part begins; what is finished already
     (the artifact, a score of the same protocol, runs and seed) is not done again.
     """
-    from potstill.evaluation import Probe, find_protocol
+    from potstill.evaluation import find_protocol
     from potstill.evaluation.inheritance import inheritance
-    from potstill.nets import parse
     from potstill.reports import report
 
     recipe = read_recipe(path)
@@ -138,9 +138,8 @@ def run_recipe(
     asked = options.pop("protocol", "default")
     asked = [asked] if isinstance(asked, str) else asked
     protocols = [find_protocol(name, **how) for name in asked]
-    for name in networks:
-        for protocol in protocols:
-            check_probed(name) if isinstance(protocol, Probe) else parse(name)
+    for protocol in protocols:
+        check_networks(networks, protocol)
     passed_on = ("inherit", "head_prior", "kd")
     inherit = inheritance(*(options.pop(key, None) for key in passed_on))
     distill(

@@ -9,8 +9,9 @@ from typing import Annotated, Any
 
 import tyro
 
-from potstill.app.flags import FLAT, Machine, default_student, parse
+from potstill.app.flags import FLAT, Machine, parse
 from potstill.app.opening import open_data
+from potstill.app.suiting import default_student
 from potstill.data import ImageSet
 from potstill.data.views import Views
 from potstill.evaluation import (

@@ -24,9 +24,9 @@ from potstill.run import InputError, Run, nearest
 from potstill.run.checkpoint import digest
 from potstill.run.descent import Descent
 from potstill.run.fields import Batch, check_value
-from potstill.run.loop import Objective as Steps
 from potstill.run.loop import descend
 from potstill.run.machine import describe, peak_memory_gb
+from potstill.run.objective import Objective as Steps
 from potstill.run.parts import Part, changed, check_parts, flat
 from potstill.synthetic import SyntheticSet
 from potstill.synthetic.started import started
@@ -194,7 +194,7 @@ class Selector(Method):
 
 
 class Objective(Steps):
-    """The objective of a method on a canvas; see :class:`potstill.run.loop.Objective`.
+    """The objective of a method on a canvas; see :class:`potstill.run.objective.Objective`.
 
     Attributes:
         canvas: what the loop descends on, on the run's device.
