@@ -20,6 +20,7 @@ import json
 import time
 from collections import defaultdict
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ import torch
 import potstill
 from potstill.data import ImageSet, Normalize
 from potstill.evaluation import PROTOCOLS, class_accuracy, mean_std
-from potstill.experts.recipes import RECIPES, train_recipe
+from potstill.experts.recipes import train_recipe
 from potstill.losses import REMEDIES
 from potstill.nets import Examples, Network, create_for, predict, train_many
 from potstill.nets.post_hoc import CORRECTIONS, correct_
@@ -66,14 +67,11 @@ def measure(
     examples = Examples(train.rows(), train.labels, transform)
     net = create_for(train, how.network, run.generator("student", 0))
     training = replace(PROTOCOLS[how.protocol].training, epochs=epochs)
-    if prior in REMEDIES:
-        row = REMEDIES[prior]
-        given: dict[str, Any] = {"generators": run.generator, "quiet": run.quiet}
-        loss = row.loss_for(train.counts)
-        train_many([net], examples, training.under(prior), loss=loss, **given)
-        correct_(net, row.post_hoc, examples)
-    else:
-        train_recipe(prior, [net], examples, training, generators=run.generator, quiet=run.quiet)
+    row, given = REMEDIES[prior], {"generators": run.generator, "quiet": run.quiet}
+    given["loss"] = row.loss_for(train.counts)
+    learn = partial(train_recipe, row.stages) if row.stages else train_many
+    learn([net], examples, training.under(prior), **given)
+    correct_(net, row.post_hoc, examples)
     looks = {name: accuracy(net, seen, transform) for name, seen in sets.items()}
     found = {name: round(sum(look) / len(look), 2) for name, look in looks.items()}
     found |= {f"{name}_classes": [round(v, 1) for v in look] for name, look in looks.items()}
@@ -91,12 +89,17 @@ def table(lines: list[dict[str, Any]]) -> None:
     """Print means over seeds: factor, recipe, epochs, held-out and test accuracy, minutes."""
     rows = defaultdict(list)
     for line in lines:
-        rows[line["factor"], line["prior"], line["epochs"]].append(line)
+        rows[line["factor"], line["epochs"], line["prior"]].append(line)
+        for name in set(CORRECTIONS) - {"none"}:
+            if (value := line.get(f"held_{name}")) is not None:
+                corrected = {"held": value, "seconds": line["seconds"]}
+                rows[line["factor"], line["epochs"], f"plain, {name}"].append(corrected)
     for key, own in sorted(rows.items()):
-        values = [mean_std([line[name] for line in own]) for name in ("held", "test")]
+        looks = [name for name in ("held", "test") if name in own[0]]
+        values = [mean_std([line[name] for line in own]) for name in looks]
         text = [f"{v['mean']:.1f}" + (f" ± {v['std']:.1f}" if v["std"] else "") for v in values]
         minutes = sum(line["seconds"] for line in own) / len(own) / 60
-        cells = [*map(str, key), *text, str(len(own)), f"{minutes:.0f}"]
+        cells = [*map(str, key), *text, *["–"] * (2 - len(text)), str(len(own)), f"{minutes:.0f}"]
         print("| " + " | ".join(cells) + " |")
 
 
@@ -123,7 +126,6 @@ def main() -> None:
         if (setting, *facts.values()) in done:
             continue
         factor, prior, epochs, seed = setting.split("|")
-        assert prior in REMEDIES or prior in RECIPES, prior
         train, held = split(whole, float(factor))
         began = time.monotonic()
         run = Run(seed=int(seed), device="cpu", quiet=True)
