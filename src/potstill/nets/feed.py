@@ -55,6 +55,8 @@ class Feed:
         self.targets = targets.to(device)
         self.counts = torch.bincount(labels.cpu(), minlength=classes)  # images per class (K,)
         self.length = epoch_length(training.sampling, self.groups)
+        if training.epoch_images:
+            self.length = min(self.length, training.epoch_images)
 
     @property
     def steps(self) -> int:

@@ -17,6 +17,7 @@ from potstill.nets.sharpness import Sharpness
 from potstill.run import InputError
 from potstill.run.fields import (
     Batch,
+    BatchOrAll,
     Decay,
     Epoch,
     NotNegative,
@@ -57,6 +58,7 @@ class Training:
     augment: DSA | None = None  # one draw per step, parameters per image
     cutmix: Share = 0.0  # probability per step
     sampling: Sampling = "shuffled"  # see potstill.nets.sampling
+    epoch_images: BatchOrAll = 0  # images of an epoch at most; 0 = as many as the sampling has
     sharpness: Sharpness | None = None  # sharpness-aware steps; two gradients each
     mixing: Annotated[str, OneOf("none", "mixup", "remix")] = "none"  # in every step; not w. cutmix
     # rows of the classifier are cut after each step to what lies this share of the way from the
@@ -72,7 +74,8 @@ class Training:
     def facts(self) -> dict[str, Any]:
         """Every field, for keys and hashes; later additions are left out at their default."""
         facts = asdict(self)  # keys made before there was such a field stay what they were
-        for name, default in (("sharpness", None), ("mixing", "none"), ("max_norm", None)):
+        later = {"sharpness": None, "mixing": "none", "max_norm": None, "epoch_images": 0}
+        for name, default in later.items():
             if facts[name] == default:
                 del facts[name]
         return facts
