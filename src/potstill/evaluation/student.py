@@ -235,7 +235,8 @@ def updates_of(examples: Examples, training: Training) -> int:
     """
     labels = examples.labels
     groups = [(labels == label).nonzero().flatten() for label in labels.unique()]
-    return training.epochs * -(-epoch_length(training.sampling, groups) // training.batch)
+    length = epoch_length(training.sampling, groups)
+    return training.epochs * -(-min(length, training.epoch_images or length) // training.batch)
 
 
 def _test(
