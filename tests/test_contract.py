@@ -22,6 +22,7 @@ from potstill.methods import (
 from potstill.run import DivergedError, InputError, Run
 from potstill.run import loop as loop_module
 from potstill.synthetic import SyntheticSet
+from potstill.synthetic.eight_bit import to_uint8
 
 TINY: dict[str, Any] = {
     "steps": 6,
@@ -196,8 +197,10 @@ def test_images_move_and_the_loss_falls(variant, make_blobs, run, tmp_path):
     method = build(variant, steps=30, **STEADY)
     records: list[dict[str, Any]] = []
     syn = method(real, 2, run.with_(watch=lambda step, record, canvas: records.append(record)))
-    start = build(variant, steps=0)(real, 2, run)
+    start = build(variant, **STEADY | {"steps": 0})(real, 2, run)
     assert not same(syn, start)
+    assert syn.start is not None  # kept before the canvas moved
+    assert torch.equal(syn.start.images, to_uint8(start.images).float() / 255)
     assert sum(records[-1]["loss"].values()) < sum(records[0]["loss"].values())
 
 

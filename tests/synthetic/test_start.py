@@ -15,7 +15,7 @@ from potstill.nets import create
 from potstill.reports.remarks import remarks
 from potstill.run import ArtifactError, InputError
 from potstill.synthetic import SyntheticSet
-from potstill.synthetic.started import START, started
+from potstill.synthetic.started import START, kept, started
 
 
 @pytest.fixture
@@ -45,7 +45,7 @@ def syn(real, outcome) -> SyntheticSet:
         syn_lr=0.02,
         provenance={"x": 1},
     )
-    return started(found, outcome)
+    return started(found, kept(outcome))
 
 
 def test_it_is_what_an_outcome_was_in_eight_bits(syn, outcome):
@@ -70,7 +70,7 @@ def test_it_travels_and_counts_for_nothing(syn, tmp_path):
 
 def test_views_of_a_set_have_no_start(syn):
     tiled = replace(syn, decode=canvas_spec(2), start=None)
-    tiled = started(tiled, {"images": syn.images, "soft_labels": syn.soft_labels})
+    tiled = started(tiled, kept({"images": syn.images, "soft_labels": syn.soft_labels}))
     assert tiled.quantized().start is None and tiled.start.decoded()[0].shape[0] == 16
     draw = torch.Generator().manual_seed(0)
     net = create("mlp-w8", channels=1, size=8, classes=2, generator=draw)
@@ -108,7 +108,7 @@ def test_the_same_students_score_it(syn, real, make_blobs, run, learned_lr):
     points, error = gain(found.to_json())
     assert points == own["mean"] - other["mean"]
     assert error == pytest.approx(((own["std"] ** 2 + other["std"] ** 2) / 2) ** 0.5)
-    said = f"Over its start, the same set before step 0: {points:+.1f} points"
+    said = f"Over its start, the same set before step 0: {points:+.1f} ± {error:.1f} points"
     assert any(text.startswith(said) for text in remarks(found))
     assert evaluate(syn, real, test, **how, baseline=False)[0].start is None
 

@@ -29,7 +29,7 @@ from potstill.run.machine import describe, peak_memory_gb
 from potstill.run.objective import Objective as Steps
 from potstill.run.parts import Part, changed, check_parts, flat
 from potstill.synthetic import SyntheticSet
-from potstill.synthetic.started import started
+from potstill.synthetic.started import kept, started
 
 __all__ = ["BUDGETS", "Matcher", "Method", "MethodInfo", "Objective", "Selector", "chunks"]
 
@@ -262,7 +262,7 @@ class Matcher(Method):
         self.check(real)
         objective, networks = self.begin(real, ipc, run)
         canvas, prepared = objective.canvas, time.monotonic() - began
-        first = objective.outcome(canvas)
+        first = kept(objective.outcome(canvas))  # copies: the canvas moves
         outcome = descend(
             objective,
             canvas,

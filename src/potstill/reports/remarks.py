@@ -31,8 +31,8 @@ def remarks(record: Any) -> list[str]:
         )
     if (better := gain(record)) is not None:
         points, error = better
-        spread = "" if error is None else f" ± {error:.1f} (standard error over students)"
-        said.append(f"Over its start, the same set before step 0: {points:+.1f} points{spread}.")
+        spread = "points" if error is None else f"± {error:.1f} points (standard error of students)"
+        said.append(f"Over its start, the same set before step 0: {points:+.1f} {spread}.")
     for key, title in REFERENCES.items():
         worse = sorted(below(record, key).items(), key=lambda item: -item[1])
         if worse:

@@ -20,19 +20,23 @@ from potstill.synthetic.eight_bit import to_uint8
 if TYPE_CHECKING:
     from potstill.synthetic.artifact import SyntheticSet
 
-__all__ = ["START", "read_start", "started", "write_start"]
+__all__ = ["START", "kept", "read_start", "started", "write_start"]
 
 START = "start.safetensors"
 _LABELS = ("soft_labels", "regression_targets")
 
 
-def started(syn: SyntheticSet, outcome: dict[str, Any]) -> SyntheticSet:
-    """Return ``syn`` with its start, to which a method's ``outcome`` before step 0 leads.
+def kept(outcome: dict[str, Any]) -> dict[str, Tensor]:
+    """Return what is kept of a method's outcome before step 0: copies, in eight bits and half."""
+    labels = {name: outcome[name].half() for name in _LABELS if outcome.get(name) is not None}
+    return {"images": to_uint8(outcome["images"]), **labels}
+
+
+def started(syn: SyntheticSet, tensors: dict[str, Tensor]) -> SyntheticSet:
+    """Return ``syn`` with its start, of which ``tensors`` were :func:`kept`.
 
     The start has the same learned step size as the set: gains are those of images and labels.
     """
-    tensors = {"images": to_uint8(outcome["images"])}
-    tensors |= {name: outcome[name].half() for name in _LABELS if outcome.get(name) is not None}
     return replace(syn, start=_as_set(syn, tensors))
 
 
@@ -51,10 +55,7 @@ def write_start(folder: Path, syn: SyntheticSet) -> None:
     first = syn.start
     if first is None:
         return
-    tensors = {"images": to_uint8(first.images)}
-    for name in _LABELS:
-        if (value := getattr(first, name)) is not None:
-            tensors[name] = value.half()
+    tensors = kept({name: getattr(first, name) for name in ("images", *_LABELS)})
     save_state(folder / START, tensors, {"kind": "potstill-start", "artifact": syn.checksum})
 
 
