@@ -18,7 +18,7 @@ CHANGES = {
     "reset_momentum": True, "augment": "crop", "cutmix": 0.1, "sampling": "balanced",
     "epochs_by_ipc": ((1, 3),), "labels": "hard", "learned_lr": True, "held_out": 2,
     "mixing": "remix", "max_norm": 0.1, "prior": "balanced_softmax", "loss": "squared_error",
-    "temperature": 2.0,
+    "temperature": 2.0, "epoch_images": 3,
 }  # fmt: skip
 
 

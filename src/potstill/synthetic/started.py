@@ -43,8 +43,6 @@ def started(syn: SyntheticSet, tensors: dict[str, Tensor]) -> SyntheticSet:
 def _as_set(syn: SyntheticSet, tensors: dict[str, Tensor]) -> SyntheticSet:
     """A set like ``syn`` of stored tensors."""
     parts: dict[str, Any] = {name: tensors[name].float() for name in _LABELS if name in tensors}
-    if "soft_labels" in parts:
-        parts["soft_labels"] = parts["soft_labels"] / parts["soft_labels"].sum(1, keepdim=True)
     absent: dict[str, Any] = dict.fromkeys((*_LABELS, "start", "view_labels", "projection"))
     images = tensors["images"].to(torch.float32) / 255
     return replace(syn, **(absent | parts), images=images)
