@@ -60,6 +60,8 @@ class Run(Circumstances):
     watch: Callable[[int, dict[str, Any], Any], None] | None = None  # (step, record, canvas)
 
     def __post_init__(self) -> None:
+        if self.cache is None:  # as good as not given
+            object.__setattr__(self, "cache", cache_folder())
         check_fields(self)
         device = self.device
         if device == "auto":
