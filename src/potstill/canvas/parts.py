@@ -36,6 +36,11 @@ class CanvasSpec(Part, room=True):
         """Whether trained networks choose the first images."""
         return False
 
+    @property
+    def even(self) -> bool:
+        """Whether every class has equally many stored images."""
+        return True
+
     def counts(self, real: ImageSet, ipc: int) -> list[int]:
         """Return the stored images of each class."""
         return [ipc] * real.num_classes
@@ -68,7 +73,7 @@ class Started(CanvasSpec):
     def check(self, method: Any, real: ImageSet | None = None) -> None:
         """Refuse a start that cannot be made."""
         check_start(self.start, self.shortage)
-        if self.judged and not getattr(method.networks, "judges", False):
+        if self.judged and not method.networks.judges:
             raise InputError("start is 'correct', which needs experts to judge; use start=real")
         if self.judged and self.factor_for((16, 16)) > 1:
             raise InputError(
@@ -84,6 +89,16 @@ class Started(CanvasSpec):
     def formation(self) -> str:
         """Which tiles a receiver trains on."""
         return "single"
+
+    @property
+    def clamped(self) -> bool:
+        """Whether pixels are kept in [0, 1]."""
+        return False
+
+    @property
+    def even(self) -> bool:
+        """Whether every class has equally many stored images."""
+        return self.ipc_profile == "balanced"
 
     def counts(self, real: ImageSet, ipc: int) -> list[int]:
         """Return the stored images of each class."""
@@ -102,7 +117,7 @@ class Started(CanvasSpec):
             factor=factor,
             formation=self.formation,
             shortage=self.shortage,
-            bounded=getattr(self, "bounded", False),
+            bounded=self.clamped,
             candidates=candidates,
         )
         return self.formed(started, real, run)
@@ -117,6 +132,11 @@ class Pixels(Started, kind="pixels"):
     """Stored images are pixels and are trained on whole."""
 
     bounded: bool = True  # keep pixels in [0, 1]
+
+    @property
+    def clamped(self) -> bool:
+        """Whether pixels are kept in [0, 1]."""
+        return self.bounded
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -25,35 +25,6 @@ from potstill.methods.trajectory.mtt import MTT
 from potstill.methods.trajectory.tesla import TESLA
 from potstill.run import InputError, nearest
 
-__all__ = [
-    "BUDGETS",
-    "CATALOGUE",
-    "CSDM",
-    "DATM",
-    "DC",
-    "DM",
-    "DSA",
-    "FTD",
-    "KIP",
-    "LAD",
-    "LGM",
-    "M3D",
-    "MTT",
-    "NCFM",
-    "SDM",
-    "SFM",
-    "TESLA",
-    "Centroids",
-    "Matcher",
-    "Method",
-    "MethodInfo",
-    "Mosaic",
-    "Neighbours",
-    "Random",
-    "Selector",
-    "find",
-]
-
 CATALOGUE: dict[str, type[Method]] = {
     method.info.name: method
     for method in (
@@ -78,6 +49,8 @@ CATALOGUE: dict[str, type[Method]] = {
         KIP,
     )
 }
+__all__ = ["BUDGETS", "CATALOGUE", "Matcher", "Method", "MethodInfo", "Selector", "find"]
+__all__ += [kind.__name__ for kind in CATALOGUE.values()]
 
 
 def find(name: str) -> type[Method]:

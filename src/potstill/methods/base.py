@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, Self
@@ -31,7 +31,7 @@ from potstill.run.parts import Part, changed, check_parts, flat
 from potstill.synthetic import SyntheticSet
 from potstill.synthetic.started import kept, started
 
-__all__ = ["BUDGETS", "Matcher", "Method", "MethodInfo", "Objective", "Selector", "chunks"]
+__all__ = ["BUDGETS", "Matcher", "Method", "MethodInfo", "Objective", "Selector"]
 
 BUDGETS = ("quick", "standard", "paper")
 
@@ -56,9 +56,8 @@ class Method:
     """Anything that turns real data into a small synthetic set."""
 
     info: ClassVar[MethodInfo]
-    sizes: ClassVar[
-        dict[str, dict[str, Any]]
-    ] = {}  # budget -> fields that differ from the defaults
+    # budget -> fields that differ from the defaults
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {}
     # kinds of parts that make sense together, by the name of the part; see the guide's table
     pairs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
@@ -198,11 +197,21 @@ class Objective(Steps):
 
     Attributes:
         canvas: what the loop descends on, on the run's device.
+        networks: through what it is seen; where they move, they are its state.
         seconds_saved: what making that which was read from a cache once took, networks apart.
     """
 
     canvas: Canvas
+    networks: Any = Networks()
     seconds_saved: float = 0.0
+
+    def state(self) -> dict[str, Tensor]:
+        """Return what changes from step to step besides canvas and leaves: networks that move."""
+        return self.networks.state()
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Put back what :meth:`state` returned."""
+        self.networks.load_state(tensors)
 
     def pieces(self, run: Run) -> int:
         """Return how many units :meth:`terms` may take at once within the memory budget.
@@ -287,9 +296,3 @@ class Matcher(Method):
             **objective.outcome(canvas),
         )
         return started(found, first)
-
-
-def chunks(classes: int, size: int) -> Iterator[tuple[int, int]]:
-    """Yield (first, last) class ranges of at most ``size`` classes."""
-    for first in range(0, classes, size):
-        yield first, min(classes, first + size)

@@ -224,8 +224,7 @@ def _alone(
 def _stackable(job: Job, networks: Sequence[Network]) -> bool:
     """Whether members have one structure, no running statistics and one span."""
     alike = {(repr(n), *(p.requires_grad for p in n.parameters())) for n in networks}
-    no_buffers = not any(True for _ in networks[0].buffers())
-    return len(alike) == 1 and no_buffers and len(set(job.spans)) == 1
+    return len(alike) == 1 and len(set(job.spans)) == 1 and not [*networks[0].buffers()]
 
 
 def _stacked(

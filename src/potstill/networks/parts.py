@@ -55,6 +55,11 @@ class NetworkSpec(Part, room=True):
     has_trained: ClassVar[bool] = False  # whether a trained network stands behind each that sees
 
     @property
+    def prior(self) -> str:
+        """What was done about uneven classes in their training, of ``losses.REMEDIES``."""
+        return "plain"
+
+    @property
     def travelling(self) -> Mapping[str, str]:
         """Fields that stand otherwise in an artifact, which others get."""
         return {}
@@ -121,6 +126,11 @@ class PoolNets(OwnNets, kind="pool"):
     pool_cutmix: Share = 0.5  # probability of CutMix in their training
     pool_prior: Prior = "plain"  # "plain", "balanced", "logit_adjusted", ...: the long-tail table
     blend: Blend = "random"  # point between initial and trained weights: "random" or an end
+
+    @property
+    def prior(self) -> str:
+        """What was done about uneven classes in their training."""
+        return self.pool_prior
 
     def training(self) -> Training:
         """Return how a member is trained."""

@@ -60,6 +60,8 @@ class Run(Circumstances):
     watch: Callable[[int, dict[str, Any], Any], None] | None = None  # (step, record, canvas)
 
     def __post_init__(self) -> None:
+        if self.cache is None:  # as good as not given
+            object.__setattr__(self, "cache", cache_folder())
         check_fields(self)
         device = self.device
         if device == "auto":
@@ -97,14 +99,14 @@ class Run(Circumstances):
         """Whether tensors of this run live on a CUDA device."""
         return self.device.startswith("cuda")
 
-    def generator(self, purpose: str, *index: int, device: str = "cpu") -> torch.Generator:
+    def generator(self, purpose: str, *index: int) -> torch.Generator:
         """Return a fresh generator for one purpose, e.g. ``run.generator("augment", step)``.
 
         Equal arguments give equal streams; different purposes or indices give independent ones.
         """
         text = "/".join([str(self.seed), purpose, *map(str, index)])
         seed = int.from_bytes(hashlib.sha256(text.encode()).digest()[:8], "little") >> 1
-        return torch.Generator(device=device).manual_seed(seed)
+        return torch.Generator().manual_seed(seed)
 
     def with_(self, **changes: Any) -> Run:
         """Return a copy with some fields replaced."""

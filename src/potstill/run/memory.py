@@ -29,9 +29,19 @@ MEMORY_ERRORS = (RuntimeError, MemoryError)  # among which `out_of_memory` tells
 _WORDS = ("allocate memory", "out of memory", "ALLOC_FAILED")  # CPU, CUDA, its libraries
 
 
+class _Share:
+    """A share of a budget in whole bytes (1e9 to a GB)."""
+
+    def __init__(self, share: float) -> None:
+        self.share = share
+
+    def __get__(self, budget: Budget, kind: type) -> int:
+        return int(self.share * 1e9 * budget.memory_gb)
+
+
 @dataclass(frozen=True)
 class Budget:
-    """``memory_gb`` (1e9 bytes each) divided among those who hold much at a time, in whole bytes.
+    """``memory_gb`` divided among those who hold much at a time.
 
     A share says how much of one kind may be there, not that all of it is: weights, the optimiser
     and what libraries hold have no share, and live in what the others leave.
@@ -39,53 +49,24 @@ class Budget:
 
     memory_gb: float
 
-    def _part(self, share: float) -> int:
-        return int(share * 1e9 * self.memory_gb)
-
-    @property
-    def images(self) -> int:
-        """Real images in memory (decoded rather than mapped, on a GPU rather than beside it)."""
-        return self._part(1.0)
-
-    @property
-    def step(self) -> int:
-        """The graph of one step of the canvas, or of the part of it that is computed at a time."""
-        return self._part(0.5)
-
-    @property
-    def kept(self) -> int:
-        """What stays from step to step: feature banks, snapshots of experts, moved images."""
-        return self._part(0.5)
-
-    @property
-    def links(self) -> int:
-        """Graphs of single student steps that wait for their turn in the backward pass."""
-        return self._part(0.25)
-
-    @property
-    def mapped(self) -> int:
-        """The largest bank of features that is read into memory; larger ones are mapped."""
-        return self._part(0.25)
-
-    @property
-    def real_pass(self) -> int:
-        """One pass of real images through a network, beside what is kept."""
-        return self._part(0.125)
-
-    @property
-    def lockstep(self) -> int:
-        """The graphs of networks that are trained together; nothing else goes on meanwhile."""
-        return self._part(1.0)
-
-    @property
-    def beside(self) -> int:
-        """Weights of networks that wait on a CPU while others of their training are at work."""
-        return self._part(0.25)
-
-    @property
-    def decoding(self) -> int:
-        """Decoded pixels between two writes; a picture may take many times as much on its way."""
-        return self._part(0.0625)
+    # real images in memory (decoded rather than mapped, on a GPU rather than beside it)
+    images = _Share(1.0)
+    # the graph of one step of the canvas, or of the part of it that is computed at a time
+    step = _Share(0.5)
+    # what stays from step to step: feature banks, snapshots of experts, moved images
+    kept = _Share(0.5)
+    # graphs of single student steps that wait for their turn in the backward pass
+    links = _Share(0.25)
+    # the largest bank of features that is read into memory; larger ones are mapped
+    mapped = _Share(0.25)
+    # one pass of real images through a network, beside what is kept
+    real_pass = _Share(0.125)
+    # the graphs of networks that are trained together; nothing else goes on meanwhile
+    lockstep = _Share(1.0)
+    # weights of networks that wait on a CPU while others of their training are at work
+    beside = _Share(0.25)
+    # decoded pixels between two writes; a picture may take many times as much on its way
+    decoding = _Share(0.0625)
 
 
 def saved_bytes(build: Callable[[], Any]) -> tuple[Any, int]:
@@ -141,8 +122,8 @@ class Portion:
     ``what`` names the things ("images"), ``where`` what is done ("features of the real set").
     """
 
-    def __init__(self, what: str, where: str, most: int = sys.maxsize) -> None:
-        self.what, self.where, self.most = what, where, most
+    def __init__(self, what: str, where: str) -> None:
+        self.what, self.where, self.most = what, where, sys.maxsize
         self._told = False
 
     def halve(self, used: int, error: BaseException) -> None:

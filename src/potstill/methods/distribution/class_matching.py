@@ -20,11 +20,12 @@ from potstill.canvas import Canvas
 from potstill.data import DSA, ImageSet
 from potstill.losses import REMEDIES, adjust, cross_entropy
 from potstill.match.spectral import segment_mean
-from potstill.methods.base import Objective, chunks
+from potstill.methods.base import Objective
 from potstill.networks import Networks
 from potstill.networks.real_statistics import RealSide, RealStatistics, SiameseViews
 from potstill.run import InputError, Run
 from potstill.run.fields import NotNegative, OneOf
+from potstill.run.memory import cuts
 from potstill.run.objective import Term
 from potstill.run.parts import Part
 
@@ -91,7 +92,8 @@ class ClassMatching(Objective):
     def terms(self, step: int, canvas: Canvas, piece: int) -> Iterator[Term]:
         """Matching, then calibration (NCFM sec. 4.3; DANCE sec. 3.3)."""
         view = self.side.at(step)
-        for first, last in chunks(canvas.classes, piece):
+        for part in cuts(canvas.classes, piece):
+            first, last = part.start, part.stop
             images, labels = canvas.decode(first, last)
             features = self.side.features(images, view)
             values, facts = self.comparison.class_distance(
@@ -107,14 +109,6 @@ class ClassMatching(Objective):
             targets = one_hot(canvas.labels, canvas.classes).float()
             targets = targets.repeat_interleave(canvas.views, dim=0)
             self.networks.after(step, canvas, targets, self.side.dsa)
-
-    def state(self) -> dict[str, Tensor]:
-        """Networks that move."""
-        return self.networks.state()
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Put the networks back."""
-        self.networks.load_state(tensors)
 
     def image_bytes(self) -> int:
         """Measured with one image."""
@@ -173,7 +167,8 @@ class CalibrationTerm:
         """Yield the terms of a step under the trained network behind view ``number``."""
         network = self.networks.trained_at(number)
         augment: dict[str, Tensor] = {}
-        for first, last in chunks(canvas.classes, piece):
+        for part in cuts(canvas.classes, piece):
+            first, last = part.start, part.stop
             images, labels = canvas.decode(first, last)
             if self.dsa is not None and not augment:
                 draw, size = self.run.generator("calibration", step), images.shape[-2:]

@@ -111,7 +111,6 @@ def spectral_matching(
     form: type[Matching] = ClassMatching,  # type: ignore[assignment]
 ) -> Matching:
     """Return the objective of SDM, CSDM and NCFM: a comparison, and the calibration beside it."""
-    prior = getattr(method.networks, "pool_prior", "plain")
     objective = form(
         real,
         canvas,
@@ -122,7 +121,9 @@ def spectral_matching(
         statistics=method.statistics,
         normalize=method.normalize,
         weight=method.match_weight / real.num_classes,
-        calibration=method.calibrating.prepared(real, networks, method.views.dsa(), run, prior),
+        calibration=method.calibrating.prepared(
+            real, networks, method.views.dsa(), run, method.networks.prior
+        ),
     )
     objective.lr = step_size(method.descent, real.num_classes)
     return objective

@@ -104,14 +104,6 @@ class GradientObjective(Objective):
         """Let the network learn from the canvas, augmented as in the match."""
         self.networks.after(step, canvas, self.labels.targets(), self.dsa)
 
-    def state(self) -> dict[str, Tensor]:
-        """The network, where it moves."""
-        return self.networks.state()
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Put the network back."""
-        self.networks.load_state(tensors)
-
     def pieces(self, run: Run) -> int:
         """Classes are taken one by one."""
         return 1

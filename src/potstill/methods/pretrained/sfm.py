@@ -107,7 +107,7 @@ class SFM(Matcher):
             raise InputError(
                 f"decouple is set with sub_centres {self.sub_centres!r}; use sub_centres=off"
             )
-        if self.sub_centres != "off" and getattr(self.canvas, "ipc_profile", "") == "long_tailed":
+        if self.sub_centres != "off" and not self.canvas.even:
             raise InputError(
                 f"ipc_profile is 'long_tailed' with sub_centres {self.sub_centres!r}, one part for "
                 "each image of a class; use sub_centres=off"
