@@ -129,15 +129,15 @@ def evaluate(
         seconds = time.perf_counter() - begin
         score = _score(students, name, protocol.students(runs), result, seconds, test_note)
         eight_bit = quantized and not best_of_all
-        plain, ceiling = students.whole(name, int(full)) if full else (None, None)
         score = replace(
             score,
             quantized=students.eight_bit(name, runs, result) if eight_bit else None,
             random=students.random(name, runs) if baseline else None,
             mosaic=students.mosaic(name, runs) if baseline else None,
-            full=plain,
-            ceiling=ceiling,
         )
+        if full:  # last, for it takes longest
+            plain, ceiling = students.whole(name, int(full))
+            score = replace(score, full=plain, ceiling=ceiling)
         scores.append(score)
     return scores
 
