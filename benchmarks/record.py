@@ -16,6 +16,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from potstill.app.flags import Taught
 from potstill.app.job import Data
 from potstill.app.recipe import method_of, read_recipe
 from potstill.evaluation import Probe, find_protocol
@@ -23,6 +24,7 @@ from potstill.evaluation.inheritance import fits, inheritance
 from potstill.evaluation.record import names_of
 from potstill.nets import parse
 from potstill.run import InputError
+from potstill.run.fields import fields_of
 
 
 def differences(recipe: dict[str, Any], job: dict[str, Any], data: dict[str, Any]) -> list[str]:
@@ -49,16 +51,19 @@ def differences(recipe: dict[str, Any], job: dict[str, Any], data: dict[str, Any
 def scores_of(
     recipe: dict[str, Any], run: dict[str, Any], scores: list[dict[str, Any]], shape: list[int]
 ) -> list[dict[str, Any]]:
-    """Newest score by each network of the recipe, of the run's artifact on its own data.
+    """Newest score by each network and protocol of the recipe, of the run's artifact on its data.
 
     All else has to be as [evaluate] says, too.
     """
     asked = {"network": "convnet-w128-in", "protocol": "default", "runs": 5}
     asked |= recipe.get("evaluate", {})
     names = [asked["network"]] if isinstance(asked["network"], str) else asked["network"]
-    how = find_protocol(asked["protocol"], asked.get("prior"))
-    protocol, networks = how.hash, set(names)
-    if not isinstance(how, Probe):
+    taught = {key: asked.get(key) for key in ("prior", *fields_of(Taught))}
+    protocols = asked["protocol"]
+    protocols = [protocols] if isinstance(protocols, str) else protocols
+    ways = [find_protocol(name, **taught) for name in protocols]
+    hashes, networks = {how.hash for how in ways}, set(names)
+    if not any(isinstance(how, Probe) for how in ways):
         networks = {str(parse(name).at((shape[1], shape[2]))) for name in names}
     inherit = inheritance(*(asked.get(key) for key in ("inherit", "head_prior", "kd")))
     own = [score for score in scores if score.get("artifact") == run["artifact"]]
@@ -67,7 +72,7 @@ def scores_of(
     train = ("", run["job"].get("train_checksum"))  # "" in files of older versions
     conditions = {
         "network": lambda s: bool(networks & set(names_of(s["network"], s.get("backbone")))),
-        "protocol": lambda s: s["protocol"]["hash"] == protocol,
+        "protocol": lambda s: s["protocol"]["hash"] in hashes,
         "runs": lambda s: s["runs"] == asked["runs"],
         "train_checksum": lambda s: s.get("train_checksum", "") in train,
         "inherit": lambda s: fits(inherit, s.get("inherited"), s.get("kd")),
@@ -76,14 +81,16 @@ def scores_of(
         own = [score for score in own if fit(score)]
         if not own:
             raise InputError(f"no score has the {name} of the recipe; run the recipe on its folder")
-    seen = {(score["network"], (score.get("backbone") or {}).get("key")): score for score in own}
+    seen = {
+        (s["network"], (s.get("backbone") or {}).get("key"), s["protocol"]["hash"]): s for s in own
+    }
     return list(seen.values())
 
 
 def measured(run: dict[str, Any], score: dict[str, Any], made: dict[str, Any]) -> dict[str, Any]:
     """Fields of the table; ``seconds`` are those of distilling, trained networks included."""
     beside = {}
-    for name in ("mosaic", "full", "ceiling", "inherited", "kd"):
+    for name in ("start", "mosaic", "full", "ceiling", "inherited", "kd"):
         if score.get(name):
             beside |= {f"{name}_accuracy": score[name]["accuracy"]["mean"]}
             beside |= {f"{name}_std": score[name]["accuracy"]["std"]}
@@ -102,7 +109,7 @@ def measured(run: dict[str, Any], score: dict[str, Any], made: dict[str, Any]) -
         **{"imbalance_factor": made["data"].get("imbalance_factor")},  # that the set has
         **{"views": (score.get("mosaic") or {}).get("views", 1)},  # training images in a stored one
         **{"accuracy": score["accuracy"]["mean"], "std": score["accuracy"]["std"]},
-        **{"runs": score["runs"]},
+        **{"runs": score["runs"], "updates": score.get("updates")},
         **{name: group["mean"] for name, group in score["groups"].items()},
         **({"random_accuracy": random["mean"], "random_std": random["std"]} if random else {}),
         **beside,

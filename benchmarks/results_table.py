@@ -25,12 +25,14 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- results(?: (\w+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
 NEEDED = ("date", "device", "accuracy", "runs", "network", "protocol", "protocol_hash")
 COLUMNS = (
-    "method", "data", "imbalance", "IPC", "budget", "student", "protocol", "accuracy",
-    "head / medium / tail", "random", "mosaic", "full", "ceiling", "% of ceiling",
-    "inherited head", "paper", "device", "seconds", "peak GB",
+    "method", "data", "imbalance", "IPC", "budget", "student", "protocol", "updates", "accuracy",
+    "head / medium / tail", "start", "over start", "random", "mosaic", "full", "ceiling",
+    "% of ceiling", "inherited head", "paper", "device", "seconds", "peak GB",
 )  # fmt: skip
-# left out where no row has one
-SPARSE = ("mosaic", "full", "ceiling", "% of ceiling", "inherited head", "peak GB")
+SPARSE = (  # left out where no row has one
+    "updates", "start", "over start", "mosaic", "full", "ceiling", "% of ceiling", "inherited head",
+    "peak GB",
+)  # fmt: skip
 AUTOMATIC = 4  # tiles of a stored image where the method chooses, from 16 pixels up
 Entry = tuple[str, dict[str, Any], dict[str, Any]]  # recipe's name, recipe, measurement or {}
 
@@ -139,6 +141,7 @@ def cells(
         return "–" if found is None else spread(found, row.get(f"{name}_std")) + alone + trained
 
     random = beside("random")
+    gained = row["accuracy"] - row["start_accuracy"] if "start_accuracy" in row else None
     ceiling = row if "ceiling_accuracy" in row else most.get(of_ceiling(recipe, row), {})
     share = 100 * row["accuracy"] / ceiling["ceiling_accuracy"] if ceiling else None
     published = f"{paper['paper_accuracy']:.1f}" if "paper_accuracy" in paper else "–"
@@ -150,8 +153,9 @@ def cells(
         data.get("data", "digits") + (f" ({data['subset']})" if "subset" in data else ""),
         imbalance(data, row),
         about.get("ipc", 10), about.get("budget", "quick"), row["network"],
-        f"{row['protocol']} `{row['protocol_hash']}`",
+        f"{row['protocol']} `{row['protocol_hash']}`", row.get("updates", "–"),
         f"{spread(row['accuracy'], row.get('std'))} ({row['runs']})", " / ".join(groups) or "–",
+        beside("start"), "–" if gained is None else f"{gained:+.1f}",
         random, mosaic(recipe, row, known), beside("full"),
         beside("ceiling"), "–" if share is None else f"{share:.1f}", beside("inherited"), published,
         f"{row['device']}, {row['date']}",

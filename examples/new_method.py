@@ -21,13 +21,13 @@ class Covariances(Comparison):
 
     facts = {"embed": "24 moments"}  # what the cache of the real side depends on
 
-    def embed(self, features, view):  # (n, d) -> (n, 24 + 24^2), averaged per class
+    def embed(self, features, frequencies):  # (n, d) -> (n, 24 + 24^2), averaged per class
         axes = torch.randn(features.shape[1], 24, generator=torch.Generator().manual_seed(0))
         z = features @ axes.to(features.device)
         return torch.cat([z, (z[:, :, None] * z[:, None, :]).flatten(1)], dim=1)
 
     def class_distance(self, view, features, labels, first, last):  # of the classes first..last-1
-        syn = segment_mean(self.embed(features, view), labels, last - first)
+        syn = segment_mean(self.embed(features, view.frequencies), labels, last - first)
         (a, cov_a), (b, cov_b) = map(self.moments, (view.table[first:last], syn))
         distance = (a - b).square().sum(1) + (cov_a - cov_b).square().sum((1, 2))
         return distance, {"distance": distance}

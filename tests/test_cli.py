@@ -442,7 +442,7 @@ def test_students_suit_the_machine(gpu, expected, monkeypatch, tmp_path, capsys)
         seen.update(options)
         return []
 
-    monkeypatch.setattr("potstill.app.job.evaluate_run", scored)
+    monkeypatch.setattr("potstill.app.scoring.evaluate_run", scored)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: gpu)
     assert main(["evaluate", str(tmp_path), "--device", "cpu"]) == 0
     assert (seen["network"], seen["protocol"].name) == ([expected[0]], expected[1])
@@ -497,7 +497,7 @@ def test_every_method_has_a_flag_for_each_field_and_for_the_data(name, capsys, m
 
 
 def test_what_comes_next_suits_sets_with_a_learned_step_size(monkeypatch):
-    from potstill.app.flags import default_student
+    from potstill.app.suiting import default_student
 
     monkeypatch.setattr("torch.cuda.is_available", lambda: False)
     assert default_student() == ("convnet-w32-in", "quick")

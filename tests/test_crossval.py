@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import potstill
-from potstill.app import job as job_module
+from potstill.app import scoring
 from potstill.app.cli import main
 from potstill.app.crossval import cross_validate, pooled
 from potstill.evaluation import PROTOCOLS
@@ -69,7 +69,7 @@ def test_every_image_is_tested_once_and_folds_are_ordinary_runs(source, capsys):
 
 def test_finished_folds_are_not_repeated_and_the_pool_is_the_same(source, monkeypatch, capsys):
     seen = []
-    evaluate_run = job_module.evaluate_run
+    evaluate_run = scoring.evaluate_run
 
     def watched(folder: Path, run: Run, **options: object) -> list[object]:
         if len(seen) == stop:
@@ -77,7 +77,7 @@ def test_finished_folds_are_not_repeated_and_the_pool_is_the_same(source, monkey
         seen.append(folder.name)
         return evaluate_run(folder, run, **options)
 
-    monkeypatch.setattr(job_module, "evaluate_run", watched)
+    monkeypatch.setattr(scoring, "evaluate_run", watched)
     stop = 1
     assert start(source) == 130
     assert "the same command goes on where this one was" in capsys.readouterr().err

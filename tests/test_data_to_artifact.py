@@ -103,7 +103,7 @@ def test_hold_out_is_named_wherever_the_result_is(distilled, monkeypatch, capsys
 
 
 def test_changed_data_are_not_scored(distilled, tmp_path, run):
-    from potstill.app.job import evaluate_run
+    from potstill.app.scoring import evaluate_run
 
     extra = tmp_path / "zoo" / "ant" / "999.png"
     Image.new("RGB", (10, 10)).save(extra)
@@ -112,7 +112,7 @@ def test_changed_data_are_not_scored(distilled, tmp_path, run):
 
 
 def test_data_at_another_place_keep_size_and_imbalance(distilled, tmp_path, run):
-    from potstill.app.job import evaluate_run
+    from potstill.app.scoring import evaluate_run
 
     (tmp_path / "zoo").rename(tmp_path / "moved")
     protocol = PROTOCOLS["quick"].with_(epochs=1)
@@ -154,7 +154,7 @@ def test_arrays_in_memory_are_scored_with_the_same_arrays(tmp_path, method, run)
     source, out = pictures(), tmp_path / "run"
     potstill.distill(method, source, ipc=1, run=run, out=out)
     assert main(["evaluate", str(out), "--device", "cpu"]) == 2  # see the sentence below
-    from potstill.app.job import evaluate_run
+    from potstill.app.scoring import evaluate_run
 
     with pytest.raises(InputError, match=r"arrays in memory; call potstill\.evaluate"):
         evaluate_run(out, run, network=["mlp-w16"])

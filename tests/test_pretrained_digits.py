@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 import potstill
-from potstill.app.job import distill, evaluate_run
+from potstill.app.job import distill
+from potstill.app.scoring import evaluate_run
 from potstill.evaluation import PROBES, Inheritance
 from potstill.experts.heads import Head
 from potstill.reports import compare, report

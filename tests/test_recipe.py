@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from potstill.app import job as job_module
+from potstill.app import scoring
 from potstill.app.cli import main
 from potstill.app.job import Data
 from potstill.app.recipe import method_of, read_recipe, run_recipe
@@ -53,10 +53,11 @@ def test_every_recipe_is_sound(path):
     described = Data(**recipe["data"])
     assert described.imbalance_factor >= 1
     options = recipe["evaluate"]
-    protocol, names = find_protocol(options["protocol"]), options["network"]
-    read = parse if isinstance(protocol, Protocol) else split_name
+    protocols, names = options["protocol"], options["network"]
+    for protocol in [protocols] if isinstance(protocols, str) else protocols:
+        read = parse if isinstance(find_protocol(protocol), Protocol) else split_name
+        assert [read(name) for name in ([names] if isinstance(names, str) else names)]
     assert options["runs"] >= 1
-    assert [read(name) for name in ([names] if isinstance(names, str) else names)]
     assert recipe["about"]["title"]
 
 
@@ -99,6 +100,20 @@ def test_a_recipe_makes_artifact_scores_and_page_and_repeats_none(tiny, monkeypa
     assert [r.accuracy for r in again] == [r.accuracy for r in records]
 
 
+def test_several_protocols_give_scores_under_each(tiny, monkeypatch):
+    dc = PROTOCOLS["dc"].with_(epochs=3, name="dc")
+    monkeypatch.setitem(PROTOCOLS, "dc", dc)
+    both = 'protocol = ["quick-noflip", "dc"]'
+    text = TINY.replace('protocol = "quick-noflip"', both).replace("full = true", "")
+    tiny.write_text(text.replace('["convnet-d2-w8-in", "mlp-w16"]', '"mlp-w16"'))
+    folder, records = start(tiny)
+    assert [r.protocol["name"] for r in records] == ["quick-noflip", "dc"]
+    assert [r.updates for r in records] == [2, 3]  # 40 training images: one and one step an epoch
+    assert {
+        s["protocol"]["name"] for s in json.loads((folder / "scores.json").read_text())["scores"]
+    } == {"quick-noflip", "dc"}
+
+
 def test_a_card_that_a_kill_kept_from_the_scores_is_written_again(tiny):
     folder, _ = start(tiny)
     record, card = folder / "synthetic" / "provenance.json", folder / "synthetic" / "README.md"
@@ -117,13 +132,13 @@ def test_only_what_is_missing_is_scored(tiny, monkeypatch):
     content = json.loads((folder / "scores.json").read_text())
     (folder / "scores.json").write_text(json.dumps({"scores": content["scores"][:1]}))
     asked: list[str] = []
-    evaluate_run = job_module.evaluate_run
+    evaluate_run = scoring.evaluate_run
 
     def watched(folder: Path, run: Run, **options: object) -> list[object]:
         asked.extend(options["network"])
         return evaluate_run(folder, run, **options)
 
-    monkeypatch.setattr(job_module, "evaluate_run", watched)
+    monkeypatch.setattr(scoring, "evaluate_run", watched)
     _, records = start(tiny)
     assert asked == ["mlp-w16"]
     assert [r.network for r in records] == ["convnet-d2-w8-in", "mlp-w16"]
@@ -158,6 +173,7 @@ CHANGES = {
     "mlp-w16|mlb-w16": "did you mean 'mlp-w128'?",
     "runs = 2|runs = 0": "use a whole number from 1",
     'network = ["convnet-d2-w8-in", "mlp-w16"]|network = []': "name at least one network",
+    'protocol = "quick-noflip"|protocol = []': "name at least one protocol",
     "full = true|full = -1": "full in [evaluate]",
     "entries = 2|info = 'x'": "has 'info' in [method]",
     "entries = 2|sizes = 1": "has 'sizes' in [method]",

@@ -7,11 +7,9 @@ from scipy.fft import dctn, idctn
 
 from potstill.canvas.frequency import (
     cosine_basis,
-    from_coefficients,
-    images_for,
+    from_spectrum,
     leading_coefficients,
-    stored_bytes,
-    to_coefficients,
+    spectrum,
 )
 from potstill.run import InputError
 
@@ -33,63 +31,24 @@ def test_the_basis_is_orthonormal(n):
 
 
 @pytest.mark.parametrize("shape", [(8, 8), (6, 9), (1, 5)])
-def test_coefficients_are_scipys(shape):
+def test_coefficients_are_scipys_and_give_the_images_back(shape):
     images = normal(3, 2, *shape)
-    expected = scipys(images).flatten(2)
-    everything = torch.arange(shape[0] * shape[1])
-    torch.testing.assert_close(to_coefficients(images, everything), expected)
-    some = everything.flip(0)[::2]
-    torch.testing.assert_close(to_coefficients(images, some), expected[:, :, some])
-    torch.testing.assert_close(to_coefficients(images.float(), some).double(),
-                               expected[:, :, some], rtol=1e-4, atol=1e-5)  # fmt: skip
-
-
-def test_images_are_scipys_inverse_of_a_masked_spectrum():
-    values, positions = normal(2, 3, 4), torch.tensor([[0, 5, 17, 47], [3, 2, 1, 40]])
-    spectrum = np.zeros((2, 3, 48))
-    for n in range(2):
-        for k in range(4):
-            spectrum[n, :, positions[n, k]] = values[n, :, k].numpy()
-    expected = idctn(spectrum.reshape(2, 3, 6, 8), type=2, axes=(-2, -1), norm="ortho")
-    found = from_coefficients(values, positions, (6, 8))
-    torch.testing.assert_close(found, torch.from_numpy(expected))
-    torch.testing.assert_close(to_coefficients(found, positions), values)
-
-
-def test_all_coefficients_give_the_images_back():
-    images = normal(4, 3, 6, 10)
-    order = torch.randperm(60, generator=torch.Generator().manual_seed(1))
+    torch.testing.assert_close(spectrum(images), scipys(images))
     torch.testing.assert_close(
-        from_coefficients(to_coefficients(images, order), order, (6, 10)), images
+        spectrum(images.float()).double(), scipys(images), rtol=1e-4, atol=1e-5
     )
+    torch.testing.assert_close(from_spectrum(spectrum(images)), images)
     alone = images.float()
-    back = from_coefficients(to_coefficients(alone, order), order, (6, 10))
-    torch.testing.assert_close(back, alone, rtol=0, atol=2e-6)
+    torch.testing.assert_close(from_spectrum(spectrum(alone)), alone, rtol=0, atol=2e-6)
 
 
 def test_one_map_is_the_adjoint_of_the_other():
-    values, images = normal(5, 2, 7), normal(5, 2, 6, 4, seed=1)
-    draw = torch.Generator().manual_seed(2)
-    positions = torch.stack([torch.randperm(24, generator=draw)[:7] for _ in range(5)])
-    there = (from_coefficients(values, positions, (6, 4)) * images).sum()
-    back = (values * to_coefficients(images, positions)).sum()
+    values, images = normal(5, 2, 6, 4), normal(5, 2, 6, 4, seed=1)
+    there, back = (from_spectrum(values) * images).sum(), (values * spectrum(images)).sum()
     torch.testing.assert_close(there, back)
     leaf = values.clone().requires_grad_()
-    (slope,) = torch.autograd.grad(
-        (from_coefficients(leaf, positions, (6, 4)) * images).sum(), leaf
-    )
-    torch.testing.assert_close(slope, to_coefficients(images, positions))
-    leaf = images.clone().requires_grad_()
-    (slope,) = torch.autograd.grad((to_coefficients(leaf, positions) * values).sum(), leaf)
-    torch.testing.assert_close(slope, from_coefficients(values, positions, (6, 4)))
-
-
-def test_kept_coefficients_are_the_nearest_image_that_has_only_them():
-    images, positions = normal(2, 1, 6, 6), torch.tensor([0, 1, 6, 7])
-    near = from_coefficients(to_coefficients(images, positions), positions, (6, 6))
-    assert to_coefficients(images - near, positions).abs().max() < 1e-12
-    energy = to_coefficients(images, positions).square().sum()
-    torch.testing.assert_close(near.square().sum(), energy)
+    (slope,) = torch.autograd.grad((from_spectrum(leaf) * images).sum(), leaf)
+    torch.testing.assert_close(slope, spectrum(images))
 
 
 @pytest.mark.parametrize("keep", [1, 7, 48])
@@ -124,28 +83,10 @@ def test_images_that_do_not_differ_keep_their_energy(copies):
     assert leading_coefficients(torch.zeros(2, 1, 4, 4), 3).tolist() == [0, 1, 2]
 
 
-def test_budgets():
-    assert images_for(1, 64, (32, 32)) == 16  # FreD on CIFAR-10 with DM
-    assert images_for(10, 64, (32, 32)) == 160
-    assert images_for(2, 32, (32, 32)) == 64
-    assert images_for(1, 1000, (32, 32)) == 1
-    whole = 4 * 10 * 3 * 32 * 32
-    assert stored_bytes(160, 10, 3, 64, (32, 32)) == whole + 10 * 64 * 2
-    assert stored_bytes(1, 1, 1, 10, (16, 16)) == 40 + 10
-    assert stored_bytes(1, 1, 1, 10, (257, 256)) == 40 + 40
-
-
 def test_what_cannot_be_kept_is_refused():
-    images, values = normal(2, 1, 4, 4), normal(2, 1, 3)
-    with pytest.raises(InputError, match="keep is 17; use a number of coefficients from 1 to 16"):
-        leading_coefficients(images, 17)
-    with pytest.raises(InputError, match="keep is 0"):
-        images_for(1, 0, (4, 4))
+    images = normal(2, 1, 4, 4)
+    for keep in (0, 17):
+        with pytest.raises(InputError, match=f"keep is {keep}; use a number of coeffic"):
+            leading_coefficients(images, keep)
     with pytest.raises(InputError, match="images has none of the class"):
         leading_coefficients(images[:0], 1)
-    with pytest.raises(InputError, match="leave the spectrum; use numbers from 0 to 15"):
-        to_coefficients(images, torch.tensor([0, 16]))
-    with pytest.raises(InputError, match=r"shape \(3, 2\) for 2 images"):
-        to_coefficients(images, torch.zeros(3, 2, dtype=torch.long))
-    with pytest.raises(InputError, match="positions has 2 per image and values 3"):
-        from_coefficients(values, torch.tensor([0, 1]), (4, 4))

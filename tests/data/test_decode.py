@@ -26,7 +26,9 @@ def encoded(image, kind="PNG"):
 
 
 def decode(*items, **form):
-    rows = Rows("toy", len(items), lambda: ((item, 0) for item in items), ("a", "b"))
+    rows = Rows(
+        "toy", len(items), lambda: ((item, 0) for item in items), ("a", "b"), lambda rows: []
+    )
     return np.concatenate([part for part, _ in blocks(rows, Reading(**form), quiet=True)])
 
 
@@ -162,7 +164,9 @@ def test_missing_file_is_named(tmp_path):
 
 @pytest.mark.parametrize("announced", [1, 3])
 def test_wrong_length(announced):
-    rows = Rows("toy", announced, lambda: ((picture(), 0) for _ in range(2)), ("a", "b"))
+    rows = Rows(
+        "toy", announced, lambda: ((picture(), 0) for _ in range(2)), ("a", "b"), lambda rows: []
+    )
     with pytest.raises(InputError, match=f"announces {announced} images but gives 2"):
         list(blocks(rows, Reading(), quiet=True))
 

@@ -30,7 +30,9 @@ def encoded(image, kind="PNG", **options):
 
 
 def decode(*items, **how):
-    rows = Rows("toy", len(items), lambda: ((item, 0) for item in items), ("a", "b"))
+    rows = Rows(
+        "toy", len(items), lambda: ((item, 0) for item in items), ("a", "b"), lambda rows: []
+    )
     return np.concatenate([part for part, _ in blocks(rows, Reading(**how), quiet=True)])
 
 
@@ -229,7 +231,7 @@ def test_sizes_that_cannot_be_held(size, capsys, tmp_path):
 def test_blocks_of_large_pictures_are_small(monkeypatch):
     monkeypatch.setattr("potstill.data.decode._BLOCK_BYTES", 1000)
     items = [Image.fromarray(colours((15, 20), seed)) for seed in range(4)]
-    rows = Rows("toy", 4, lambda: ((item, 0) for item in items), ("a", "b"))
+    rows = Rows("toy", 4, lambda: ((item, 0) for item in items), ("a", "b"), lambda rows: [])
     assert [len(labels) for _, labels in blocks(rows, Reading(), quiet=True)] == [1] * 4
 
 

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 import potstill
-from potstill.app.job import Data, open_data
+from potstill.app.opening import Data, open_data
 from potstill.data import load, load_pair
 from potstill.data.subsets import SUBSETS, class_positions
 from potstill.run import InputError, Run

@@ -13,7 +13,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from potstill.app.cli import main
-from potstill.app.job import open_data
+from potstill.app.opening import open_data
 from potstill.data import load, load_pair
 from potstill.run import InputError, Run
 from potstill.run.folder import read_record

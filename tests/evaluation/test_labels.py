@@ -108,4 +108,12 @@ def test_impossible_arguments():
         soft_labels([teacher()], syn.images, TRANSFORM, temperature=0)
     with pytest.raises(InputError, match="teachers is empty"):
         soft_labels([], syn.images, TRANSFORM)
-    assert list(TIERS) == ["hard", "static", "regression", "stored", "online", "inherited"]
+    assert list(TIERS) == [
+        "hard",
+        "static",
+        "regression",
+        "stored",
+        "online",
+        "projected",
+        "inherited",
+    ]

@@ -17,7 +17,8 @@ CHANGES = {
     "weight_decay": 1e-4, "schedule": "cosine", "milestones": (0.5,), "gamma": 0.3,
     "reset_momentum": True, "augment": "crop", "cutmix": 0.1, "sampling": "balanced",
     "epochs_by_ipc": ((1, 3),), "labels": "hard", "learned_lr": True, "held_out": 2,
-    "mixing": "remix", "max_norm": 0.1, "prior": "balanced_softmax",
+    "mixing": "remix", "max_norm": 0.1, "prior": "balanced_softmax", "loss": "squared_error",
+    "temperature": 2.0,
 }  # fmt: skip
 
 
@@ -29,7 +30,7 @@ def test_every_fact_changes_the_hash(field):
 
 
 def test_the_changes_above_cover_every_field():
-    covered = {*CHANGES, "name", "training", "selection", "test_every"}
+    covered = {*CHANGES, "name", "training", "selection", "test_every", "teacher", "teacher_prior"}
     assert covered == {f.name for f in fields(Training)} | {f.name for f in fields(Protocol)}
 
 
@@ -37,6 +38,14 @@ def test_selection_and_its_interval_change_the_hash():
     val = TINY.with_(selection="val", test_every=2)
     test_max = TINY.with_(selection="test_max", test_every=2)
     assert len({TINY.hash, val.hash, test_max.hash, val.with_(test_every=1).hash}) == 4
+
+
+def test_a_teacher_changes_the_hash_and_so_does_its_prior():
+    online = TINY.with_(labels="online", teacher="mlp-w8")
+    plain = online.with_(teacher_prior="plain")
+    assert len({TINY.hash, online.hash, plain.hash, online.with_(teacher="mlp-w9").hash}) == 4
+    with pytest.raises(InputError, match="teacher_prior is 'plain' without a teacher"):
+        TINY.with_(teacher_prior="plain")
 
 
 def test_hash_ignores_name_field_order_and_number_type():

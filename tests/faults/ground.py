@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from potstill.data.transform import ZCA, Normalize
+from potstill.labels import Projection, ViewLabels
 from potstill.synthetic import SyntheticSet
 
 CLASSES = ("nought", "one", "two")
@@ -145,7 +146,21 @@ def artifacts(root: Path) -> dict[str, Path]:
         "decode": {"kind": "tiled", "factor": 2, "formation": "multi"},
     }
     whitened = {"transform": _zca(draw)}
-    made = {"hard": {}, "soft": soft, "tiled": tiled, "whitened": whitened}
+    learned = {"regression_targets": torch.randn(3, 3, generator=draw)}
+    views = ViewLabels.of(
+        torch.rand(3, 1, 6, 6, generator=draw),
+        lambda x: x.flatten(1)[:, :3],
+        2,
+        lambda *at: draw,
+        cutmix=0.5,
+        top=2,
+    )
+    projection = Projection(torch.randn(3, 4, generator=draw), torch.zeros(3), "mlp-w8", "0" * 16)
+    viewed = {"view_labels": views, "projection": projection}
+    made = {
+        "hard": {}, "soft": soft, "tiled": tiled, "whitened": whitened, "learned": learned,
+        "viewed": viewed,
+    }  # fmt: skip
     return {name: SyntheticSet(**plain | more).save(root / name) for name, more in made.items()}
 
 

@@ -32,6 +32,8 @@ def fingerprint(s: SyntheticSet) -> list[Any]:
     """Everything that a receiver trains on, as bytes."""
     images, labels, soft, weights = s.decoded()
     stored = [s.images, images, labels, soft, weights, *s.transform.to_tensors().values()]
+    stored += [s.regression_targets, *(s.view_labels.tensors().values() if s.view_labels else ())]
+    stored += [s.projection.weight, s.projection.bias] if s.projection else []
     raw = [None if t is None else t.numpy().tobytes() for t in stored]
     return [*raw, s.classes, s.syn_lr, json.dumps(s.decode)]
 
@@ -122,7 +124,9 @@ def _strange(
     elif how in ("number", "all") and value.numel():
         number = draw.choice(numbers)
         whole = not value.dtype.is_floating_point
-        number = int(max(min(number, 2**62), -(2**62))) if whole and number == number else number
+        if whole and number == number:
+            most = min(2**62, torch.iinfo(value.dtype).max)
+            number = int(max(min(number, most), max(-(2**62), torch.iinfo(value.dtype).min)))
         flat = value.clone().reshape(-1)
         if not (whole and number != number):
             flat[:: 1 if how == "all" else max(1, flat.numel())] = number

@@ -4,9 +4,8 @@ import math
 
 import pytest
 import torch
-from scipy import special, stats
+from scipy import special
 
-from potstill.match.frequencies import gamma_quantile
 from potstill.match.kernels import KERNELS, Kernel, kernel, mixture
 from potstill.run import InputError
 
@@ -105,30 +104,6 @@ def test_orthogonal_rows_lower_the_variance_of_the_estimate(name):
     # Orthogonality removes the variance due to directions; heavy tails leave that of the radii.
     most = {"rbf": 0.25, "matern52": 0.65, "rq2.5": 0.5, "cauchy-l1": 0.5}.get(name, 1.25)
     assert spread[True] < most * spread[False]
-
-
-@pytest.mark.parametrize("name", ["laplace", "matern32", "rq", "cauchy", "laplace-l1", "cauchy-l1"])
-def test_cap_cuts_one_percent_at_the_quantile(name):
-    k, count = kernel(name, 0.5), 4000
-    free, capped = (k.frequencies(count, 4, seeded(6), cap=cap) for cap in (False, True))
-    entries = free.numel() if name.endswith("l1") else count
-    changed = (free != capped) if name.endswith("l1") else (free != capped).any(1)
-    share = changed.float().mean().item()
-    assert abs(share - 0.01) < 4 * (0.0099 / entries) ** 0.5
-    assert capped.abs().max() < free.abs().max()
-    if name == "laplace-l1":
-        assert capped.abs().max().item() == pytest.approx(
-            2 * math.tan(0.99 * math.pi / 2), rel=1e-3
-        )
-    if name == "cauchy-l1":
-        assert capped.abs().max().item() == pytest.approx(2 * math.log(100), rel=1e-3)
-
-
-@pytest.mark.parametrize("shape", [0.5, 1.5, 2.5, 1.0, 7.3])
-@pytest.mark.parametrize("probability", [0.01, 0.99])
-def test_gamma_quantile(shape, probability):
-    expected = stats.gamma.ppf(probability, shape)
-    assert gamma_quantile(shape, probability) == pytest.approx(expected, rel=1e-9)
 
 
 def test_mixtures_flatten_weigh_and_share_out_frequencies():

@@ -5,12 +5,16 @@ from __future__ import annotations
 import pytest
 import torch
 
+from potstill.canvas import Pixels, start_canvas
+from potstill.canvas.tiled import mosaic
 from potstill.losses import cross_entropy
 from potstill.match.student_steps import draw_steps
 from potstill.methods import DATM, FTD, LAD, MTT, TESLA
+from potstill.methods.trajectory.initialization import Initialization
 from potstill.methods.trajectory.students import pick
 from potstill.methods.trajectory.trajectory_matching import Trajectory, TrajectoryObjective
 from potstill.networks import Experts
+from potstill.networks.parts import fit_transform
 from potstill.run import InputError
 from potstill.synthetic import SyntheticSet
 from potstill.synthetic.iterates import list_iterates
@@ -194,6 +198,93 @@ def test_long_tailed_ipc_gives_uneven_sets(make_blobs, run):
     assert sum(syn.counts) == 12 and syn.counts[0] > syn.counts[1] > syn.counts[2] >= 1
 
 
+def test_the_last_student_ends_where_its_expert_does(make_blobs, run):
+    method = made(MTT, expert_epochs=3, start_max=3, start_min=2)
+    assert method.trajectory.snapshots() == {2, 3}
+    opened(method, make_blobs((20, 8, 4)), run).expert(1, 3)
+
+
+def test_on_more_gpus_students_take_a_share_of_the_step_that_receivers_get(make_blobs, run):
+    real = make_blobs((20, 8, 4))
+    one = made(LAD, LAD_TINY, syn_lr=0.01, lr_syn_lr=1e-4)(real, 2, run)
+    four = made(LAD, LAD_TINY, syn_lr=0.04, lr_syn_lr=16e-4, gpus=4)(real, 2, run)
+    assert torch.allclose(four.images, one.images, atol=1e-5)
+    assert torch.allclose(four.soft_labels, one.soft_labels, atol=1e-5)
+    assert one.syn_lr != pytest.approx(0.01, rel=1e-4)
+    assert four.syn_lr == pytest.approx(4 * one.syn_lr, rel=1e-4)
+
+
+def test_the_classifier_phase_may_have_its_own_step_size_and_epoch_length(make_blobs, run):
+    real = make_blobs((20, 8, 4))
+    own = made(LAD, LAD_TINY, classifier_syn_lr=0.3, classifier_images=16)
+    objective = opened(own, real, run)
+    assert set(objective.leaves()) == {"logits", "raw_lr", "raw_classifier_lr"}
+    assert float(objective.classifier_step().detach()) == pytest.approx(0.3)
+    representation, classifier = objective.terms(0, objective.canvas, 3)
+    representation.values.sum().backward()
+    assert objective.leaves()["raw_classifier_lr"].grad is None
+    classifier.values.sum().backward()
+    assert objective.leaves()["raw_classifier_lr"].grad.abs() > 0
+    assert own(real, 2, run).syn_lr == pytest.approx(0.01, rel=0.1)  # receivers get the other's
+    assert own.classifiers.training(own.networks.training()).epoch_images == 16
+    shared = opened(made(LAD, LAD_TINY), real, run)
+    assert shared.classifier_step is shared.step_size
+    assert "raw_classifier_lr" not in shared.leaves()
+
+
+def constant(real, label):
+    """Weights of a network of TINY that says ``label`` of every image."""
+    network = made(MTT).networks.new(real, torch.Generator().manual_seed(0))
+    weights = {name: torch.zeros_like(value) for name, value in network.state_dict().items()}
+    weights["classifier.bias"] = torch.eye(real.num_classes)[label]
+    return lambda: weights
+
+
+def judging(real, run, *said):
+    transform = fit_transform(real, "normalize")
+    return Initialization(real, transform, TINY["network"], [constant(real, c) for c in said], run)
+
+
+def test_where_no_expert_is_right_images_are_any_of_the_class_and_labels_hard(
+    make_blobs, run, caplog
+):
+    real = make_blobs((20, 8, 4))
+    judge = judging(real, run, 0, 2)
+    found = judge.candidates([3, 3, 3])
+    assert [len(own) for own in found] == [3, 8, 3]
+    assert sorted(found[1].tolist()) == real.of_class(1).tolist()
+    assert "an image of 1 of 3 classes rightly" in caplog.text
+    canvas = Pixels(start="correct").make(real, 3, run, candidates=found)
+    logits = judge.logits(canvas, "right")
+    assert torch.equal(logits[:3], torch.eye(3)[[0, 0, 0]])  # what the right one says
+    assert torch.equal(logits[3:6], 4.6 * torch.eye(3)[[1, 1, 1]])
+    assert torch.equal(judge.logits(canvas, "one"), torch.eye(3)[[0] * 9])
+
+
+def test_a_mosaic_is_labelled_by_what_experts_say_of_its_tiles(make_blobs, run):
+    real = make_blobs((20, 20, 20))
+    transform, net = fit_transform(real, "normalize"), made(MTT).networks
+    nets = [net.new(real, torch.Generator().manual_seed(seed)) for seed in (0, 5)]
+    judge = Initialization(real, transform, TINY["network"], [n.state_dict for n in nets], run)
+    mixed = real.batch(torch.randperm(60, generator=run.generator("mixed"))[:36])
+    canvas = start_canvas(real, 3, run.generator, factor=2)
+    canvas.images = mosaic(mixed.unflatten(0, (9, 4)), 2)  # of all classes
+    logits = judge.logits(canvas, "right")
+    tiles, labels = canvas.decode()
+    said = torch.stack([n(transform.forward(tiles)) for n in nets]).detach()  # (2, 36, 3)
+    right = said.argmax(-1) == labels
+    told = right.any(0).view(9, 4)
+    counts = set(told.sum(1).tolist())
+    assert 0 in counts and counts & {1, 2, 3}  # also mosaics of which some tiles are right
+    for row, label in enumerate(canvas.labels.tolist()):
+        views = range(4 * row, 4 * row + 4)
+        own = [said[right[:, k], k].mean(0) for k in views if right[:, k].any()]
+        expected = torch.stack(own).mean(0) if own else 4.6 * torch.eye(3)[label]
+        assert torch.allclose(logits[row], expected, atol=1e-5)
+    one = judge.logits(canvas, "one")
+    assert torch.allclose(one, said[0].unflatten(0, (9, 4)).mean(1), atol=1e-5)
+
+
 class Killed(BaseException):
     pass
 
@@ -229,7 +320,10 @@ def test_short_budgets_of_ftd_forget_the_first_images():
 @pytest.mark.parametrize(
     ("fields", "sentence"),
     [
-        ({"start_max": 4, "span": 1, "expert_epochs": 4}, "start_max is 4"),
+        ({"start_max": 5, "span": 1, "expert_epochs": 4}, "start_max is 5"),
+        ({"gpus": 0}, "gpus is 0"),
+        ({"classifier_images": -1}, "classifier_images is -1"),
+        ({"classifier_syn_lr": -0.1}, "classifier_syn_lr is -0.1"),
         ({"start_min": 2, "start_max": 2}, "start_min is 2"),
         ({"experts": 0}, "experts is 0"),
         ({"student_steps": 0}, "student_steps is 0"),

@@ -332,6 +332,15 @@ def test_cyclic_epochs_have_steps_for_all_draws():
     assert sizes == [8, 8, 8, 8, 1] * 2
 
 
+def test_an_epoch_may_be_shorter_but_not_longer_than_its_sampling_makes_it():
+    labels = torch.tensor([0] * 11 + [1] * 3 + [2])
+    short = stream(labels, epoch_images=16)
+    assert short.length == 16 and short.steps == 4
+    assert labels[short.order(0, 0)].bincount().tolist() in ([8, 4, 4], [4, 8, 4], [4, 4, 8])
+    assert stream(labels, epoch_images=1000).length == 33
+    assert stream(labels, sampling="shuffled", epoch_images=1000).length == 15
+
+
 # -- keys -----------------------------------------------------------------------------------------
 
 

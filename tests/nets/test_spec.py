@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from potstill import nets
+from potstill.nets import spec
 from potstill.nets.alexnet import alexnet
 from potstill.nets.layers import Network
 from potstill.nets.vgg import vgg11
@@ -41,7 +42,7 @@ def test_defaults_and_case():
     assert str(nets.parse("ConvNet")) == "convnet-w128-in"
     assert str(nets.parse("convnet-d3-avg")) == "convnet-d3-w128-in"
     assert str(nets.parse("resnet18")) == "resnet18-in"
-    assert all(nets.parse(name) for name in nets.NAMES)
+    assert all(nets.parse(name) for name in spec.NAMES)
 
 
 @pytest.mark.parametrize(

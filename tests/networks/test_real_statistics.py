@@ -12,7 +12,8 @@ from potstill.match.spectral import (
 from potstill.methods import CSDM, DM, M3D, NCFM, SDM
 from potstill.methods.distribution.class_matching import Comparison
 from potstill.networks import RandomNets
-from potstill.networks.real_statistics import RealSide, RealStatistics, RealView
+from potstill.networks.real_statistics import RealSide, RealStatistics
+from potstill.networks.real_views import RealView
 from potstill.run import InputError, StorageError, cache
 from potstill.run.parts import check_parts
 
@@ -28,8 +29,8 @@ class Waves(Comparison):
     def frequencies(self, number, dim):
         return torch.randn(16, dim, generator=self.run.generator("w", number))
 
-    def embed(self, features, view):
-        return characteristic(features, view.frequencies)
+    def embed(self, features, frequencies):
+        return characteristic(features, frequencies)
 
 
 def side(real, run, policy="fixed", **options):
@@ -109,7 +110,8 @@ def test_features_policy_has_fresh_frequencies_each_step(make_blobs, run):
     room = side(real, run, policy="features", entries=1)
     a, b = room.at(0), room.at(1)
     assert a.number == b.number and not torch.equal(a.frequencies, b.frequencies)
-    exact = segment_mean(characteristic(a.bank.float(), a.frequencies), a.bank_labels, 3)
+    bank = room.bank(0)
+    exact = segment_mean(characteristic(bank.features.float(), a.frequencies), bank.labels, 3)
     assert torch.allclose(a.table, exact, atol=1e-6)
 
 
@@ -228,7 +230,7 @@ def test_feature_banks_stay_within_the_memory_budget(make_blobs, run, caplog, mo
     assert len(side_tight._kept) == 1 and side_tight.built > 4
     assert "exceed half of memory_gb" in caplog.text
     for step in range(4):  # computed again, the same banks
-        assert torch.equal(side_tight.at(step).stack, side_roomy.at(step).stack)
+        assert torch.equal(side_tight.at(step).features, side_roomy.at(step).features)
 
 
 def test_tables_of_other_threads_or_policies_are_not_mistaken(make_blobs, run):
@@ -241,7 +243,10 @@ def test_tables_of_other_threads_or_policies_are_not_mistaken(make_blobs, run):
     finally:
         torch.set_num_threads(1)
     banks = side(real, run, policy="features")
-    assert banks.at(0).bank is not None  # although a table of that number lies in the cache
+    banks.at(0)
+    assert (
+        banks.bank(0).features.dtype == torch.half
+    )  # although a table of that number lies in the cache
 
 
 def test_a_cache_that_cannot_be_written_only_warns(make_blobs, run, caplog, monkeypatch):
@@ -319,8 +324,7 @@ def test_psi_sees_whole_tail_classes(make_blobs, run):
     objective = begun(method, real, run)
     list(objective.terms(0, objective.canvas, 3))
     rows = objective._real_rows(0)
-    view = objective.adversary.view
-    assert torch.bincount(view.bank_labels[rows]).tolist() == [128, 128, 4]
+    assert torch.bincount(objective.side.bank(0).labels[rows]).tolist() == [128, 128, 4]
 
 
 def test_l1_kernels_get_an_l1_length(make_blobs, run):

@@ -7,9 +7,11 @@ here and nowhere else. Exit codes: 0 success, 2 bad input, 3 diverged, 4 storage
 
 from __future__ import annotations
 
+import importlib
 import logging
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
@@ -22,25 +24,10 @@ os.environ.setdefault("DATASETS_VERBOSITY", "critical")
 import tyro
 
 from potstill import __version__
-from potstill.app.flags import (
-    FLAT,
-    Machine,
-    default_budget,
-    default_student,
-    method_flags,
-    method_of,
-    parse,
-    suiting,
-)
+from potstill.app.flags import FLAT, Machine, Taught, method_flags, method_of, parse
+from potstill.app.suiting import default_budget, default_student, suiting
 from potstill.losses import priors, told
-from potstill.run.errors import (
-    DivergedError,
-    InputError,
-    PotstillError,
-    StorageError,
-    nearest,
-    system_refusals,
-)
+from potstill.run.errors import InputError, PotstillError, nearest, system_refusals
 from potstill.run.fields import Batch, OneOf, Runs, Seed
 from potstill.run.signals import ENDED, Terminated, ending_signals
 
@@ -50,6 +37,7 @@ USAGE = """potstill {version}: distil a long-tailed image set into a small balan
 
   potstill distill METHOD --data SOURCE --ipc N --out DIR    make a synthetic set
   potstill evaluate DIR --network NAME [NAME ...]            train students on it and score them
+  potstill relabel DIR --labels KIND --out DIR               the same images, labelled by a teacher
   potstill report DIR                                        write its HTML page
   potstill compare DIR DIR [DIR ...] --out PAGE.html         set runs side by side on one page
   potstill methods                                           what can be chosen as METHOD
@@ -127,6 +115,7 @@ class Evaluate:
     quantized: bool = True  # score the 8-bit view too
     full: bool = False  # score training on the full (long-tailed) set too
     prior: Annotated[str | None, OneOf(*priors(), None), tyro.conf.arg(help=told(priors()))] = None
+    taught: Annotated[Taught, FLAT] = field(default_factory=Taught)
     inherit: Literal["none", "ridge", "adam"] = "none"  # probe: score the sender's classifier too
     # what is done about uneven classes in it: a --prior that mixes nothing; default logit_adjusted
     head_prior: str | None = None
@@ -137,7 +126,7 @@ class Evaluate:
 
 
 def _evaluate(words: list[str]) -> None:
-    from potstill.app.job import evaluate_run
+    from potstill.app.scoring import evaluate_run
     from potstill.evaluation import find_protocol, inheritance
     from potstill.reports.remarks import printed
 
@@ -147,7 +136,7 @@ def _evaluate(words: list[str]) -> None:
             chosen.folder,
             chosen.machine.run(chosen.seed),
             network=network,
-            protocol=find_protocol(protocol, chosen.prior),
+            protocol=find_protocol(protocol, chosen.prior, **vars(chosen.taught)),
             inherit=inheritance(chosen.inherit, chosen.head_prior, chosen.kd),
             runs=chosen.runs,
             baseline=chosen.baseline,
@@ -232,34 +221,27 @@ def _recipe(words: list[str]) -> None:
         print(folder / "report.html")
 
 
-def _backbone(words: list[str]) -> None:
-    from potstill.app.backbone_command import command
+def _command_of(module: str) -> Callable[[list[str]], None]:
+    """A command in a module of its own, imported when it is wanted."""
 
-    print(command(words))
+    def run(words: list[str]) -> None:
+        said = importlib.import_module(f"potstill.app.{module}").command(words)
+        for line in [said] if isinstance(said, str) else said:
+            print(line)
 
-
-def _cache(words: list[str]) -> None:
-    from potstill.app.cache_command import command
-
-    for line in command(words):
-        print(line)
-
-
-def _crossval(words: list[str]) -> None:
-    from potstill.app.crossval import command
-
-    print(command(words))
+    return run
 
 
 COMMANDS = {
     "distill": _distill,
     "evaluate": _evaluate,
+    "relabel": _command_of("relabel_command"),
     "report": _report,
     "compare": _compare,
     "methods": _methods,
-    "backbone": _backbone,
-    "cache": _cache,
-    "crossval": _crossval,
+    "backbone": _command_of("backbone_command"),
+    "cache": _command_of("cache_command"),
+    "crossval": _command_of("crossval"),
     "recipe": _recipe,
 }
 
@@ -302,9 +284,7 @@ def _guarded(words: list[str]) -> int:
         return int(stop.code or 0)
     except PotstillError as error:
         print(f"potstill: {error}", file=sys.stderr)
-        return (
-            3 if isinstance(error, DivergedError) else 4 if isinstance(error, StorageError) else 2
-        )
+        return error.exit_code
     except ENDED as end:
         goes_on = words[:1] and words[0] in ("distill", "crossval", "recipe", "backbone")
         print(

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from potstill.app.flags import default_budget, method_flags, method_of, parse, suiting
+from potstill.app.flags import method_flags, method_of, parse
+from potstill.app.suiting import default_budget, suiting
 from potstill.run.errors import InputError
 from potstill.run.fields import Batch, Range, Runs, Seed, check_value
 
@@ -60,17 +61,16 @@ def cross_validate(
         InputError: an argument does not fit, or a class has too few images.
         DivergedError, StorageError: from the fold that was at work.
     """
-    from potstill.app.job import check_probed, check_student, distill, evaluated
-    from potstill.evaluation import Probe, find_protocol
+    from potstill.app.job import distill
+    from potstill.app.scoring import check_networks, evaluated
+    from potstill.evaluation import find_protocol
     from potstill.reports import report
     from potstill.run import Run, logger
     from potstill.run.checkpoint import write_json
 
     run, folder = run or Run(), Path(out).expanduser()
     if protocol is not None:  # mistakes are found before the first fold
-        probed = isinstance(find_protocol(protocol), Probe)
-        for name in networks or ():
-            check_probed(name) if probed else check_student(name)
+        check_networks(networks or (), find_protocol(protocol))
     if data.fold is not None:
         raise InputError(f"fold is {data.fold!r}; crossval runs all folds, so leave it out")
     if data.test is not None:

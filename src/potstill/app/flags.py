@@ -1,4 +1,4 @@
-"""Flags: the words of a command become objects, with defaults that suit the machine."""
+"""Flags: the words of a command become objects."""
 
 from __future__ import annotations
 
@@ -7,64 +7,58 @@ import io
 import re
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
-from pathlib import Path
 from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 
-from potstill.run.context import Precision
+from potstill.run.context import Circumstances, Run
 from potstill.run.errors import InputError, PotstillError, nearest
-from potstill.run.fields import NotNegative, Positive, Range, check_fields, fields_of
+from potstill.run.fields import Range, check_fields, fields_of
 from potstill.run.parts import flat, parts_of
 from potstill.run.signals import uninterrupted
 
 __all__ = [
     "FLAT",
     "Machine",
+    "Taught",
     "data_flags",
-    "default_budget",
-    "default_student",
     "method_flags",
     "method_of",
     "parse",
-    "suiting",
 ]
 
 Threads = Annotated[int, Range(0, 1024)]
 FLAT = tyro.conf.arg(name="")  # fields of a nested dataclass are flags like any other
 
 
-@dataclass(kw_only=True)
-class Machine:
+@dataclass(frozen=True, kw_only=True)
+class Machine(Circumstances):
     """Where to run."""
 
-    device: str = "auto"  # "auto" (first CUDA device, else CPU), "cpu", "cuda", "cuda:1"
-    precision: Precision = "auto"  # frozen networks: "fp32" or "bf16"; auto = bf16 on CUDA only
-    compile: bool = False  # torch.compile the feature networks
-    memory_gb: Positive = 4.0  # budget of one step's activations and of images kept in memory
-    checkpoint_seconds: NotNegative = 20.0  # a kill loses at most this much work; 0 = every step
     threads: Threads = 0  # CPU threads; 0 = torch's choice
-    quiet: bool = False  # no progress bars, warnings only
 
-    def run(self, seed: int) -> Any:
+    def run(self, seed: int) -> Run:
         """Return the Run these flags describe."""
         import torch
 
-        from potstill.run import Run
         from potstill.run.machine import tune_allocator
 
         tune_allocator()
         if self.threads:
             torch.set_num_threads(self.threads)
-        return Run(
-            seed=seed,
-            device=self.device,
-            precision=self.precision,
-            compile=self.compile,
-            memory_gb=self.memory_gb,
-            checkpoint_seconds=self.checkpoint_seconds,
-            quiet=self.quiet,
-        )
+        return Run(seed=seed, **{f.name: getattr(self, f.name) for f in fields(Circumstances)})
+
+
+@dataclass(kw_only=True)
+class Taught:
+    """From which labels students learn, and how, where it is not as the protocol has it."""
+
+    # auto, hard, soft, views, projected (all stored in the set) or online (by --teacher)
+    labels: str | None = None
+    loss: str | None = None  # cross_entropy, kl or squared_error; default as suits the labels
+    temperature: float | None = None  # of a teacher's labels and of students who learn them
+    teacher: str | None = None  # for --labels online: network, trained on all real images
+    teacher_prior: str | None = None  # a --prior for it; default balanced_softmax
 
 
 @contextlib.contextmanager
@@ -175,56 +169,6 @@ def _sentence(box: str, command: str) -> str:
     if similar:
         return f"{message}; did you mean {similar[0]!r}?"
     return f"{message}; potstill {command} --help explains the flags"
-
-
-def default_budget(words: list[str]) -> str:
-    """Budget named on the command line; otherwise what suits the device."""
-    from potstill.methods import BUDGETS
-
-    for index, word in enumerate(words):
-        name = word.partition("=")[2] if word.startswith("--budget=") else None
-        if word == "--budget" and index + 1 < len(words):
-            name = words[index + 1]
-        if name is not None:
-            if name not in BUDGETS:
-                raise InputError(f"--budget is {name!r}{nearest(name, BUDGETS)}")
-            return name
-    import torch
-
-    return "standard" if torch.cuda.is_available() else "quick"
-
-
-def default_student(learned_lr: bool = False, backbone: bool = False) -> tuple[str, str]:
-    """Network and protocol that suit the machine and the set.
-
-    Sets with a learned student step size and those that a backbone distilled have their own.
-    """
-    import torch
-
-    if backbone:
-        return "same", "probe"
-    gpu = torch.cuda.is_available()
-    fitting = {True: ("lad-quick", "lad"), False: ("quick", "default")}
-    return ("convnet-w128-in" if gpu else "convnet-w32-in"), fitting[learned_lr][gpu]
-
-
-def suiting(
-    folder: Path, networks: list[str] | None, protocol: str | None
-) -> tuple[list[str], str]:
-    """Complete what was not said about an evaluation by what suits the set in ``folder``."""
-    if networks is not None and protocol is not None:
-        return networks, protocol
-    from potstill.evaluation import Probe, find_protocol
-    from potstill.synthetic import SyntheticSet
-
-    learned = backbone = False
-    with contextlib.suppress(InputError):  # evaluation says what is wrong with the folder
-        syn = SyntheticSet.load(folder)
-        learned, backbone = syn.syn_lr is not None, "backbone" in syn.provenance
-    if protocol is not None:
-        backbone = isinstance(find_protocol(protocol), Probe)
-    network, suits = default_student(learned, backbone)
-    return [network] if networks is None else networks, protocol or suits
 
 
 def data_flags(taken: Container[str]) -> Any:

@@ -16,7 +16,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from potstill.app.job import Data, check_probed, distill, evaluated
+from potstill.app.flags import Taught
+from potstill.app.job import Data, distill
+from potstill.app.scoring import check_networks, evaluated
 from potstill.methods import find
 from potstill.run import InputError, Run, nearest
 from potstill.run.fields import Batch, Runs, Seed, Students, check_value, fields_of
@@ -39,8 +41,13 @@ _TABLES: dict[str, dict[str, Any] | None] = {  # keys and their types
     "method": None,  # the fields of the method
     "evaluate": {
         "network": str | list[str],
-        "protocol": str,
+        "protocol": str | list[str],  # of several, scores under each
         "prior": str,  # what is done about uneven classes in what students learn from
+        "labels": str,  # which of the stored ones, or a teacher's: see Protocol
+        "loss": str,
+        "temperature": float,
+        "teacher": str,
+        "teacher_prior": str,
         "runs": Runs,
         "full": bool | Students,
         "inherit": str,  # projector of an inherited classifier: "ridge" or "adam"
@@ -82,8 +89,9 @@ def read_recipe(path: Path) -> dict[str, Any]:
     parts = {name for name, part in parts_of(kind()) if len(part.kinds) > 1}
     method = kind.budget("paper", **{k: v for k, v in own.items() if k in parts})
     _check_table(own, flat_hints(method), "method", path)
-    if recipe.get("evaluate", {}).get("network") == []:
-        raise InputError(f"{path} has network = [] in [evaluate]; name at least one network")
+    for key in ("network", "protocol"):
+        if recipe.get("evaluate", {}).get(key) == []:
+            raise InputError(f"{path} has {key} = [] in [evaluate]; name at least one {key}")
     return recipe
 
 
@@ -114,9 +122,8 @@ def run_recipe(
     Everything the recipe says is checked before the first part begins; what is finished already
     (the artifact, a score of the same protocol, runs and seed) is not done again.
     """
-    from potstill.evaluation import Probe, find_protocol
+    from potstill.evaluation import find_protocol
     from potstill.evaluation.inheritance import inheritance
-    from potstill.nets import parse
     from potstill.reports import report
 
     recipe = read_recipe(path)
@@ -127,10 +134,12 @@ def run_recipe(
     options = {"runs": 5, "full": False} | recipe.get("evaluate", {})
     names = options.pop("network", ["convnet-w128-in"])
     networks = [names] if isinstance(names, str) else list(names)
-    protocol = find_protocol(options.pop("protocol", "default"), options.pop("prior", None))
-    probed = isinstance(protocol, Probe)
-    for name in networks:
-        check_probed(name) if probed else parse(name)
+    how = {key: options.pop(key, None) for key in ("prior", *fields_of(Taught))}
+    asked = options.pop("protocol", "default")
+    asked = [asked] if isinstance(asked, str) else asked
+    protocols = [find_protocol(name, **how) for name in asked]
+    for protocol in protocols:
+        check_networks(networks, protocol)
     passed_on = ("inherit", "head_prior", "kd")
     inherit = inheritance(*(options.pop(key, None) for key in passed_on))
     distill(
@@ -142,8 +151,11 @@ def run_recipe(
         force=force,
         label=about.get("budget", "quick"),
     )
-    records = evaluated(
-        folder, run.with_(seed=0), networks=networks, protocol=protocol, inherit=inherit, **options
-    )
+    given = {"networks": networks, "inherit": inherit, **options}
+    records = [
+        record
+        for protocol in protocols
+        for record in evaluated(folder, run.with_(seed=0), protocol=protocol, **given)
+    ]
     report(folder, None)
     return folder, records

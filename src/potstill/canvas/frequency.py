@@ -4,7 +4,8 @@
 
 with the orthonormal DCT-II D over rows and over columns, channel by channel. All images of a class
 keep the same k positions of F, in every channel: those whose values vary most over the class's
-images. In the numbers of one image there is room for h w / k such images.
+images. In the numbers of one image there is room for h w / k such images (FreD does not pay for the
+positions).
 
 D is orthonormal here, and FreD's is not: its learning rate η becomes η / 4hw for coefficients with
 neither index 0, η / 8hw with one, η / 16hw for the mean. One rate serves all of them here.
@@ -13,24 +14,30 @@ neither index 0, η / 8hw with one, η / 16hw for the mean. One rate serves all 
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
+from dataclasses import dataclass
 from functools import lru_cache
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from potstill.run import InputError
+from potstill.canvas.parts import Started
+from potstill.canvas.pixels import Canvas
+from potstill.data import ImageSet
+from potstill.run import InputError, Run
+from potstill.run.fields import PositiveShare
 
 __all__ = [
+    "Frequency",
+    "FrequencyCanvas",
     "cosine_basis",
-    "from_coefficients",
     "from_spectrum",
-    "images_for",
     "leading_coefficients",
     "spectrum",
-    "stored_bytes",
-    "to_coefficients",
 ]
 
+_MOST = 1000  # real images of a class from which its coefficients are chosen
 _STILL = 1e-12  # share of the energy below which variance is rounding
 
 
@@ -63,78 +70,15 @@ def leading_coefficients(images: Tensor, keep: int) -> Tensor:
     """
     if not len(images):
         raise InputError("images has none of the class; give at least one")
-    _check_keep(keep, images.shape[-2] * images.shape[-1])
+    pixels = images.shape[-2] * images.shape[-1]
+    if not 1 <= keep <= pixels:
+        raise InputError(f"keep is {keep}; use a number of coefficients from 1 to {pixels}")
     values = spectrum(images.detach().double().mean(1)).flatten(1)
     energy = values.square().mean(0)
     score = (values - values.mean(0)).square().mean(0)
     if not float(score.sum()) > _STILL * float(energy.sum()):
         score = energy
     return score.argsort(descending=True, stable=True)[:keep]
-
-
-def to_coefficients(images: Tensor, positions: Tensor) -> Tensor:
-    """Return the coefficients (n, c, k) of images (n, c, h, w); differentiable.
-
-    The adjoint of :func:`from_coefficients`, and its inverse on what that makes.
-
-    Args:
-        positions: (k,) for all images, or (n, k) for each; none twice.
-
-    Raises:
-        InputError: positions outside the spectrum, or of another number of images.
-    """
-    h, w = images.shape[-2:]
-    _check_positions(positions, len(images), h * w)
-    return spectrum(images).flatten(2).gather(2, _index(positions, images))
-
-
-def from_coefficients(values: Tensor, positions: Tensor, shape: tuple[int, int]) -> Tensor:
-    """Return the images (n, c, h, w) of some coefficients, all others 0; differentiable.
-
-    Args:
-        values: (n, c, k). positions: (k,) for all images, or (n, k) for each; none twice.
-        shape: (h, w).
-
-    Raises:
-        InputError: positions outside the spectrum, or that do not fit the values.
-    """
-    h, w = shape
-    _check_positions(positions, len(values), h * w)
-    if positions.shape[-1] != values.shape[2]:
-        raise InputError(
-            f"positions has {positions.shape[-1]} per image and values {values.shape[2]}; make "
-            "them equal"
-        )
-    blank = values.new_zeros(*values.shape[:2], h * w)
-    return from_spectrum(blank.scatter(2, _index(positions, values), values).unflatten(2, (h, w)))
-
-
-def images_for(ipc: int, keep: int, shape: tuple[int, int]) -> int:
-    """Return how many images of a class fit into the numbers of ``ipc`` whole ones, at least 1.
-
-    ``ipc`` h w / ``keep``, rounded down, as FreD counts: positions are not paid for; see
-    :func:`stored_bytes`.
-
-    Raises:
-        InputError: ``keep`` is no number of coefficients of such an image.
-    """
-    _check_keep(keep, shape[0] * shape[1])
-    return ipc * shape[0] * shape[1] // keep
-
-
-def stored_bytes(
-    images: int, classes: int, channels: int, keep: int, shape: tuple[int, int]
-) -> int:
-    """Return the bytes of float32 values and of the positions that each class keeps.
-
-    A position takes 1 byte in images of up to 256 pixels, 2 in those of up to 65536, else 4.
-
-    Args:
-        images: of all classes. channels: of each. keep: coefficients of a channel.
-    """
-    pixels = shape[0] * shape[1]
-    place = 1 if pixels <= 2**8 else 2 if pixels <= 2**16 else 4
-    return 4 * images * channels * keep + place * classes * keep
 
 
 def spectrum(images: Tensor) -> Tensor:
@@ -149,22 +93,59 @@ def from_spectrum(values: Tensor) -> Tensor:
     return rows.T @ values @ columns
 
 
-def _index(positions: Tensor, like: Tensor) -> Tensor:
-    """Positions as (n, c, k) on the device of ``like`` (n, c, ...)."""
-    own = positions.to(like.device, torch.int64)
-    own = own if own.ndim == 2 else own[None]
-    return own[:, None].expand(len(like), like.shape[1], -1)
+class FrequencyCanvas(Canvas):
+    """Spectra of images of which all but the kept coefficients of their class stay 0.
+
+    Args:
+        base: the first images. kept: (classes, h, w) bool.
+    """
+
+    leaf = "coefficients"
+
+    def __init__(self, base: Canvas, kept: Tensor) -> None:
+        super().__init__(base.images, base.labels, base.classes, base.spec, bounded=False)
+        self.kept = kept[base.labels][:, None]
+        self.images = (spectrum(self.images.detach()) * self.kept).requires_grad_(True)
+
+    def to(self, device: str) -> Canvas:
+        """Return the same canvas on another device."""
+        moved: Any = super().to(device)
+        moved.kept = self.kept.to(device)
+        return moved
+
+    @property
+    def plain(self) -> bool:
+        """Coefficients are not what networks are shown."""
+        return False
+
+    def render(self, leaves: Mapping[str, Tensor]) -> Tensor:
+        """Return RGB images (r, c, h, w) of rows of the coefficients; differentiable."""
+        return from_spectrum(leaves[self.leaf])
+
+    @torch.no_grad()
+    def project_(self) -> None:
+        """Put coefficients that the class does not keep back to 0."""
+        self.images.mul_(self.kept)
 
 
-def _check_keep(keep: int, pixels: int) -> None:
-    if not 1 <= keep <= pixels:
-        raise InputError(f"keep is {keep}; use a number of coefficients from 1 to {pixels}")
+@dataclass(frozen=True, kw_only=True)
+class Frequency(Started, kind="frequency"):
+    """Stored images have only those coefficients in which the images of their class vary most.
 
+    A receiver gets them as pixels: as many images as whole ones, not more for the same bytes as
+    FreD counts.
+    """
 
-def _check_positions(positions: Tensor, n: int, pixels: int) -> None:
-    if positions.ndim not in (1, 2) or (positions.ndim == 2 and len(positions) != n):
-        raise InputError(
-            f"positions has shape {tuple(positions.shape)} for {n} images; use (k,) or ({n}, k)"
-        )
-    if positions.numel() and not 0 <= int(positions.min()) <= int(positions.max()) < pixels:
-        raise InputError(f"positions leave the spectrum; use numbers from 0 to {pixels - 1}")
+    keep: PositiveShare = 0.25  # share of an image's coefficients that its class keeps
+
+    def formed(self, started: Canvas, real: ImageSet, run: Run) -> Canvas:
+        """Return the canvas of the first images' coefficients."""
+        size = real.shape[1] * real.shape[2]
+        kept = torch.zeros(real.num_classes, size, dtype=torch.bool)
+        for label in range(real.num_classes):
+            own = real.of_class(label)
+            draw = run.generator("coefficients", label)
+            rows = own[torch.randperm(len(own), generator=draw)[:_MOST]]
+            count = max(1, round(self.keep * size))
+            kept[label, leading_coefficients(real.batch(rows), count)] = True
+        return FrequencyCanvas(started, kept.unflatten(1, (real.shape[1], real.shape[2])))

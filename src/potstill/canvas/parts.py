@@ -41,12 +41,7 @@ class CanvasSpec(Part, room=True):
         return [ipc] * real.num_classes
 
     def make(
-        self,
-        real: ImageSet,
-        ipc: int,
-        run: Run,
-        *,
-        candidates: Sequence[Tensor] | None = None,
+        self, real: ImageSet, ipc: int, run: Run, *, candidates: Sequence[Tensor] | None = None
     ) -> Canvas:
         """Return the canvas before step 0, on the CPU.
 
@@ -95,16 +90,11 @@ class Started(CanvasSpec):
         return images_per_class(real, ipc, self.ipc_profile)
 
     def make(
-        self,
-        real: ImageSet,
-        ipc: int,
-        run: Run,
-        *,
-        candidates: Sequence[Tensor] | None = None,
+        self, real: ImageSet, ipc: int, run: Run, *, candidates: Sequence[Tensor] | None = None
     ) -> Canvas:
         """Return the canvas before step 0, on the CPU."""
         factor = self.factor_for((real.shape[1], real.shape[2]))
-        return start_canvas(
+        started = start_canvas(
             real,
             self.counts(real, ipc),
             run.generator,
@@ -115,6 +105,11 @@ class Started(CanvasSpec):
             bounded=getattr(self, "bounded", False),
             candidates=candidates,
         )
+        return self.formed(started, real, run)
+
+    def formed(self, started: Canvas, real: ImageSet, run: Run) -> Canvas:
+        """Return the canvas that holds these first images."""
+        return started
 
 
 @dataclass(frozen=True, kw_only=True)

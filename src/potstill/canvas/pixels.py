@@ -190,7 +190,8 @@ class Canvas:
         """Return the training images of the classes ``first <= c < last`` as networks see them."""
         if self.behind is None:
             return transform.forward(self.decode(first, last)[0])
-        return self.images if last is None else self.images[self.rows(first, last)]
+        whole = first == 0 and last is None
+        return self.images if whole else self.images[self.rows(first, last)]
 
     @torch.no_grad()
     def project_(self) -> None:

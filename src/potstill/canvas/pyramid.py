@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import reduce
 from typing import Annotated, Any
 
 import torch
@@ -90,8 +91,7 @@ class PyramidCanvas(Canvas):
 
     def to(self, device: str) -> PyramidCanvas:
         """Return the same canvas on another device."""
-        moved = super().to(device)
-        assert isinstance(moved, PyramidCanvas)
+        moved: Any = super().to(device)
         moved.levels = [level.detach().to(device).requires_grad_(True) for level in self.levels]
         moved.images = moved.levels[0]
         moved.colours = None if self.colours is None else self.colours.to(device)
@@ -130,17 +130,16 @@ class PyramidCanvas(Canvas):
     @staticmethod
     def _enlarged(levels: list[Tensor], size: tuple[int, int]) -> Tensor:
         """The sum of the levels at ``size``, bilinear without antialiasing."""
-        total = None
-        for level in levels:
-            if tuple(level.shape[2:]) == (1, 1):
-                part = level.expand(-1, -1, *size)
-            elif tuple(level.shape[2:]) == size:
-                part = level
-            else:
-                part = F.interpolate(level, size, mode="bilinear", align_corners=False)
-            total = part if total is None else total + part
-        assert total is not None
-        return total
+
+        def enlarged(level: Tensor) -> Tensor:
+            own = tuple(level.shape[2:])
+            if own == (1, 1):
+                return level.expand(-1, -1, *size)
+            if own == size:
+                return level
+            return F.interpolate(level, size, mode="bilinear", align_corners=False)
+
+        return reduce(torch.add, map(enlarged, levels))
 
     def render(self, leaves: Mapping[str, Tensor]) -> Tensor:
         """Return RGB images (n, c, h, w) in (0, 1) of the rows of the levels; differentiable."""

@@ -1,25 +1,21 @@
 """Real data: one typed set of images, many sources, long tails, fitted transforms."""
 
-from potstill.data.augment import DSA, cutmix
+from potstill.data.augment import DSA
 from potstill.data.images import ImageSet
-from potstill.data.longtail import DRAWS, PROFILES, draw_positions, profile_counts
+from potstill.data.longtail import draw_positions, profile_counts
 from potstill.data.reading import Reading
 from potstill.data.sources import load, load_pair
-from potstill.data.transform import ZCA, Normalize, Transform, transform_from
+from potstill.data.transform import ZCA, Normalize, transform_from
 
 __all__ = [
     "DSA",
-    "cutmix",
     "ImageSet",
     "Reading",
     "load",
     "load_pair",
-    "DRAWS",
-    "PROFILES",
     "draw_positions",
     "profile_counts",
     "Normalize",
     "ZCA",
-    "Transform",
     "transform_from",
 ]

@@ -10,7 +10,7 @@ augmentation), and so that a draw can be stored beside whatever was computed wit
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated, Any
 
@@ -268,12 +268,19 @@ def paste(
 
     Its share is 1 - ``keep`` before it is clipped; its centre lies at shares of the sides.
     """
-    (h, w), cut = x.shape[2:], (1 - keep) ** 0.5
-    top, bottom = _clipped(int(down * h), int(cut * h), h)
-    left, right = _clipped(int(across * w), int(cut * w), w)
+    h, w = x.shape[2:]
+    top, bottom, left, right = cut_box(keep, down, across, (h, w))
     mixed = x.clone()
     mixed[:, :, top:bottom, left:right] = other[:, :, top:bottom, left:right]
     return mixed, (bottom - top) * (right - left) / (h * w)
+
+
+def cut_box(
+    keep: float, down: float, across: float, size: Sequence[int]
+) -> tuple[int, int, int, int]:
+    """Return top, bottom, left and right of the box of :func:`paste` in images of ``size``."""
+    (h, w), cut = size, (1 - keep) ** 0.5
+    return *_clipped(int(down * h), int(cut * h), h), *_clipped(int(across * w), int(cut * w), w)
 
 
 def _clipped(centre: int, extent: int, side: int) -> tuple[int, int]:

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from potstill.data.images import check_labels, check_size
+from potstill.data.classes import check_labels, check_size
 from potstill.data.pictures import brief, channels_last, flatten, is_file, open_picture
 from potstill.data.reading import Reading
 from potstill.data.values import OtherRange, Values
@@ -49,7 +49,7 @@ class Rows:
     count: int
     pairs: Callable[[], Iterator[tuple[Any, int]]]  # from the beginning at each call
     classes: tuple[str, ...] | None  # None: "0".."C-1" after the labels
-    pictures: Pictures | None = None  # some rows; None: only all of them in turn
+    pictures: Pictures  # some rows
     labels: np.ndarray | None = None  # int64 (count,); None: known only with the pictures
 
     def __post_init__(self) -> None:

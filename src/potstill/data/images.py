@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from potstill.data import longtail, store
+from potstill.data.classes import check_classes, check_labels, check_size
 from potstill.run import InputError, Run
 
 __all__ = ["FEW", "ImageSet", "few_note", "parse_fold"]
@@ -211,14 +212,8 @@ class ImageSet:
                 f"per_class is {size} but class {name!r} has {smallest} image(s) and must keep "
                 f"one; {fix}"
             )
-        held = torch.zeros(len(self), dtype=torch.bool)
-        run = Run(seed=seed, device="cpu")
-        for label in range(self.num_classes):
-            rows = self.of_class(label)
-            order = torch.randperm(len(rows), generator=run.generator("hold-out", label))
-            held[rows[order[:size]]] = True
         fact = {"op": "hold_out", "per_class": size, "seed": seed}
-        return self.select(~held, **fact, part="rest"), self.select(held, **fact, part="held")
+        return self._apart("hold-out", lambda label, order: order[:size], fact)
 
     def fold(self, number: int, folds: int, seed: int = 0) -> tuple[ImageSet, ImageSet]:
         """Split into (rest, fold ``number`` of ``folds``), counted from 1, for cross-validation.
@@ -239,14 +234,23 @@ class ImageSet:
                 f"fold is {number}/{folds} but class {name!r} has {smallest} image(s), too few "
                 f"for one in each fold; {fix}"
             )
-        held = torch.zeros(len(self), dtype=torch.bool)
-        run, dealt = Run(seed=seed, device="cpu"), 0
+
+        def dealt(label: int, order: Tensor) -> Tensor:
+            turns = sum(self.counts[:label]) + torch.arange(len(order))
+            return order[turns % folds == number - 1]
+
+        fact = {"op": "fold", "fold": number, "folds": folds, "seed": seed}
+        return self._apart("fold", dealt, fact)
+
+    def _apart(
+        self, purpose: str, chosen: Callable[[int, Tensor], Tensor], fact: dict[str, Any]
+    ) -> tuple[ImageSet, ImageSet]:
+        """The rest, and what is ``chosen`` of each class's places in random order."""
+        held, run = torch.zeros(len(self), dtype=torch.bool), Run(seed=fact["seed"], device="cpu")
         for label in range(self.num_classes):
             rows = self.of_class(label)
-            order = torch.randperm(len(rows), generator=run.generator("fold", label))
-            held[rows[order[(dealt + torch.arange(len(rows))) % folds == number - 1]]] = True
-            dealt += len(rows)
-        fact = {"op": "fold", "fold": number, "folds": folds, "seed": seed}
+            order = torch.randperm(len(rows), generator=run.generator(purpose, label))
+            held[rows[chosen(label, order)]] = True
         return self.select(~held, **fact, part="rest"), self.select(held, **fact, part="held")
 
 
@@ -277,72 +281,3 @@ def parse_fold(fold: str | tuple[int, int]) -> tuple[int, int]:
     if folds < 2 or not 1 <= number <= folds:
         raise InputError(f"fold is {fold!r}; use K/N with N at least 2 and K from 1 to N")
     return number, folds
-
-
-def check_size(images: int, classes: int, source: str) -> None:
-    """Raise InputError unless there are images of at least 2 classes."""
-    if not images:
-        raise InputError(f"source {source!r} holds no images; add some")
-    if classes < 2:
-        raise InputError(
-            f"source {source!r} holds {images} image(s) in {classes} class(es); "
-            "at least 2 classes are needed"
-        )
-
-
-def check_classes(labels: Tensor, classes: Sequence[str], source: str) -> None:
-    """Raise InputError unless every class has one of the ``labels`` (n,), which are in range.
-
-    Takes memory for the labels, however many classes are claimed.
-    """
-    present = _present(labels, len(classes))
-    if len(present) < len(classes):
-        label = _first_gap(present)
-        raise InputError(
-            f"class {classes[label]!r} (label {label}) of source {source!r} has no images; add "
-            "some or leave the class out"
-        )
-
-
-def plain_names(labels: Tensor, source: str, *, gaps: bool = False) -> tuple[str, ...]:
-    """Names "0".."C-1" for the classes of ``labels`` (n,) int64 that have none.
-
-    Raises:
-        InputError: a negative label, a number below the largest one that no image has or, with
-            ``gaps``, more classes than images; before that many names are made.
-    """
-    high = int(labels.max())
-    check_labels(labels, high + 1, source)
-    present = _present(labels, high + 1)
-    if len(present) <= high and not (gaps and high < len(labels)):
-        gap = _first_gap(present)
-        raise InputError(
-            f"class '{gap}' (label {gap}) of source {source!r} has no images, but labels go from "
-            f"{int(present[0])} to {high}; number the classes from 0 without gaps"
-        )
-    return tuple(map(str, range(high + 1)))
-
-
-def _present(labels: Tensor, classes: int) -> Tensor:
-    """Labels that occur, ascending; counted by class only if there are as many images."""
-    if classes > len(labels):
-        return labels.unique()
-    return torch.nonzero(torch.bincount(labels, minlength=classes)).flatten()
-
-
-def _first_gap(present: Tensor) -> int:
-    """The smallest label that is not among ``present``, ascending from 0 or above."""
-    wrong = torch.nonzero(present != torch.arange(len(present)))
-    return int(wrong[0]) if len(wrong) else len(present)
-
-
-def check_labels(labels: Tensor, classes: int, source: str) -> None:
-    """Raise InputError unless all ``labels`` (n,), at least one, lie in 0..classes - 1."""
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= classes:
-        wrong = low if low < 0 else high
-        row = int(torch.nonzero(labels == wrong)[0])
-        raise InputError(
-            f"labels of source {source!r} hold {wrong} (row {row}); "
-            f"{classes} classes need labels from 0 to {classes - 1}"
-        )

@@ -29,8 +29,9 @@ from typing import Any
 import torch
 
 from potstill.data import store
+from potstill.data.classes import check_classes, plain_names
 from potstill.data.decode import MixedModes, OtherRange, blocks
-from potstill.data.images import ImageSet, check_classes, few_note, parse_fold, plain_names
+from potstill.data.images import ImageSet, few_note, parse_fold
 from potstill.data.reading import Reading
 from potstill.data.recognise import Source, recognise
 from potstill.data.splits import NoSplitError, UnlabelledError, find_split, splits_to_test

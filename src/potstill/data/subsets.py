@@ -19,8 +19,8 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from potstill.data.classes import check_labels, plain_names
 from potstill.data.decode import Rows
-from potstill.data.images import check_labels, plain_names
 from potstill.run import InputError, nearest
 
 __all__ = ["SUBSETS", "class_positions", "keep_classes"]
@@ -133,7 +133,6 @@ def keep_classes(rows: Rows, subset: str) -> tuple[Rows, tuple[int, ...]]:
         InputError: as :func:`class_positions`, or a class without images.
     """
     labels, pictures = rows.labels, rows.pictures
-    assert pictures is not None  # every kind of source has them
     if labels is None:
         labels = np.fromiter((label for _, label in rows.pairs()), np.int64, rows.count)
     numbered = torch.from_numpy(labels)

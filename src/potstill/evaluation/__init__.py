@@ -1,7 +1,14 @@
 """Evaluation: protocols, students, label tiers and scores."""
 
 from potstill.evaluation.inheritance import Inheritance, InheritedClassifier, inheritance
-from potstill.evaluation.labels import TIERS, receiver_bytes, soft_labels, with_soft_labels
+from potstill.evaluation.labels import (
+    TIERS,
+    receiver_bytes,
+    soft_labels,
+    with_projection,
+    with_soft_labels,
+    with_view_labels,
+)
 from potstill.evaluation.linear_bench import LinearBench
 from potstill.evaluation.metrics import class_accuracy, mean_std, summary
 from potstill.evaluation.probe import PROBES, Probe
@@ -15,6 +22,7 @@ from potstill.evaluation.scores import (
     write_scores,
 )
 from potstill.evaluation.student import train_students
+from potstill.evaluation.teaching import trained_teacher
 
 __all__ = [
     "PROBES",
@@ -38,6 +46,9 @@ __all__ = [
     "some_networks",
     "summary",
     "train_students",
+    "trained_teacher",
+    "with_projection",
     "with_soft_labels",
+    "with_view_labels",
     "write_scores",
 ]

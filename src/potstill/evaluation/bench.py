@@ -25,9 +25,11 @@ from potstill.evaluation.student import (
     real_examples,
     synthetic_examples,
     train_students,
+    updates_of,
 )
+from potstill.evaluation.teaching import Teaching
 from potstill.nets import Examples
-from potstill.run import Run
+from potstill.run import InputError, Run
 from potstill.run.cache import key_facts
 from potstill.synthetic import SyntheticSet
 from potstill.synthetic.iterates import load_iterate, step_of
@@ -52,6 +54,7 @@ class Bench:
     test: ImageSet
     protocol: Protocol
     run: Run
+    teaching: Teaching | None = None  # who labels what students see
 
     def measure(
         self, examples: Examples, protocol: Protocol, network: str, runs: int, label: str
@@ -61,7 +64,8 @@ class Bench:
             examples, protocol.training, protocol, network=network, test=self.test, runs=runs,
             run=self.run, watch=self.watch, label=f"{runs} x {network} on {label}",
         )  # fmt: skip
-        result = summary(outcome.chosen, self.test.counts, self.train.groups)
+        result: Result = summary(outcome.chosen, self.test.counts, self.train.groups)
+        result["updates"] = updates_of(examples, protocol.training.under(protocol.prior))
         if protocol.looks_between:
             result["last"] = mean_std(overall(outcome.last, self.test.counts))
             result["epochs"] = list(outcome.epochs)
@@ -71,8 +75,16 @@ class Bench:
         """Score the artifact, or a view of it."""
         training = self.protocol.training_for(self.syn.ipc, syn.syn_lr)  # a view's ipc may differ
         protocol = replace(self.protocol, training=training)
-        examples = synthetic_examples(syn, protocol.labels)
+        examples = self.taught(synthetic_examples(syn, protocol.labels))
+        if protocol.loss == "kl" and examples.targets.ndim == 1 and not examples.told:
+            raise InputError("loss is 'kl' but the artifact's labels are hard; use loss=auto")
         return self.measure(examples, protocol, network, runs, "the synthetic set")
+
+    def taught(self, examples: Examples) -> Examples:
+        """Return ``examples`` with the labels of the teacher, if there is one."""
+        if self.teaching is None:
+            return examples
+        return replace(examples, teacher=self.teaching.logits)
 
     def best_iterate(self, network: str, iterates: Sequence[Path]) -> Result:
         """Score every iterate and the artifact with one student each; return the best on the test.
@@ -101,6 +113,24 @@ class Bench:
             "accuracies": {"last" if step is None else str(step): mean for mean, step, _ in looks},
         }
         return {**best[2], "iterates": facts}
+
+    def start(self, network: str, runs: int) -> Result | None:
+        """Score the images and labels before step 0; None where there were none.
+
+        Students are those of the artifact, its learned step size included.
+        """
+        first = self.syn.start
+        if first is None:
+            return None
+        bench = replace(self, protocol=self.protocol.reference)
+        training = bench.protocol.training_for(self.syn.ipc, first.syn_lr)
+        protocol = replace(bench.protocol, training=training)
+        facts: dict[str, Any] = {"what": "start", "start": first.checksum}
+        if self.teaching is not None:
+            facts |= {"teaching": self.teaching.facts}
+        return self.cached(
+            facts, protocol, network, runs, lambda: bench.artifact(first, network, runs)
+        )
 
     def eight_bit(self, network: str, runs: int, result: Result) -> Result:
         """Score the 8-bit view; real images are their own, so nothing is trained for them."""
@@ -142,10 +172,14 @@ class Bench:
             self.protocol.reference, training=self.protocol.training_for(self.syn.ipc)
         )
         what = "random real images" if facts["what"] == "random" else "random real mosaics"
+        if self.teaching is not None:
+            facts = facts | {"teaching": self.teaching.facts}
         result = self.cached(
             facts, protocol, network, runs,
-            lambda: self.measure(examples(), protocol, network, runs, what),
+            lambda: self.measure(self.taught(examples()), protocol, network, runs, what),
         )  # fmt: skip
+        if self.teaching is not None:
+            result = {**result, "label_tier": self.teaching.tier}
         if self.protocol.reference is self.protocol:
             return result
         return {**result, "protocol": self.protocol.reference.to_json()}

@@ -9,18 +9,30 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from potstill.canvas import canvas_spec
 from potstill.data.transform import Transform
+from potstill.data.views import Views
+from potstill.experts.heads import Head
+from potstill.labels import Projection, ViewLabels
 from potstill.losses import adjust
 from potstill.nets import Network, predict
-from potstill.run import InputError, nearest
+from potstill.run import InputError, Run, nearest
 from potstill.synthetic import SyntheticSet
 
-__all__ = ["TIERS", "receiver_bytes", "soft_labels", "tier_of", "with_soft_labels"]
+__all__ = [
+    "TIERS",
+    "receiver_bytes",
+    "soft_labels",
+    "tier_of",
+    "with_projection",
+    "with_soft_labels",
+    "with_view_labels",
+]
 
 TIERS = {
     "hard": "a class index per image",
@@ -28,13 +40,17 @@ TIERS = {
     "regression": "real numbers per training image, learned by squared error",
     "stored": "soft labels of every augmented view over a number of epochs",
     "online": "the receiver holds the teacher and labels views itself",
+    "projected": "the receiver holds a backbone and is sent the map that labels views on it",
     "inherited": "the receiver holds a classifier that was trained on all real images",
 }
 
 
+_TIER_OF = {"hard": "hard", "soft": "static", "views": "stored", "projected": "projected"}
+
+
 def tier_of(syn: SyntheticSet, labels: str = "auto") -> str:
     """Return the tier a student uses, given what a protocol says about labels."""
-    return "hard" if labels == "hard" else syn.label_tier
+    return syn.label_tier if labels == "auto" else _TIER_OF.get(labels, labels)
 
 
 def receiver_bytes(
@@ -44,33 +60,40 @@ def receiver_bytes(
 
     Args:
         syn: the artifact. tier: one of :data:`TIERS`.
-        epochs: epochs of views with labels ("stored"). teacher: what the receiver holds ("online").
-        held: bytes of the classifier, and of whatever comes with it ("inherited").
+        epochs: epochs of views with labels ("stored"), where the artifact stores none yet.
+        teacher: what the receiver holds ("online").
+        held: bytes of what it holds instead: the teacher, the backbone of a projection, or the
+            classifier and whatever comes with it ("inherited").
 
     Raises:
         InputError: an unknown tier, or one without what it needs.
     """
     if tier not in TIERS:
         raise InputError(f"tier is {tier!r}{nearest(tier, TIERS)}")
-    if tier == "stored" and epochs < 1:
+    views = syn.view_labels.nbytes if syn.view_labels else 0
+    if tier == "stored" and not views and epochs < 1:
         raise InputError(f"epochs is {epochs} for tier 'stored'; use the number of labelled epochs")
-    if tier == "online" and teacher is None:
+    if tier == "projected" and syn.projection is None:
+        raise InputError("tier is 'projected', but the artifact has no projection; use another")
+    if tier == "online" and teacher is None and held < 1:
         raise InputError("teacher is None for tier 'online'; give the network that labels")
     if tier == "inherited" and held < 1:
         raise InputError(f"held is {held} for tier 'inherited'; give the bytes of the classifier")
     told = [own for own in (syn.soft_labels, syn.regression_targets) if own is not None]
     stored = sum(own.nbytes for own in told)
+    projection = syn.projection.nbytes if syn.projection else 0
     soft = 4 * syn.num_classes * len(syn.decoded()[0])  # float32, one per training image
     taught = sum(value.nbytes for value in teacher.state_dict().values()) if teacher else 0
     extra = {
         "hard": 0,
         "static": stored or soft,
         "regression": stored,
-        "stored": soft * epochs,
-        "online": taught,
+        "stored": views or soft * epochs,
+        "online": taught or held,
+        "projected": projection + held,
         "inherited": held,
     }
-    return syn.nbytes - stored + extra[tier]
+    return syn.nbytes - stored - views - projection + extra[tier]
 
 
 def soft_labels(
@@ -133,12 +156,7 @@ def with_soft_labels(
         tau=tau,
         device=device,
     )
-    facts = {
-        "teachers": len(teachers),
-        "temperature": temperature,
-        "adjusted": counts is not None,
-        "tau": tau if counts is not None else None,
-    }
+    facts = _facts(teachers, counts, tau) | {"temperature": temperature}
     return replace(
         syn,
         images=images,
@@ -146,5 +164,72 @@ def with_soft_labels(
         weights=weights,
         decode=canvas_spec(),
         soft_labels=soft,
+        start=None,
         provenance={**syn.provenance, "soft_labels": facts},
     )
+
+
+def with_view_labels(
+    syn: SyntheticSet,
+    teachers: Sequence[Network],
+    run: Run,
+    *,
+    epochs: int,
+    views: Views | None = None,
+    cutmix: float = 0.0,
+    top: int | None = None,
+    counts: Sequence[int] | None = None,
+    tau: float = 1.0,
+) -> SyntheticSet:
+    """Return the artifact with labels of the views of so many epochs (tier "stored").
+
+    Args:
+        teachers, counts, tau: as for :func:`soft_labels`; a receiver chooses the temperature.
+        run: seed of what is drawn, device. epochs: E; longer trainings begin again.
+        views: crops and flips; by default crops from 0.08 of the area and mirrors, as for ImageNet.
+        cutmix, top: see :meth:`potstill.labels.ViewLabels.of`.
+
+    Raises:
+        InputError: no teacher, or a number out of range.
+    """
+    views = views or Views(noise=0.0)
+
+    def logits(x: Tensor) -> Tensor:
+        how: dict[str, Any] = {"counts": counts, "tau": tau, "device": run.device}
+        return soft_labels(teachers, x, syn.transform, **how).log()
+
+    found = ViewLabels.of(
+        syn.decoded()[0],
+        logits,
+        epochs,
+        lambda purpose, epoch: run.generator(f"labels/{purpose}", epoch),
+        views=views,
+        cutmix=cutmix,
+        top=top,
+    )
+    facts = _facts(teachers, counts, tau) | {"views": views.facts, "cutmix": cutmix, "top": top}
+    told = {**syn.provenance, "view_labels": facts | {"epochs": epochs}}
+    return replace(syn, view_labels=found, provenance=told, start=None)
+
+
+def with_projection(syn: SyntheticSet, head: Head, backbone: str) -> SyntheticSet:
+    """Return the artifact with a head on a backbone that labels any view (tier "projected").
+
+    Args:
+        head: of :func:`potstill.experts.heads.train_head`, on the artifact's classes.
+        backbone: the name by which a receiver opens the head's backbone.
+
+    Raises:
+        InputError: the head's classes are others.
+    """
+    if head.classes != syn.classes:
+        raise InputError("head has other classes than the images; train one for these data")
+    own = Projection(head.weight.float(), head.bias.float(), backbone, head.backbone)
+    told = {**syn.provenance, "projection": dict(head.facts)}
+    return replace(syn, projection=own, provenance=told, start=None)
+
+
+def _facts(teachers: Sequence[Network], counts: Sequence[int] | None, tau: float) -> dict[str, Any]:
+    """What the provenance says of teachers."""
+    adjusted = counts is not None
+    return {"teachers": len(teachers), "adjusted": adjusted, "tau": tau if adjusted else None}

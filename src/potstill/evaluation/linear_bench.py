@@ -174,6 +174,14 @@ class LinearBench:
         table = self.table(images, backbone, runs)
         return self.measure(backbone, table, targets, self.probe.training, runs, weights)
 
+    def start(self, backbone: Backbone, runs: int) -> Result | None:
+        """Score the images and labels before step 0; None where there were none."""
+        first = self.syn.start
+        if first is None:
+            return None
+        facts = {"what": "start", "start": first.checksum}
+        return self._remembered(facts, backbone, runs, lambda: self.artifact(first, backbone, runs))
+
     def random(self, backbone: Backbone, runs: int) -> Result:
         """Score one random real subset (per seed) of the same counts."""
         counts = self.syn.counts

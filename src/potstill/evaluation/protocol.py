@@ -16,9 +16,9 @@ from typing import Annotated, Any
 from potstill.data.augment import DSA
 from potstill.evaluation.probe import PROBES, Probe, in_use, short_hash
 from potstill.losses import REMEDIES, priors
-from potstill.nets import Training
+from potstill.nets import Training, parse
 from potstill.run import InputError, nearest
-from potstill.run.fields import Batch, Epoch, Epochs, OneOf, check_fields, check_value
+from potstill.run.fields import Batch, Epoch, Epochs, OneOf, Range, check_fields, check_value
 
 __all__ = ["PROTOCOLS", "Protocol", "find_protocol"]
 
@@ -30,10 +30,30 @@ _SELECTIONS = {
     "student each (test_max, only to compare with papers)",
 }
 _LABELS = {
-    "auto": "soft labels or regression targets where there are some, else hard labels",
-    "hard": "hard labels, stored soft labels are ignored",
+    "auto": "the richest labels that the artifact has (of stored views, in the place of "
+    "augmentation; projected; regression targets; soft), else hard labels",
+    "hard": "hard labels, whatever else is stored is ignored",
     "soft": "soft labels, which the artifact must have",
+    "views": "stored views with a label each in the place of augmentation, which the artifact must "
+    "have",
+    "projected": "labels of augmented views from the artifact's projection of a backbone",
+    "online": "labels of augmented views from a teacher trained on all real images",
 }
+_LOSSES = {
+    "auto": "",
+    "cross_entropy": "cross-entropy",
+    "kl": "KL divergence",
+    "squared_error": "squared error of logits",
+}
+_LATER = {  # fields that came later, with what they were before: older hashes stay what they were
+    "prior": "plain",
+    "loss": "auto",
+    "temperature": 1.0,
+    "teacher": None,
+    "teacher_prior": "balanced_softmax",
+}
+
+Temperature = Annotated[float, Range(0.01, 1000)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,6 +63,11 @@ class Protocol:
     ``prior`` is a row of :data:`potstill.losses.REMEDIES`, by the counts of what is trained on: it
     changes the ceiling on all real images most (:mod:`potstill.evaluation.references`), and, unless
     it goes in stages, nothing that has equally many of each class.
+
+    ``loss`` "auto" is the divergence from a teacher's labels of views (Hinton et al., 2015), the
+    squared error of regression targets and cross-entropy of everything else. It is the loss on what
+    is distilled; real images with classes alone are learned by cross-entropy beside it. Under
+    ``labels`` "online" and "projected" the same teacher labels the random real images, too.
 
     ``selection="val"`` holds images out of the real training set before the random baseline is
     drawn from it. The artifact may have been distilled from those very images,
@@ -58,6 +83,10 @@ class Protocol:
     test_every: Epoch = 0  # epochs between looks under "val" and "test_max"; the last always counts
     held_out: Batch | None = None  # images per class under "val"; None: 0.1 of the smallest class
     prior: Annotated[str, OneOf(*priors())] = "plain"  # what is done about uneven classes
+    loss: Annotated[str, OneOf(*_LOSSES)] = "auto"  # of students, see above
+    temperature: Temperature = 1.0  # of a teacher's labels and of students who learn them
+    teacher: str | None = None  # network that labels views, with labels "online"
+    teacher_prior: Annotated[str, OneOf(*priors())] = "balanced_softmax"  # how it was trained
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -71,6 +100,36 @@ class Protocol:
             raise InputError(
                 f"prior is {self.prior!r} with selection {self.selection!r}, but a training in "
                 "stages has no epochs to choose from; use selection 'last'"
+            )
+        self._check_teacher()
+
+    def _check_teacher(self) -> None:
+        """Refuse what a student cannot be taught by."""
+        if (self.labels == "online") != (self.teacher is not None):
+            raise InputError(
+                f"labels is {self.labels!r} with teacher {self.teacher!r}; name a network as the "
+                "teacher of labels 'online', and of no others"
+            )
+        if self.teacher is not None:
+            parse(self.teacher)
+        elif self.teacher_prior != _LATER["teacher_prior"]:
+            raise InputError(
+                f"teacher_prior is {self.teacher_prior!r} without a teacher; name one, with labels "
+                "'online'"
+            )
+        if self.temperature != 1 and (
+            self.labels == "hard" or self.loss in ("cross_entropy", "squared_error")
+        ):
+            raise InputError(
+                f"temperature is {self.temperature:g} with labels {self.labels!r} and loss "
+                f"{self.loss!r}; it belongs to a teacher's labels and loss 'kl'"
+            )
+        learns_views = self.labels in ("views", "projected", "online") or self.loss == "kl"
+        row = REMEDIES[self.prior]
+        if learns_views and (row.loss != "plain" or row.stages):
+            raise InputError(
+                f"prior is {self.prior!r}, a loss of classes, where students learn a teacher's "
+                "labels; use prior=plain, and debias the teacher"
             )
 
     @property
@@ -94,8 +153,9 @@ class Protocol:
         """Every field but the name, JSON-like."""
         facts = asdict(self) | {"training": self.training.facts}
         del facts["name"]
-        if self.prior == "plain":  # hashes made before there was such a field stay what they were
-            del facts["prior"]
+        for name, before in _LATER.items():
+            if facts[name] == before:
+                del facts[name]
         return json.loads(json.dumps(facts))
 
     @property
@@ -130,11 +190,14 @@ class Protocol:
         augment += f", CutMix {t.cutmix:g}" if t.cutmix else ""
         sharp = f", GSAM rho {t.sharpness.rho:g} alpha {t.sharpness.alpha:g}" if t.sharpness else ""
         prior = "" if self.prior == "plain" else f"; {self.prior}: {REMEDIES[self.prior].says}"
+        loss = f"; {_LOSSES[self.loss]}" if self.loss != "auto" else ""
+        loss += f", temperature {self.temperature:g}" if self.temperature != 1 else ""
+        by = f" ({self.teacher}, {self.teacher_prior})" if self.teacher else ""
         looks = f", {self.test_every} epochs apart" if self.test_every else ""
         return (
             f"{self.name} [{self.hash}]: {epochs}, {t.optimizer} {rate},{momentum} weight decay "
             f"{t.weight_decay:g}{sharp}, {schedule}, batch {t.batch}; augmentation {augment}"
-            f"{prior}; {_LABELS[self.labels]}; {_SELECTIONS[self.selection]}{looks}"
+            f"{prior}; {_LABELS[self.labels]}{by}{loss}; {_SELECTIONS[self.selection]}{looks}"
         )
 
     def with_(self, **changes: Any) -> Protocol:
@@ -176,18 +239,27 @@ class Protocol:
         return training
 
 
-def find_protocol(protocol: str | Protocol | Probe, prior: str | None = None) -> Protocol | Probe:
+def find_protocol(
+    protocol: str | Protocol | Probe, prior: str | None = None, **changes: Any
+) -> Protocol | Probe:
     """Return the protocol or probe of that name, or the given one; InputError names the nearest.
 
-    A ``prior`` other than its own goes into its name, as in "quick-balanced_softmax".
+    A ``prior`` other than its own goes into its name, as in "quick-balanced_softmax", and so do
+    other ``changes`` (labels, loss, temperature, teacher, teacher_prior) that are not None, as in
+    "quick-hard".
     """
     known: dict[str, Protocol | Probe] = {**PROTOCOLS, **PROBES}
     if isinstance(protocol, str) and protocol not in known:
         raise InputError(f"protocol is {protocol!r}{nearest(protocol, known)}")
     found = known[protocol] if isinstance(protocol, str) else protocol
-    if prior in (None, found.prior):
+    told = {"prior": prior} | changes
+    own = {k: v for k, v in told.items() if v is not None and v != getattr(found, k, None)}
+    if not own:
         return found
-    return found.with_(prior=prior, name=f"{found.name}-{prior}")
+    if isinstance(found, Probe) and (wrong := {*own} - {"prior", "labels"}):
+        raise InputError(f"{min(wrong)} is given under probe {found.name!r}, which has none")
+    words = (f"T{v:g}" if k == "temperature" else str(v) for k, v in own.items())
+    return found.with_(**own, name="-".join([found.name, *words]))
 
 
 _ALL = "color_crop_cutout_flip_scale_rotate"  # DSA, Zhao & Bilen, ICML 2021

@@ -20,6 +20,7 @@ __all__ = [
     "check_scores",
     "fault",
     "few_test_images",
+    "gain",
     "names_of",
     "of_ceiling",
     "part",
@@ -61,6 +62,7 @@ class Measured(TypedDict, total=False):
     last: Spread | None
     epochs: list[int] | None
     protocol: dict[str, Any]
+    updates: int  # steps of the optimiser of a student
     images: int  # real images, each counted once
     views: int  # of them in a stored image's place
 
@@ -100,9 +102,11 @@ class Score:
     threads: int
     date: str  # YYYY-MM-DD
     test: Annotated[dict[str, Any], Tested]
+    updates: int | None = None  # steps of the optimiser of a student; of none under a probe
     last: Annotated[dict[str, Any], Spread] | None = None  # after the last epoch, if not selected
     epochs: list[int] | None = None  # the epoch selected in each run, if not the last
     quantized: Result | None = None  # the 8-bit view
+    start: Result | None = None  # the same set before step 0, by the same students
     random: Result | None = None  # random real images, as many
     mosaic: Result | None = None  # random real images at equal storage, beside a tiled set
     full: Result | None = None  # all real images by cross-entropy, with their own "protocol"
@@ -113,6 +117,7 @@ class Score:
     backbone: dict[str, Any] | None = None  # under a probe: label, key, name, whether it distilled
     inherited: Result | None = None  # the sender's classifier, see InheritedClassifier.inherited
     kd: Result | None = None  # heads that learn from the sender's classifier
+    teacher: dict[str, Any] | None = None  # who labelled views that a receiver has no labels of
     chosen: bool = False  # real images that a method chose; nothing in the set was learned
 
     def to_json(self) -> dict[str, Any]:
@@ -169,6 +174,24 @@ def few_test_images(record: Mapping[str, Any]) -> int | None:
     return fewest if isinstance(fewest, int) and fewest < FEW else None
 
 
+def gain(record: Mapping[str, Any], over: str = "start") -> tuple[float, float | None] | None:
+    """Return by how many points a set is better than its ``start`` (or "random", "mosaic").
+
+    With the standard error of the difference of both means over students, None for single ones;
+    one distillation is not all there are. None where the other was not measured.
+    """
+    own, other = part(record, "accuracy"), part(part(record, over), "accuracy")
+    if own.get("mean") is None or other.get("mean") is None:
+        return None
+    variances = []
+    for spread in (own, other):
+        students, std = len(spread.get("values") or ()), spread.get("std")
+        variances.append(None if std is None or students < 2 else std**2 / students)
+    known = [variance for variance in variances if variance is not None]
+    error = sum(known) ** 0.5 if len(known) == len(variances) else None
+    return own["mean"] - other["mean"], error
+
+
 def below(record: Mapping[str, Any], reference: str) -> dict[int, float]:
     """Return the classes that came out worse than ``reference`` ("random", "mosaic").
 
@@ -219,7 +242,8 @@ def write_scores(folder: str | Path, records: Iterable[Score]) -> Path:
         if newer is None:
             old.append(record)
             continue
-        for name in ("quantized", "random", "mosaic", "full", "ceiling", "inherited", "kd"):
+        names = ("quantized", "start", "random", "mosaic", "full", "ceiling", "inherited", "kd")
+        for name in names:
             if newer[name] is None:
                 newer[name] = record.get(name)
         newer["of_ceiling"] = of_ceiling(newer)

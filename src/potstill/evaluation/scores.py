@@ -26,6 +26,7 @@ from potstill.evaluation.linear_bench import LinearBench
 from potstill.evaluation.probe import Probe
 from potstill.evaluation.protocol import Protocol, find_protocol
 from potstill.evaluation.record import Result, Score, part, read_scores, write_scores
+from potstill.evaluation.teaching import teaching
 from potstill.nets import create, parse
 from potstill.run import InputError, Run, logger
 from potstill.run.errors import system_refusals
@@ -66,8 +67,9 @@ def evaluate(
             distilled).
         protocol: a name of :data:`PROTOCOLS` or :data:`PROBES`, or your own.
         runs: students per network. run: seed, device, cache.
-        baseline: score a random real subset with as many images per class and, where a stored
-            image holds several, random real images at the same storage (both cached by content).
+        baseline: score the images and labels that the artifact was before step 0, a random real
+            subset with as many images per class and, where a stored image holds several, random
+            real images at the same storage (all cached by content).
         quantized: score the 8-bit view as well.
         full: score training on all of ``train``, plainly and under the recipe of the ceiling
             (:mod:`potstill.evaluation.references`): the number of students of each, True for one
@@ -76,7 +78,8 @@ def evaluate(
         iterates: files of :mod:`potstill.synthetic.iterates`, for selection "test_max_iterates";
             by default those in the folder.
         inherit: under a probe, score the sender's classifier beside the images, too.
-        sender: the backbone that distilled, where the artifact does not tell its place.
+        sender: the backbone that distilled (or that a projection is of), where the artifact does
+            not tell its place.
 
     Returns:
         One score per network.
@@ -118,7 +121,8 @@ def evaluate(
     rest, watch = train, None
     if protocol.selection == "val":
         rest, watch = train.hold_out(protocol.held_out, run.seed)
-    students = Bench(syn, train, rest, watch, test, protocol, run)
+    who = teaching(syn, rest, protocol, run, sender)
+    students = Bench(syn, train, rest, watch, test, protocol, run, who)
     scores = []
     for name in names:
         begin = time.perf_counter()
@@ -132,6 +136,7 @@ def evaluate(
         score = replace(
             score,
             quantized=students.eight_bit(name, runs, result) if eight_bit else None,
+            start=students.start(name, runs) if baseline else None,
             random=students.random(name, runs) if baseline else None,
             mosaic=students.mosaic(name, runs) if baseline else None,
         )
@@ -219,6 +224,7 @@ def _probed(
             "same": backbone.key == made_with,
         },
         quantized=eight_bit if wanted["quantized"] else None,
+        start=bench.start(backbone, runs) if wanted["random"] else None,
         random=bench.random(backbone, runs) if wanted["random"] else None,
         mosaic=bench.mosaic(backbone, runs) if wanted["random"] else None,
         full=full,
@@ -241,8 +247,12 @@ def _score(
 ) -> Score:
     protocol = bench.protocol if isinstance(bench, Bench) else bench.probe
     syn, run, test = bench.syn, bench.run, bench.test
-    probed = isinstance(bench, LinearBench) and syn.regression_targets is not None
-    tier = "hard" if probed else tier_of(syn, protocol.labels)  # heads learn classes
+    who = bench.teaching if isinstance(bench, Bench) else None
+    if isinstance(bench, LinearBench):  # heads learn classes or soft labels, nothing richer
+        plain: dict[str, Any] = {"regression_targets": None, "view_labels": None}
+        tier = tier_of(replace(syn, **plain, projection=None), protocol.labels)
+    else:
+        tier = tier_of(syn, protocol.labels)
     machine = describe(run.device)
     return Score(
         network=network,
@@ -255,7 +265,8 @@ def _score(
         classes=list(syn.classes),
         train_counts=list(bench.train.counts),
         seconds=seconds,
-        receiver_bytes=receiver_bytes(syn, tier),
+        receiver_bytes=receiver_bytes(syn, tier, held=who.held if who else 0),
+        teacher=who.facts if who else None,
         device=machine["device"],
         threads=machine["threads"],
         date=date.today().isoformat(),

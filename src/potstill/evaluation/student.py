@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from copy import deepcopy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -18,12 +18,14 @@ from torch import Tensor
 from potstill.canvas import decode_images, start_canvas
 from potstill.data import ImageSet
 from potstill.data.transform import Transform
+from potstill.evaluation.labels import tier_of
 from potstill.evaluation.metrics import class_accuracy, overall
 from potstill.evaluation.protocol import Protocol
 from potstill.experts.recipes import train_recipe
-from potstill.losses import REMEDIES, squared_error
+from potstill.losses import REMEDIES, Loss, Scheduled, divergence, squared_error
 from potstill.nets import Examples, Network, Training, create, predict, train_many
 from potstill.nets.post_hoc import correct_
+from potstill.nets.sampling import epoch_length
 from potstill.run import InputError, Run
 from potstill.run.memory import Portion
 from potstill.synthetic import SyntheticSet
@@ -38,6 +40,7 @@ __all__ = [
     "real_examples",
     "synthetic_examples",
     "train_students",
+    "updates_of",
 ]
 
 
@@ -51,23 +54,47 @@ class Outcome:
 
 
 def synthetic_examples(syn: SyntheticSet, labels: str = "auto") -> Examples:
-    """Return what a receiver trains on: decoded images with hard or stored soft labels.
+    """Return what a receiver trains on: decoded images with their labels.
 
     Args:
-        syn: the artifact. labels: "auto" (soft labels or regression targets where there are
-            any), "hard" or "soft".
+        syn: the artifact. labels: what a protocol says about them. Where a teacher labels views
+            ("online", "projected"), images come with their classes and the bench adds the teacher.
 
     Raises:
-        InputError: soft labels are asked for and there are none.
+        InputError: labels are asked for that are not there.
     """
     images, hard, soft, weights = syn.decoded()
-    if labels == "soft" and soft is None:
-        raise InputError("labels is 'soft' but the artifact has none; use 'auto' or 'hard'")
+    tier = tier_of(syn, labels)
+    if (tier == "static" and soft is None) or (tier == "stored" and syn.view_labels is None):
+        raise InputError(f"labels is {labels!r} but the artifact has none; use 'auto' or 'hard'")
+    if tier == "stored":
+        return Examples(images, hard, syn.transform, weights, views=syn.view_labels)
     goals = syn.decoded_targets()
-    if goals is not None and labels == "auto":
+    if tier == "regression" and goals is not None:
         return Examples(images, goals, syn.transform, weights, regression=True)
-    targets = hard if soft is None or labels == "hard" else soft
+    targets = soft if tier == "static" and soft is not None else hard
     return Examples(images, targets, syn.transform, weights)
+
+
+def loss_of(protocol: Protocol, examples: Examples, classes: int) -> Loss | Scheduled:
+    """Return by what students learn ``examples``; see :class:`Protocol` for "auto".
+
+    Raises:
+        InputError: what is done about a prior cannot be done to labels of views.
+    """
+    row, loss = REMEDIES[protocol.prior], protocol.loss
+    if examples.regression or loss == "squared_error":  # a prior has no meaning for it
+        return squared_error
+    soft = examples.told or examples.targets.ndim == 2
+    if soft and (loss == "kl" or protocol.temperature != 1 or (examples.told and loss == "auto")):
+        mixes = examples.views is not None and row.mixing != "none"
+        if row.loss != "plain" or row.stages or mixes:
+            raise InputError(
+                f"prior is {protocol.prior!r}, which has no meaning for a teacher's labels; use "
+                "prior=plain, and debias the teacher"
+            )
+        return divergence(protocol.temperature)
+    return row.loss_for(examples.labels.bincount(minlength=classes))
 
 
 def real_examples(train: ImageSet, transform: Transform) -> Examples:
@@ -161,9 +188,9 @@ def train_students(
         for k in range(runs)
     ]
     row = REMEDIES[protocol.prior]
-    loss = row.loss_for(examples.labels.bincount(minlength=test.num_classes))
-    if examples.regression:  # what is done about a prior has no meaning for it
-        loss = squared_error
+    loss = loss_of(protocol, examples, test.num_classes)
+    if examples.views is not None:  # they take the place of whatever is drawn otherwise
+        training = replace(training, augment=None, cutmix=0.0)
     fits = Portion("images", "a pass of the students")
     watched = {"val": watch, "test_max": test}.get(protocol.selection)
     looks = None
@@ -199,6 +226,17 @@ def train_students(
         [_test(student, test, examples.transform, run, fits) for student in students]
     )
     return Outcome(chosen, last, looks.epochs)
+
+
+def updates_of(examples: Examples, training: Training) -> int:
+    """Return how many steps a student's optimiser takes (in the first stage, if there are more).
+
+    The same protocol takes more on more images: a tiled set trains longer than a plain one.
+    """
+    labels = examples.labels
+    groups = [(labels == label).nonzero().flatten() for label in labels.unique()]
+    length = epoch_length(training.sampling, groups)
+    return training.epochs * -(-min(length, training.epoch_images or length) // training.batch)
 
 
 def _test(

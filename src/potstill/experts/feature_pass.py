@@ -56,7 +56,6 @@ class FeaturePass:
         self.entry, self.folder, self.key = entry, entry.folder, digest([entry.facts, bank])
         classes, dim, device = real.num_classes, backbone.dim, run.device
         self.sums = torch.zeros(classes, dim, dtype=torch.float64, device=device)
-        self.squares = torch.zeros_like(self.sums)
         self.moment = None
         if moment != "none":
             self.moment = torch.zeros(dim, dim, dtype=torch.float64, device=device)
@@ -94,7 +93,6 @@ class FeaturePass:
         stats = FeatureStats(
             counts=torch.tensor(self.real.counts),
             sums=self.sums.cpu(),
-            squares=self.squares.cpu(),
             views=self.count,
             facts=self.entry.facts,
             key=self.entry.key,
@@ -108,7 +106,7 @@ class FeaturePass:
 
     @torch.no_grad()
     def _steps(self) -> Iterator[int]:
-        n, drawn, draw = len(self.real), -1, None
+        n, drawn, draw = len(self.real), -1, dict[str, Tensor]()
         with self._open_bank() as file:
             for step in range(self.next, self.blocks * self.count):
                 view, block = divmod(step, self.blocks)
@@ -120,7 +118,6 @@ class FeaturePass:
                 if self.views is None:
                     seen = clean_view(images, self.backbone.size)
                 else:
-                    assert draw is not None
                     seen = self.views.apply(images, part_of(draw, rows), self.backbone.size)
                 z = self.fits.over(self.backbone.features, seen)
                 half = z.half()
@@ -137,7 +134,6 @@ class FeaturePass:
 
     def _add(self, z: Tensor, labels: Tensor) -> None:
         self.sums.index_add_(0, labels, z)
-        self.squares.index_add_(0, labels, z.square())
         if self.moment is not None:
             self.moment.addmm_((z * self.weights[labels][:, None]).T, z)
 
@@ -170,7 +166,7 @@ class FeaturePass:
         logger.info("resuming the features at block %d of %d", self.next, self.blocks * self.count)
 
     def _totals(self) -> dict[str, Tensor]:
-        totals = {"sums": self.sums, "squares": self.squares}
+        totals = {"sums": self.sums}
         return totals if self.moment is None else totals | {"moment": self.moment}
 
     def _checks(self) -> dict[str, Tensor]:

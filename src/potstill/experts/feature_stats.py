@@ -25,6 +25,7 @@ __all__ = [
     "MOMENTS",
     "STATS",
     "FeatureStats",
+    "StoredFeatures",
     "bank_is_whole",
     "open_bank",
 ]
@@ -40,26 +41,16 @@ class FeatureStats:
 
     counts: Tensor  # int64 (C,): real images
     sums: Tensor  # float64 (C, d), over images and views
-    squares: Tensor  # float64 (C, d)
     views: int  # per image
     facts: dict[str, Any]
     key: str
     moment: Tensor | None = None  # float64 (d, d), mean of z z^T (see MOMENTS)
-    bank: Tensor | None = None  # float16 (views, n, d), perhaps mapped from disk
-    labels: Tensor | None = None  # int64 (n,), of the bank's rows
-    entry: Cached | None = None  # where the bank lies; stays there while these are looked at
     seconds_saved: float = 0.0  # what the pass read from the cache once took
 
     @property
     def centres(self) -> Tensor:
         """Mean feature of each class, float32 (C, d)."""
         return (self.sums / (self.counts * self.views)[:, None]).float()
-
-    @property
-    def variances(self) -> Tensor:
-        """Variance of each feature within each class (biased), float32 (C, d)."""
-        n = (self.counts * self.views)[:, None]
-        return (self.squares / n - (self.sums / n).square()).clamp_min(0).float()
 
     def check(self, real: ImageSet, backbone: Backbone) -> None:
         """Raise InputError unless these are statistics of ``real`` seen by ``backbone``."""
@@ -74,8 +65,8 @@ class FeatureStats:
                 )
 
     def state(self) -> tuple[dict[str, Tensor], dict[str, Any]]:
-        """Everything but the bank, for :meth:`of`."""
-        tensors = {"counts": self.counts, "sums": self.sums, "squares": self.squares}
+        """Tensors and facts, for :meth:`of`."""
+        tensors = {"counts": self.counts, "sums": self.sums}
         tensors |= {} if self.moment is None else {"moment": self.moment}
         return tensors, {"kind": "feature-stats", "views": self.views, "facts": self.facts}
 
@@ -85,17 +76,25 @@ class FeatureStats:
         if facts.get("kind") != "feature-stats":
             raise KeyError("another kind")
         sums = tensors["sums"]
-        if tensors["counts"].shape != sums.shape[:1] or tensors["squares"].shape != sums.shape:
+        if tensors["counts"].shape != sums.shape[:1]:
             raise KeyError("shapes")
         return FeatureStats(
             counts=tensors["counts"],
             sums=sums,
-            squares=tensors["squares"],
             views=int(facts["views"]),
             facts=dict(facts["facts"]),
             key=digest(facts["facts"]),
             moment=tensors.get("moment"),
         )
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class StoredFeatures(FeatureStats):
+    """The same, with the features of every image."""
+
+    bank: Tensor  # float16 (views, n, d), perhaps mapped from disk
+    labels: Tensor  # int64 (n,), of the bank's rows
+    entry: Cached | None = None  # where the bank lies; stays there while these are looked at
 
 
 def bank_is_whole(path: Path, shape: tuple[int, int, int]) -> bool:

@@ -1,7 +1,7 @@
 """One streaming pass of a real set through a frozen backbone, and what is kept of it.
 
-Per class: how many, the sum and the sum of squares of the features; for all: second moments; on
-demand the features themselves, in half precision on disk. Images are read in order, once per view,
+Per class: how many, and the sum of the features; for all: second moments; on demand the features
+themselves, in half precision on disk. Images are read in order, once per view,
 and never held together, so a class may be of any size. The pass goes on where it was killed, and
 what it found is cached by content: data, backbone, views and seed.
 """
@@ -9,7 +9,7 @@ what it found is cached by content: data, backbone, views and seed.
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any
+from typing import Any, Literal, overload
 
 import numpy as np
 import torch
@@ -25,6 +25,7 @@ from potstill.experts.feature_stats import (
     MOMENTS,
     STATS,
     FeatureStats,
+    StoredFeatures,
     open_bank,
 )
 from potstill.nets.backbone import Backbone
@@ -33,9 +34,19 @@ from potstill.run.cache import Cached, key_facts
 from potstill.run.memory import Portion
 from potstill.run.recall import tell_damage
 
-__all__ = ["FeatureStats", "collect_features", "image_features", "sub_centres"]
+__all__ = ["FeatureStats", "StoredFeatures", "collect_features", "image_features", "sub_centres"]
 
 
+@overload
+def collect_features(
+    real: ImageSet, backbone: Backbone, run: Run, *, views: Views | None = ..., count: int = ...,
+    moment: str = ..., bank: Literal[True],
+) -> StoredFeatures: ...  # fmt: skip
+@overload
+def collect_features(
+    real: ImageSet, backbone: Backbone, run: Run, *, views: Views | None = ..., count: int = ...,
+    moment: str = ..., bank: bool = ...,
+) -> FeatureStats: ...  # fmt: skip
 def collect_features(
     real: ImageSet,
     backbone: Backbone,
@@ -114,12 +125,12 @@ def _recalled(
 
 def _with_bank(
     stats: FeatureStats, real: ImageSet, entry: Cached, checks: np.ndarray, run: Run
-) -> FeatureStats:
+) -> StoredFeatures:
     """Open the bank: in memory up to a quarter of the budget, else mapped."""
     shape = (stats.views, len(real), stats.sums.shape[1])
     mapped = 2 * int(np.prod(shape)) > run.budget.mapped
     bank = open_bank(entry.folder / BANK, shape, checks, mapped=mapped)
-    return replace(stats, bank=bank, labels=real.labels, entry=entry)
+    return StoredFeatures(**vars(stats), bank=bank, labels=real.labels, entry=entry)
 
 
 @torch.no_grad()
@@ -140,15 +151,14 @@ def image_features(images: Tensor, backbone: Backbone, views: Views | None, draw
     return torch.cat(found)
 
 
-def sub_centres(stats: FeatureStats, parts: int, run: Run) -> Tensor:
+def sub_centres(stats: StoredFeatures, parts: int, run: Run) -> Tensor:
     """K-means centres of every class's features, (C, parts, d), class by class from the bank.
 
-    A class with fewer images than ``parts`` gives its images' features in turn. Needs a bank.
+    A class with fewer images than ``parts`` gives its images' features in turn.
     """
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
-    assert stats.bank is not None and stats.labels is not None
     found = []
     for label in range(len(stats.counts)):
         rows = (stats.labels == label).nonzero().flatten()

@@ -29,6 +29,8 @@ from potstill.run.fields import OneOf, check_value
 __all__ = ["HEAD_PRIORS", "Head", "HeadPrior", "train_head"]
 
 _FILE = "head.safetensors"
+_VIEWS = 4  # of each image that are passed through the backbone
+_EPOCHS, _BATCH = 10, 128  # as in the released script; Adam, cosine
 HEAD_PRIORS = priors(mixing=False, stages=False)  # features of views are stored, images are gone
 HeadPrior = Annotated[str, OneOf(*HEAD_PRIORS)]
 
@@ -107,9 +109,6 @@ def train_head(
     *,
     prior: str = "logit_adjusted",
     views: Views | None = None,
-    stored_views: int = 4,
-    epochs: int = 10,
-    batch: int = 128,
     least_steps: int = 10_000,
 ) -> Head:
     """Train a head on all of ``real``, or read it from the cache.
@@ -118,9 +117,7 @@ def train_head(
         prior: what is done about uneven classes, of :data:`potstill.losses.REMEDIES`; under
             "plain", as published, a long tail's bias is inherited.
         views: random views of the real images; by default crops and mirrors without noise.
-        stored_views: how many per image are passed through the backbone.
-        epochs, batch: 10 and 128 as in the released script; Adam, cosine.
-        least_steps: more epochs where the set is so small that there would be fewer steps.
+        least_steps: more epochs where the set is so small that there would be fewer steps in 10.
 
     Raises:
         InputError: unknown prior.
@@ -129,8 +126,8 @@ def train_head(
     began = time.monotonic()
     views = views or Views(noise=0.0)
     row = REMEDIES[prior]
-    epochs = max(epochs, -(-least_steps // -(-len(real) // batch)))
-    training = HeadTraining(epochs=epochs, batch=batch, sampling=row.sampling)
+    epochs = max(_EPOCHS, -(-least_steps // -(-len(real) // _BATCH)))
+    training = HeadTraining(epochs=epochs, batch=_BATCH, sampling=row.sampling)
     facts = key_facts(
         "head-1",  # raise it when training changes
         run,
@@ -138,7 +135,7 @@ def train_head(
         backbone=backbone.key,
         prior=prior,
         views=views.facts,
-        stored_views=stored_views,
+        stored_views=_VIEWS,
         training=training.facts,
     )
     entry = Cached(run.cache, "heads", facts, f"{prior} on {backbone.label} on {real.source}")
@@ -150,8 +147,7 @@ def train_head(
 
     if (known := entry.recall(_FILE, "training the head again", read)) is not None:
         return known
-    stats = collect_features(real, backbone, run, views=views, count=stored_views, bank=True)
-    assert stats.bank is not None
+    stats = collect_features(real, backbone, run, views=views, count=_VIEWS, bank=True)
     weight, bias = train_heads(
         bank := stats.bank.to(run.device),
         real.labels,
@@ -161,7 +157,7 @@ def train_head(
         generators=lambda purpose, k, index: run.generator(f"head/{purpose}", k, index),
         loss=row.loss_for(real.counts),
     )
-    labels = real.labels.repeat(stored_views).to(run.device)
+    labels = real.labels.repeat(_VIEWS).to(run.device)
     own = correct(row.post_hoc, weight[0], bias[0], lambda: bank.flatten(0, 1), labels)
     seconds = round(time.monotonic() - began + stats.seconds_saved, 2)
     about = {

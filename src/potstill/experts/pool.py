@@ -26,6 +26,7 @@ from potstill.nets.places import Places
 from potstill.nets.post_hoc import correct_
 from potstill.run import Run
 from potstill.run.cache import Cached, key_facts
+from potstill.run.checkpoint import under
 from potstill.run.fields import Count, OneOf, check_value
 
 __all__ = ["Pool", "Prior", "train_pool"]
@@ -96,11 +97,7 @@ def fingerprint(transform: Transform) -> str:
 
 def _stored(entry: Cached, member: int) -> tuple[State, State, float] | None:
     def read(tensors: State, facts: dict[str, Any]) -> tuple[State, State, float]:
-        initial, trained = (
-            {n[len(p) :]: t for n, t in tensors.items() if n.startswith(p)}
-            for p in ("initial.", "trained.")
-        )
-        return initial, trained, float(facts["seconds"])
+        return under("initial.", tensors), under("trained.", tensors), float(facts["seconds"])
 
     return entry.recall(_name(member), "training that network again", read)
 

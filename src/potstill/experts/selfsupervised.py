@@ -7,7 +7,6 @@ a cosine schedule. It is resumed where it was left and gives the same bytes on t
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Generator
 from contextlib import closing
@@ -28,8 +27,8 @@ from potstill.nets.frozen import frozen
 from potstill.nets.training import rgb
 from potstill.run import ArtifactError, DivergedError, InputError, Run, logger, progress
 from potstill.run.cache import key_facts
-from potstill.run.checkpoint import digest, load_state
-from potstill.run.descent import pack, unpack
+from potstill.run.checkpoint import digest, load_state, under
+from potstill.run.descent import cosine, pack, unpack
 from potstill.run.fields import (
     Epochs,
     NotNegative,
@@ -255,16 +254,12 @@ class _Training:
             self.step, self.spent = int(facts["step"]), float(facts["seconds"])
             self.losses = [float(loss) for loss in facts["losses"]]
             self.total.copy_(tensors["total"])
-            self.network.body.load_state_dict(_under("network.", tensors))
-            self.head.load_state_dict(_under("head.", tensors))
+            self.network.body.load_state_dict(under("network.", tensors))
+            self.head.load_state_dict(under("head.", tensors))
             unpack(self.optimizer, tensors)
         except (LookupError, TypeError, ValueError, RuntimeError) as error:
             raise ArtifactError(f"{path} is no state of this training; delete it") from error
         logger.info("resuming the backbone at step %d", self.step)
-
-
-def _under(prefix: str, tensors: dict[str, Tensor]) -> dict[str, Tensor]:
-    return {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def _share(step: int, total: int) -> float:
@@ -272,7 +267,7 @@ def _share(step: int, total: int) -> float:
     warm = max(1, total // 20)
     if step < warm:
         return (step + 1) / warm
-    return 0.5 * (1 + math.cos(math.pi * (step - warm) / max(1, total - warm)))
+    return cosine(step - warm, max(1, total - warm))
 
 
 def _loss(

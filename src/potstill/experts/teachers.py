@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from potstill.data import ImageSet
 from potstill.data.transform import Transform
@@ -23,14 +23,6 @@ __all__ = ["mean_right_logits", "teacher_logits", "right_candidates"]
 
 Weights = Mapping[str, Tensor]
 _MOST = 1024  # images of a class looked at in one go
-
-
-class _Seen:
-    """The transform of images that have been through theirs."""
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return ``x``."""
-        return x
 
 
 class _Reader:
@@ -68,16 +60,15 @@ def teacher_logits(
         images: (n, c, h, w) uint8 or float RGB 0-1.
     """
     channels, height, width = images.shape[1:]
-    reader, fits = _Reader(network, (channels, height, width), run), False
+    reader, seen = _Reader(network, (channels, height, width), run), transform
     if 8 * images.numel() <= run.budget.kept:  # transformed once for all experts
         with torch.no_grad():
             parts = (transform.forward(rgb(part)) for part in images.split(CPU_CHUNK))
-            images, fits = torch.cat([*parts]).to(run.device), True
+            images = torch.cat([*parts]).to(run.device)
+            seen = nn.Identity()  # type: ignore[assignment]
     for weights in experts:
-        seen = _Seen() if fits else transform
         net = reader.load(weights)
-        logits = predict(net, images, seen, device=run.device, fits=reader.fits)  # type: ignore[arg-type]
-        yield logits.cpu()
+        yield predict(net, images, seen, device=run.device, fits=reader.fits).cpu()
 
 
 def mean_right_logits(

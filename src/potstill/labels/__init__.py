@@ -1,5 +1,16 @@
-"""What a receiver learns from: hard, soft and regression labels, learned with the images or not."""
+"""What a receiver learns from: labels of images, learned or not, and labels of their views."""
 
 from potstill.labels.parts import Hard, Labels, LabelSpec, Regression, Soft, TeacherLabels
+from potstill.labels.per_view import ViewLabels
+from potstill.labels.projection import Projection
 
-__all__ = ["Hard", "LabelSpec", "Labels", "Regression", "Soft", "TeacherLabels"]
+__all__ = [
+    "Hard",
+    "LabelSpec",
+    "Labels",
+    "Projection",
+    "Regression",
+    "Soft",
+    "TeacherLabels",
+    "ViewLabels",
+]

@@ -18,7 +18,7 @@ from typing import Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
-from torch.nn.functional import log_softmax, softplus
+from torch.nn.functional import log_softmax, one_hot, softplus
 
 from potstill.run.errors import InputError
 
@@ -30,6 +30,7 @@ __all__ = [
     "balanced_softmax",
     "class_balanced",
     "cross_entropy",
+    "divergence",
     "effective_weights",
     "focal",
     "label_aware",
@@ -76,11 +77,36 @@ def cross_entropy(logits: Tensor, targets: Tensor) -> Tensor:
 
 
 def squared_error(logits: Tensor, targets: Tensor) -> Tensor:
-    """Half the squared distance of outputs (b, C) and real-valued targets (b, C), (b,).
+    """Half the squared distance of outputs (b, C) and targets (b, C), one-hot for classes, (b,).
 
     KIP and FRePo train networks so on their targets; not linear in them, so images have no weights.
     """
+    if not targets.is_floating_point():
+        targets = one_hot(targets, logits.shape[1]).to(logits)
     return 0.5 * (logits - targets).square().sum(1)
+
+
+def divergence(temperature: float = 1.0) -> Loss:
+    """Return T² KL(p_T || softmax(z / T)), where p_T is proportional to p^(1/T).
+
+    What a student learns from a teacher's probabilities p (Hinton et al., 2015, sec. 2); T² keeps
+    the size of gradients. Not linear in p, so images have no weights.
+
+    Args:
+        temperature: T, above 0.
+
+    Raises:
+        InputError: ``temperature`` is not positive.
+    """
+    if not temperature > 0:
+        raise InputError(f"temperature is {temperature}; use a number above 0")
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        p = (targets.log() / temperature).softmax(1)
+        cross = -(p * log_softmax(logits / temperature, 1)).sum(1)
+        return temperature**2 * (cross + torch.xlogy(p, p).sum(1))
+
+    return loss
 
 
 def logit_adjusted(counts: Sequence[int] | Tensor, tau: float = 1.0) -> Loss:

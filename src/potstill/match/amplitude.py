@@ -8,7 +8,6 @@ between head and tail, and the reliability rule, are this library's.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -22,7 +21,6 @@ __all__ = [
     "SCHEDULES",
     "Noise",
     "amplitude_weights",
-    "coupled_alpha_head",
     "median_distance",
     "noise_laws",
     "reliability_weights",
@@ -70,11 +68,6 @@ def _head(n: Tensor) -> Tensor:
     below, above = ordered[(len(n) - 1) // 2], ordered[len(n) // 2]
     tied = (n == below) & (below == above) & (n.square() >= n.min() * n.max())
     return (n > below) | tied
-
-
-def coupled_alpha_head(imbalance_factor: float) -> float:
-    """Return α_head for an imbalance factor: 0.5 if balanced, 0.65 at 10, 0.8 from 100 on."""
-    return 0.5 + 0.3 * min(1.0, math.log(max(imbalance_factor, 1.0)) / math.log(100))
 
 
 class Noise(NamedTuple):

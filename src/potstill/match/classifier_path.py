@@ -130,7 +130,7 @@ class _Pass:
 
     parts: list[StudentStep]
     features: Tensor
-    images: Tensor | None = None  # the leaf of the graph of the features, if there is one
+    images: Tensor  # the leaf of the graph of the features, where they have one
 
 
 @dataclass(frozen=True, eq=False)
@@ -152,7 +152,7 @@ class _Backbone:
             one, size = saved_bytes(partial(self._pass, parts, keep))
             held = max(held, size / count)
             if size > keep_bytes:  # known only after the first
-                one = _Pass(parts, one.features.detach())
+                one = _Pass(parts, one.features.detach(), one.images)
             elif keep:
                 keep_bytes -= size
             passes.append(one)
@@ -163,9 +163,8 @@ class _Backbone:
         total = torch.zeros_like(self.x)
         for part_slope in slope.split([len(one.features) for one in passes]):
             one = passes.pop(0)
-            if one.images is None:
+            if not one.features.requires_grad:
                 one = self._pass(one.parts, graph=True)
-            assert one.images is not None
             total += torch.autograd.grad(one.features, one.images, part_slope)[0]
         return total
 
@@ -185,7 +184,7 @@ class _Backbone:
         with torch.set_grad_enabled(graph):
             seen = torch.cat([part.augmented(part.take(images), self.dsa) for part in parts])
             with Curvature(seen, parameters=False):
-                return _Pass(parts, self.network(seen), images if graph else None)
+                return _Pass(parts, self.network(seen), images)
 
     def _groups(self, chunk: int) -> Iterator[list[StudentStep]]:
         """Yield parts of consecutive sights, together at most ``chunk`` images."""

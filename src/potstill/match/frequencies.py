@@ -9,20 +9,15 @@ distance (Yu et al., Orthogonal Random Features, NeurIPS 2016), serves every ker
 from __future__ import annotations
 
 import math
-from functools import lru_cache
 
 import torch
 from torch import Tensor
 
-__all__ = ["gamma", "gamma_quantile", "gaussian_rows", "to_cauchy", "to_laplace"]
+__all__ = ["gamma", "gaussian_rows", "to_cauchy", "to_laplace"]
 
 
 def gaussian_rows(
-    count: int,
-    dim: int,
-    generator: torch.Generator,
-    orthogonal: bool = False,
-    device: torch.device | str = "cpu",
+    count: int, dim: int, generator: torch.Generator, orthogonal: bool = False
 ) -> Tensor:
     """Draw ``count`` standard normal rows (count, dim).
 
@@ -31,12 +26,12 @@ def gaussian_rows(
     standard normal on its own. The gain needs complete blocks: a multiple of ``dim`` rows.
     """
     if not orthogonal:
-        return torch.randn(count, dim, generator=generator, device=generator.device).to(device)
-    lengths = (2 * gamma(dim / 2, count, generator)).sqrt().to(device)
+        return torch.randn(count, dim, generator=generator, device=generator.device)
+    lengths = (2 * gamma(dim / 2, count, generator)).sqrt()
     full, rest = divmod(count, dim)
     bases = []
     for shape in ((full, dim, dim), (1, dim, rest)):
-        draw = torch.randn(shape, generator=generator, device=generator.device).to(device)
+        draw = torch.randn(shape, generator=generator, device=generator.device)
         basis, triangle = torch.linalg.qr(draw)
         # QR fixes its signs by convention; undoing that makes the basis uniform (Haar).
         signs = triangle.diagonal(dim1=-2, dim2=-1).sign()
@@ -48,18 +43,6 @@ def gamma(shape: float, count: int, generator: torch.Generator) -> Tensor:
     """Draw (count,) from the Gamma law with ``shape`` and unit rate, on the generator's device."""
     shapes = torch.full((count,), float(shape), device=generator.device)
     return torch._standard_gamma(shapes, generator=generator)
-
-
-@lru_cache(maxsize=64)
-def gamma_quantile(shape: float, probability: float) -> float:
-    """Quantile of the unit-rate Gamma law by bisection of its distribution function."""
-    a = torch.tensor(shape, dtype=torch.float64)
-    low, high = 0.0, shape + 40.0 * (1.0 + math.sqrt(shape))
-    for _ in range(80):
-        middle = 0.5 * (low + high)
-        below = torch.special.gammainc(a, a.new_tensor(middle)) < probability
-        low, high = (middle, high) if below else (low, middle)
-    return high
 
 
 def to_cauchy(normal: Tensor) -> Tensor:

@@ -36,7 +36,6 @@ from torch import Tensor
 
 from potstill.match.frequencies import (
     gamma,
-    gamma_quantile,
     gaussian_rows,
     to_cauchy,
     to_laplace,
@@ -45,15 +44,12 @@ from potstill.run import InputError, nearest
 
 __all__ = ["KERNELS", "Kernel", "kernel", "mixture", "squared_distance"]
 
-CAP = 0.99  # a capped law keeps this share of its radii as they are
-
 
 class _Isotropic(NamedTuple):
     """A Gaussian scale mixture: its value of s, and the factor on a normal row of a Gamma draw."""
 
     value: Callable[[Tensor, float], Tensor]  # (s, shape)
     factor: Callable[[Tensor, float], Tensor]  # (standard Gamma draw, shape)
-    grows: bool  # whether the factor grows with the draw
 
 
 def _root(s: Tensor) -> Tensor:
@@ -69,7 +65,7 @@ def _matern(s: Tensor, shape: float) -> Tensor:
     return (1 + t) * decay if shape == 1.5 else (1 + t + t * t / 3) * decay
 
 
-_STUDENT = _Isotropic(_matern, lambda draw, shape: (shape / draw).sqrt(), grows=False)
+_STUDENT = _Isotropic(_matern, lambda draw, shape: (shape / draw).sqrt())
 _ISOTROPIC = {
     "laplace": _STUDENT,
     "matern32": _STUDENT,
@@ -77,11 +73,8 @@ _ISOTROPIC = {
     "rq": _Isotropic(
         lambda s, shape: (1 + s / (2 * shape)) ** -shape,
         lambda draw, shape: (draw / shape).sqrt(),
-        grows=True,
     ),
-    "cauchy": _Isotropic(
-        lambda s, shape: 1 / (1 + s), lambda draw, shape: (2 * draw).sqrt(), grows=True
-    ),
+    "cauchy": _Isotropic(lambda s, shape: 1 / (1 + s), lambda draw, shape: (2 * draw).sqrt()),
 }
 _SHAPES = {"laplace": 0.5, "matern32": 1.5, "matern52": 2.5, "rq": 1.0, "cauchy": 1.0}
 _PRODUCT = ("laplace-l1", "cauchy-l1")
@@ -134,36 +127,28 @@ class Kernel:
         return self.value(squared_distance(x, y))
 
     def frequencies(
-        self,
-        count: int,
-        dim: int,
-        generator: torch.Generator,
-        orthogonal: bool = False,
-        device: torch.device | str = "cpu",
-        cap: bool = False,
+        self, count: int, dim: int, generator: torch.Generator, orthogonal: bool = False
     ) -> Tensor:
         """Draw (count, dim) frequencies from the kernel's spectral law.
 
         ``orthogonal`` starts from orthogonal rows: the same law per row, and less variance of the
         estimated distance (over six times for "rbf", about twice for "matern52" and "cauchy-l1",
         little for heavier tails).
-        ``cap`` cuts heavy tails at the 0.99 quantile of the row's factor (of a coordinate's
-        magnitude for product kernels): beyond it empirical characteristic functions are noise.
 
         Raises:
             InputError: the linear kernel, which has no spectral law.
         """
         self._check_spectral()
-        rows = gaussian_rows(count, dim, generator, orthogonal, device)
+        rows = gaussian_rows(count, dim, generator, orthogonal)
         if not self.parts:
-            return self._shaped(rows, generator, cap)
+            return self._shaped(rows, generator)
         # Systematic sampling: components share the rows out in proportion, unbiased by the offset.
         ends = torch.tensor(self.weights, dtype=torch.float64).cumsum(0)
         offset = torch.rand((), generator=generator, device=generator.device).cpu().double()
         chosen = torch.searchsorted(ends, (torch.arange(count) + offset) / count, right=True)
         shares = torch.bincount(chosen.clamp_max(len(self.parts) - 1), minlength=len(self.parts))
         pieces = rows.split(shares.tolist())
-        shaped = [p._shaped(z, generator, cap) for p, z in zip(self.parts, pieces, strict=True)]
+        shaped = [p._shaped(z, generator) for p, z in zip(self.parts, pieces, strict=True)]
         return torch.cat(shaped)
 
     def _check_spectral(self) -> None:
@@ -174,22 +159,14 @@ class Kernel:
                     "or choose 'rbf'"
                 )
 
-    def _shaped(self, rows: Tensor, generator: torch.Generator, cap: bool) -> Tensor:
+    def _shaped(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Turn standard normal rows (k, d) into frequencies of this kernel, not a mixture."""
         if self.name in _PRODUCT:
             to_law = to_cauchy if self.name == "laplace-l1" else to_laplace
-            if cap:
-                limit = math.sqrt(2) * torch.special.erfinv(rows.new_tensor(CAP))
-                rows = rows.clamp(-limit, limit)
             return to_law(rows) / self.length
         if self.name in _ISOTROPIC:
-            family = _ISOTROPIC[self.name]
             draw = gamma(self.shape, len(rows), generator).to(rows)
-            if cap and family.grows:
-                draw = draw.clamp_max(gamma_quantile(self.shape, CAP))
-            elif cap:
-                draw = draw.clamp_min(gamma_quantile(self.shape, 1 - CAP))
-            rows = rows * family.factor(draw, self.shape)[:, None]
+            rows = rows * _ISOTROPIC[self.name].factor(draw, self.shape)[:, None]
         return rows / self.length
 
 

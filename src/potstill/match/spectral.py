@@ -24,9 +24,7 @@ from potstill.run import InputError
 __all__ = [
     "SegmentMean",
     "SpectralMean",
-    "amplitude_share",
     "characteristic",
-    "noise_floor",
     "segment_mean",
     "spectral_distance",
     "spectral_mean",
@@ -199,25 +197,6 @@ def spectral_distance(
     if power == 1:
         integrand = (integrand + 1e-12).sqrt()
     return integrand.mean(dim=-1)
-
-
-def amplitude_share(a: Tensor, b: Tensor) -> Tensor:
-    """Return the share (k,) of the amplitude part in the squared distance; 0 where a equals b.
-
-    Below 0.02 the kernel's length is too large for an amplitude weight to matter.
-    """
-    amplitude, phase = (part.mean(dim=-1) for part in split(a, b))
-    return amplitude / (amplitude + phase).clamp_min(torch.finfo(a.dtype).tiny)
-
-
-def noise_floor(a: Tensor, counts: Tensor) -> Tensor:
-    """Return mean(1 - |a|²) / n (k,), the squared error of a (k, 2T) estimated from n images.
-
-    ``counts`` (k,) holds n. A class whose squared distance is below its floor is fitted to its
-    sample, not to its law.
-    """
-    squared = 2 * a.square().mean(dim=-1)
-    return (1 - squared) / counts.to(a)
 
 
 def unbiased_amplitude(a: Tensor, counts: Tensor) -> Tensor:

@@ -24,11 +24,12 @@ from potstill.run import InputError, Run, nearest
 from potstill.run.checkpoint import digest
 from potstill.run.descent import Descent
 from potstill.run.fields import Batch, check_value
-from potstill.run.loop import Objective as Steps
 from potstill.run.loop import descend
 from potstill.run.machine import describe, peak_memory_gb
+from potstill.run.objective import Objective as Steps
 from potstill.run.parts import Part, changed, check_parts, flat
 from potstill.synthetic import SyntheticSet
+from potstill.synthetic.started import started
 
 __all__ = ["BUDGETS", "Matcher", "Method", "MethodInfo", "Objective", "Selector", "chunks"]
 
@@ -193,7 +194,7 @@ class Selector(Method):
 
 
 class Objective(Steps):
-    """The objective of a method on a canvas; see :class:`potstill.run.loop.Objective`.
+    """The objective of a method on a canvas; see :class:`potstill.run.objective.Objective`.
 
     Attributes:
         canvas: what the loop descends on, on the run's device.
@@ -261,6 +262,7 @@ class Matcher(Method):
         self.check(real)
         objective, networks = self.begin(real, ipc, run)
         canvas, prepared = objective.canvas, time.monotonic() - began
+        first = objective.outcome(canvas)
         outcome = descend(
             objective,
             canvas,
@@ -275,7 +277,7 @@ class Matcher(Method):
         seconds = prepared + outcome["seconds"] + saved - networks.seconds_apart
         provenance = self.provenance(real, ipc, run, seconds)
         provenance["seconds_from_cache"] = round(saved, 2)
-        return SyntheticSet(
+        found = SyntheticSet(
             labels=canvas.labels.cpu(),
             classes=real.classes,
             transform=networks.transform,
@@ -284,6 +286,7 @@ class Matcher(Method):
             provenance=provenance | networks.facts() | objective.facts(),
             **objective.outcome(canvas),
         )
+        return started(found, first)
 
 
 def chunks(classes: int, size: int) -> Iterator[tuple[int, int]]:

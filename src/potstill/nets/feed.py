@@ -8,6 +8,7 @@ from torch.nn.functional import one_hot
 
 from potstill.data.augment import cutmix
 from potstill.data.mixing import mixup
+from potstill.labels.per_view import ViewLabels
 from potstill.nets.layers import Network
 from potstill.nets.sampling import epoch_length, epoch_order
 from potstill.nets.training import Examples, Generators, Training, rgb
@@ -27,9 +28,11 @@ class Feed:
         weight, classes = like.classifier.weight, like.classifier.out_features
         device, dtype = weight.device, weight.dtype
         self.training, self.generators, self.dtype = training, generators, dtype
+        self.classes = classes
         self.transform = examples.transform
         self.images, targets = examples.images.to(device), examples.targets
-        self.ready = self.images.is_floating_point()
+        self.views, self.teacher = examples.views, examples.teacher
+        self.ready = self.images.is_floating_point() and self.views is None
         if self.ready:
             parts = [self.transform.forward(part) for part in self.images.split(CPU_CHUNK)]
             self.images = torch.cat(parts).to(dtype)
@@ -40,6 +43,11 @@ class Feed:
         self.groups = [(labels == label).nonzero().flatten().cpu() for label in labels.unique()]
         weights = examples.weights
         mixed = training.cutmix > 0 or training.mixing != "none"
+        if self.views is not None and (mixed or training.augment is not None):
+            raise InputError(
+                "examples has views that are stored with their labels; train without augmentation, "
+                "cutmix and mixing"
+            )
         if targets.ndim == 1 and (weights is not None or mixed):
             targets = one_hot(targets, classes).to(dtype)
         if weights is not None:
@@ -47,6 +55,8 @@ class Feed:
         self.targets = targets.to(device)
         self.counts = torch.bincount(labels.cpu(), minlength=classes)  # images per class (K,)
         self.length = epoch_length(training.sampling, self.groups)
+        if training.epoch_images:
+            self.length = min(self.length, training.epoch_images)
 
     @property
     def steps(self) -> int:
@@ -63,6 +73,8 @@ class Feed:
     @torch.no_grad()
     def batch(self, member: int, step: int, positions: Tensor) -> tuple[Tensor, Tensor]:
         """Return transformed and augmented images (b, c, h, w) with their targets."""
+        if self.views is not None:
+            return self.replayed(self.views, positions, step // self.steps)
         x, targets = self.view(positions, "augment", member, step), self.targets[positions]
         if self.training.mixing != "none":
             generator = self.generators("mixup", member, step)
@@ -71,7 +83,14 @@ class Feed:
         if self.training.cutmix > 0:
             generator = self.generators("cutmix", member, step)
             x, targets = cutmix(x, targets, generator, self.training.cutmix)
+        if self.teacher is not None:
+            targets = self.teacher(x).softmax(1).to(self.dtype)
         return x, targets
+
+    def replayed(self, views: ViewLabels, positions: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
+        """Return the views of an epoch behind the transform and what was said of them."""
+        x = self.transform.forward(views.view(rgb(self.images), positions, epoch)).to(self.dtype)
+        return x, views.targets(positions, epoch, self.classes).to(x)
 
     def view(self, positions: Tensor, purpose: str, member: int, step: int) -> Tensor:
         """Return images (b, c, h, w), transformed and augmented by a draw for ``purpose``."""

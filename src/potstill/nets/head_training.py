@@ -6,7 +6,6 @@ alone, with its own order and its own choice of views.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, fields, replace
 from typing import Any
@@ -17,6 +16,7 @@ from torch import Tensor
 from potstill.losses import Loss, Scheduled, cross_entropy, loss_at
 from potstill.nets.sampling import Sampling, epoch_order
 from potstill.run import InputError
+from potstill.run.descent import cosine
 from potstill.run.fields import Batch, Epochs, NotNegative, Positive, check_fields
 
 __all__ = ["HeadTraining", "Projector", "adam_projector", "ridge_projector", "train_heads"]
@@ -123,9 +123,7 @@ def train_heads(
                 values = _mixed(logits, teacher[own, part].float(), values, *distil)
             if share is not None:
                 values = values * share[part]
-            adam.param_groups[0]["lr"] = (
-                rate * 0.5 * (1 + math.cos(math.pi * (epoch * steps + step) / total))
-            )
+            adam.param_groups[0]["lr"] = rate * cosine(epoch * steps + step, total)
             adam.zero_grad(set_to_none=True)
             values.mean(1).sum().backward()
             adam.step()
@@ -277,7 +275,7 @@ def adam_projector(
         for step in range(steps):
             rows = order[step * size : (step + 1) * size]
             done = (epoch * steps + step) / (epochs * steps)
-            adam.param_groups[0]["lr"] = rate * 0.5 * (1 + math.cos(math.pi * done))
+            adam.param_groups[0]["lr"] = rate * cosine(done, 1)
             found = source[view[rows], rows].float() @ weight.T + bias
             adam.zero_grad(set_to_none=True)
             (found - goal[view[rows], rows].float()).square().mean().backward()

@@ -29,6 +29,7 @@ from potstill.nets.places import Kept, Place
 from potstill.nets.training import Examples, Generators, Training
 from potstill.nets.training_steps import Job, Lockstep, Turns, head_only
 from potstill.run import InputError, nearest, progress
+from potstill.run.checkpoint import under
 from potstill.run.keeper import in_threads
 from potstill.run.memory import MEMORY_ERRORS, out_of_memory, refusing
 
@@ -102,7 +103,7 @@ def train_many(
                 network.load_state_dict(start.network)
             network.to(device)
             if channels_last and device.type == "cuda":
-                network.to(memory_format=torch.channels_last)
+                network.channels_last_()
         batches = feed(examples, training, generators, networks[0])
         places = [start if isinstance(start, Place) else None for start in starts]
         job = Job(
@@ -237,7 +238,7 @@ def _stacked(
 
     def part(module: nn.Module, prefix: str) -> Callable[[Tensor, slice], Tensor]:
         """Some members' ``module`` on their own inputs (k, b, ...)."""
-        mine = {n[len(prefix) :]: v for n, v in parameters.items() if n.startswith(prefix)}
+        mine = under(prefix, parameters)
         call = torch.vmap(lambda values, x: torch.func.functional_call(module, values, (x,)))
 
         def run(x: Tensor, own: slice) -> Tensor:

@@ -27,6 +27,7 @@ from potstill.nets.spec import NetSpec, create
 from potstill.nets.training import Examples, Generators, Training
 from potstill.nets.training_steps import Job, Lockstep
 from potstill.run import ArtifactError, DivergedError, InputError
+from potstill.run.checkpoint import under
 from potstill.run.descent import pack, unpack
 from potstill.run.fields import OneOf, Steps, check_value
 from potstill.run.keeper import in_threads
@@ -173,8 +174,7 @@ class OnlineNetwork:
         Raises:
             ArtifactError: it is the state of another network or of another optimiser.
         """
-        prefix = "network."
-        weights = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
+        weights = under("network.", tensors)
         memory = {n: t for n, t in tensors.items() if n.startswith("optimizer.")}
         counts = tensors.get(_COUNTERS)
         if counts is None or counts.shape != (4,) or not self._fits(weights, memory):

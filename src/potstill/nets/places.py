@@ -17,7 +17,7 @@ from torch import Tensor
 
 from potstill.nets.layers import Network
 from potstill.run import ArtifactError, logger
-from potstill.run.checkpoint import digest, load_state
+from potstill.run.checkpoint import digest, load_state, under
 from potstill.run.keeper import Keeper
 
 __all__ = ["Kept", "Place", "Places"]
@@ -116,19 +116,25 @@ class Kept:
     places: Places
     names: tuple[int, ...]
 
-    def keeper(self, members: Sequence[int]) -> Keeper:
+    def keeper(self, members: Sequence[int]) -> MembersKeeper:
         """Return the file of some members in lockstep."""
-        own = [self.names[member] for member in members]
-        name = f"resume-{own[0]:03d}" + (f"-{digest(own)}" if len(own) > 1 else "")
-        path, places = self.places.folder / f"{name}.safetensors", self.places
-        return Keeper(path, places.every, places.before)
+        return MembersKeeper(self.places, [self.names[member] for member in members])
 
-    def save(
-        self, keeper: Keeper, members: Sequence[int], states: Sequence[State], step: int,
-        epoch_steps: int, pieces: tuple[int, int], leaving: bool = False,
+
+class MembersKeeper(Keeper):
+    """The file of some ``members`` in lockstep."""
+
+    def __init__(self, places: Places, members: Sequence[int]) -> None:
+        name = f"resume-{members[0]:03d}" + (f"-{digest(members)}" if len(members) > 1 else "")
+        super().__init__(places.folder / f"{name}.safetensors", places.every, places.before)
+        self.places, self.members = places, members
+
+    def put(
+        self, states: Sequence[State], step: int, epoch_steps: int, pieces: tuple[int, int],
+        leaving: bool,
     ) -> None:  # fmt: skip
-        """Write where some members stand, unless one has a place further on to go on from."""
-        own, places = [self.names[member] for member in members], self.places
+        """Write where they stand, unless one has a place further on to go on from."""
+        own, places = self.members, self.places
         if places.waiting.keys() & set(own):
             return
         tensors = {
@@ -139,8 +145,8 @@ class Kept:
         seconds = {str(member): places.spend(member) for member in own}
         facts = {"key": places.key, "step": step, "epoch_steps": epoch_steps, "seconds": seconds}
         facts["pieces"] = list(pieces)
-        places.files[keeper.path] = set(own)
-        (keeper.leave if leaving else keeper.save)(tensors, facts)
+        places.files[self.path] = set(own)
+        (self.leave if leaving else self.save)(tensors, facts)
 
 
 def _places(path: Path, key: str, like: Network) -> dict[int, Place]:
@@ -157,8 +163,8 @@ def _places(path: Path, key: str, like: Network) -> dict[int, Place]:
         networks, images = map(int, facts["pieces"])
         found = {}
         for name, seconds in facts["seconds"].items():
-            own = {n.partition(".")[2]: t for n, t in tensors.items() if n.split(".")[0] == name}
-            network = {n[8:]: t for n, t in own.items() if n.startswith("network.")}
+            own = under(f"{name}.", tensors)
+            network = under("network.", own)
             optimizer = {n: t for n, t in own.items() if n.startswith("optimizer.")}
             counts = step, epoch_steps, networks, images
             if min(counts) <= 0 or not _fits(network, optimizer, like):

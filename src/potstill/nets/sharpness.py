@@ -51,8 +51,8 @@ class Ascent:
     @torch.no_grad()
     def up(self) -> None:
         """Keep gradient and place, clear the gradient and move uphill."""
-        moved = [p for p in self.parameters if p.grad is not None]
-        self.place, self.first = self._rows(moved), self._rows([_grad(p) for p in moved])
+        moved, slopes = self._moved()
+        self.place, self.first = self._rows(moved), self._rows(slopes)
         push = self.place * self.first if self.how.adaptive else self.first
         radius = self.how.rho / (push.norm(dim=1, keepdim=True) + 1e-12)
         climb = self.place * push if self.how.adaptive else push
@@ -65,10 +65,9 @@ class Ascent:
     @torch.no_grad()
     def down(self) -> None:
         """Return to the very place, with the direction of descent as its gradient."""
-        moved = [p for p in self.parameters if p.grad is not None]
+        _, slopes = self._moved()
         self.back()
         if self.how.alpha:
-            slopes = [_grad(p) for p in moved]
             second = self._rows(slopes)
             square = second.square().sum(1, keepdim=True).clamp_min(torch.finfo(second.dtype).tiny)
             along = (self.first * second).sum(1, keepdim=True) / square
@@ -82,6 +81,11 @@ class Ascent:
             self._put(self.up_there, self.place)
             self.up_there = []
 
+    def _moved(self) -> tuple[list[Tensor], list[Tensor]]:
+        """Parameters that have a gradient, and the gradients."""
+        pairs = [(p, p.grad) for p in self.parameters if p.grad is not None]
+        return [p for p, _ in pairs], [slope for _, slope in pairs]
+
     def _rows(self, tensors: Sequence[Tensor]) -> Tensor:
         """One row per member, (members, P): a handful of kernels in place of some per tensor."""
         return torch.cat([tensor.reshape(self.members, -1) for tensor in tensors], dim=1)
@@ -90,8 +94,3 @@ class Ascent:
         parts = rows.split([tensor.numel() // self.members for tensor in tensors], dim=1)
         shaped = [part.reshape(t.shape) for part, t in zip(parts, tensors, strict=True)]
         torch._foreach_copy_(list(tensors), shaped)
-
-
-def _grad(parameter: Tensor) -> Tensor:
-    assert parameter.grad is not None
-    return parameter.grad

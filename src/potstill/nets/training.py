@@ -17,6 +17,7 @@ from potstill.nets.sharpness import Sharpness
 from potstill.run import InputError
 from potstill.run.fields import (
     Batch,
+    BatchOrAll,
     Decay,
     Epoch,
     NotNegative,
@@ -28,6 +29,7 @@ from potstill.run.fields import (
 
 if TYPE_CHECKING:
     from potstill.data.transform import Transform
+    from potstill.labels.per_view import ViewLabels
 
 __all__ = ["Examples", "Generators", "Training", "rgb"]
 
@@ -56,6 +58,7 @@ class Training:
     augment: DSA | None = None  # one draw per step, parameters per image
     cutmix: Share = 0.0  # probability per step
     sampling: Sampling = "shuffled"  # see potstill.nets.sampling
+    epoch_images: BatchOrAll = 0  # images of an epoch at most; 0 = as many as the sampling has
     sharpness: Sharpness | None = None  # sharpness-aware steps; two gradients each
     mixing: Annotated[str, OneOf("none", "mixup", "remix")] = "none"  # in every step; not w. cutmix
     # rows of the classifier are cut after each step to what lies this share of the way from the
@@ -71,7 +74,8 @@ class Training:
     def facts(self) -> dict[str, Any]:
         """Every field, for keys and hashes; later additions are left out at their default."""
         facts = asdict(self)  # keys made before there was such a field stay what they were
-        for name, default in (("sharpness", None), ("mixing", "none"), ("max_norm", None)):
+        later = {"sharpness": None, "mixing": "none", "max_norm": None, "epoch_images": 0}
+        for name, default in later.items():
             if facts[name] == default:
                 del facts[name]
         return facts
@@ -128,8 +132,18 @@ class Examples:
     transform: Transform
     weights: Tensor | None = None
     regression: bool = False  # targets are real numbers, for squared error
+    views: ViewLabels | None = None  # replayed in the place of augmentation, with their labels
+    # labels what is seen: images (b, c, h, w) behind the transform, augmented, to logits (b, K)
+    teacher: Callable[[Tensor], Tensor] | None = None
+
+    @property
+    def told(self) -> bool:
+        """Whether each view of an image has a label of its own, told by a teacher."""
+        return self.views is not None or self.teacher is not None
 
     def __post_init__(self) -> None:
+        if self.told and self.weights is not None:
+            raise InputError("examples has weights beside labels of views; leave out one of them")
         if not 0 < len(self.images) == len(self.targets):
             raise InputError(
                 f"examples has {len(self.images)} images and {len(self.targets)} targets; "

@@ -16,12 +16,11 @@ from torch import Tensor
 from potstill.losses import Loss, Scheduled, cross_entropy, loss_at
 from potstill.nets.feed import Feed
 from potstill.nets.layers import Network
-from potstill.nets.places import Kept, Place, State
+from potstill.nets.places import Kept, MembersKeeper, Place, State
 from potstill.nets.post_hoc import MaxNorm
 from potstill.nets.sharpness import Ascent
 from potstill.run import DivergedError, InputError, logger
 from potstill.run.descent import pack, unpack
-from potstill.run.keeper import Keeper
 from potstill.run.memory import MEMORY_ERRORS, cuts, out_of_memory
 
 __all__ = ["Job", "Lockstep", "Turns", "head_only"]
@@ -175,19 +174,15 @@ class Job:
                 raise
 
     def keep(
-        self, group: Lockstep, keeper: Keeper, optimizer: torch.optim.Optimizer, step: int,
+        self, group: Lockstep, keeper: MembersKeeper, optimizer: torch.optim.Optimizer, step: int,
         leaving: bool,
     ) -> None:  # fmt: skip
         """Write down that ``step`` steps are done, unless those were all."""
         if step == self.spans[group.members[0]].stop:
             return
-        states = group.states(optimizer)
+        states, pieces = group.states(optimizer), (group.networks, group.images)
         with self.lock:
-            assert self.kept is not None
-            self.kept.save(
-                keeper, group.members, states, step, self.feed.steps,
-                (group.networks, group.images), leaving,
-            )  # fmt: skip
+            keeper.put(states, step, self.feed.steps, pieces, leaving)
 
     def gradients(
         self, group: Lockstep, x: Tensor, targets: Tensor, ascent: Ascent | None

@@ -1,23 +1,19 @@
 """Networks through which both sides are seen: one interface, whatever stands behind it."""
 
-from potstill.networks.evolving import EvolvingNets, EvolvingNetworks
-from potstill.networks.extractor import FeatureExtractor
-from potstill.networks.feature_networks import Networks, PoolNetworks, RandomNetworks
+from potstill.networks.evolving import EvolvingNets
+from potstill.networks.feature_networks import Networks, PoolNetworks
 from potstill.networks.frozen_backbone import BackboneNetworks, FrozenBackbone
 from potstill.networks.parts import Experts, NetworkSpec, NoNets, PoolNets, RandomNets
 
 __all__ = [
     "BackboneNetworks",
     "EvolvingNets",
-    "EvolvingNetworks",
     "Experts",
-    "FeatureExtractor",
     "FrozenBackbone",
     "NetworkSpec",
     "Networks",
     "NoNets",
     "PoolNetworks",
     "PoolNets",
-    "RandomNetworks",
     "RandomNets",
 ]

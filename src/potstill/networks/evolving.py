@@ -18,6 +18,7 @@ from potstill.networks.extractor import FeatureExtractor
 from potstill.networks.feature_networks import Networks
 from potstill.networks.parts import OwnNets, fit_transform
 from potstill.run import InputError, Run
+from potstill.run.checkpoint import under
 from potstill.run.fields import Batch, Decay, NotNegative, OneOf, Positive, Range
 
 __all__ = ["EvolvingNetworks", "EvolvingNets"]
@@ -43,6 +44,7 @@ class EvolvingNetworks(Networks):
             generator=run.generator("network", 0),
             device=run.device,
         )
+        self.dim = self.online.network.feature_dim
         self._extractor: FeatureExtractor | None = None
         self._loaded = (-1, -1)
         self.renew_every, self.epochs = how.renew_every, how.inner_epochs
@@ -54,11 +56,6 @@ class EvolvingNetworks(Networks):
         known = max((n for n in _PUBLISHED if n <= ipc), default=1)
         self.renew_every = self.renew_every or _PUBLISHED[known][0]
         self.epochs = self.epochs or _PUBLISHED[known][1]
-
-    @property
-    def dim(self) -> int:
-        """Feature dimension."""
-        return int(self.online.network.feature_dim)
 
     def at(self, number: int) -> FeatureExtractor:
         """Return a copy of the network as it is now, whatever the number."""
@@ -105,9 +102,7 @@ class EvolvingNetworks(Networks):
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Put the network back."""
-        prefix = "evolving/"
-        own = {n[len(prefix) :]: t for n, t in tensors.items() if n.startswith(prefix)}
-        self.online.load_state(own)
+        self.online.load_state(under("evolving/", tensors))
         self._loaded = (-1, -1)
 
 

@@ -22,21 +22,19 @@ class FeatureExtractor:
     Args:
         net: weights and mode are taken over; it is moved to the run's device.
         transform: from RGB 0-1 to what the network sees.
+
+    Attributes:
+        dim: features of an image.
     """
 
     def __init__(self, net: Network, transform: Transform, run: Run) -> None:
-        self.run, self.transform = run, transform
+        self.run, self.transform, self.dim = run, transform, net.feature_dim
         self.net = net.to(run.device).eval().requires_grad_(False)
         if run.on_gpu:
-            self.net = self.net.to(memory_format=torch.channels_last)
+            self.net.channels_last_()
         self._call: Callable[[Tensor], Tensor] = self.net.features
         if run.compile:
             self._call = torch.compile(self.net.features)
-
-    @property
-    def dim(self) -> int:
-        """Feature dimension."""
-        return int(self.net.feature_dim)
 
     @torch.no_grad()
     def load(self, state: Mapping[str, Tensor]) -> None:

@@ -26,6 +26,7 @@ class Networks:
     Attributes:
         key: identifies the networks; part of every cache built on them.
         members: how many there are; 0 = a new one for every number.
+        dim: features of an image.
         transform: from RGB 0-1 to what they see; what a receiver applies.
         moves: whether they change while the canvas moves, so that nothing can be cached.
         seconds_saved: what making that which was read from a cache once took.
@@ -35,17 +36,13 @@ class Networks:
     key = ""
     members = 0
     moves = False
+    dim: int
     transform: Transform
     seconds_saved = 0.0
     seconds_apart = 0.0
 
     def at(self, number: int) -> FeatureExtractor:
         """Return the network of a view or step, its weights in place until the next call."""
-        raise NotImplementedError
-
-    @property
-    def dim(self) -> int:
-        """Feature dimension."""
         raise NotImplementedError
 
     def middle(self) -> FeatureExtractor:
@@ -79,12 +76,7 @@ class RandomNetworks(Networks):
     ) -> None:
         self.key, self.transform, self.run, self._new = name, transform, run, new
         self._extractor = FeatureExtractor(new(run.generator("network", 0)), transform, run)
-        self._loaded = 0
-
-    @property
-    def dim(self) -> int:
-        """Feature dimension."""
-        return self._extractor.dim
+        self.dim, self._loaded = self._extractor.dim, 0
 
     def at(self, number: int) -> FeatureExtractor:
         """Return the network of a number."""
@@ -107,6 +99,7 @@ class PoolNetworks(Networks):
         self.pool, self.blend, self.run, self.transform = pool.to(run.device), blend, run, transform
         self.key, self.members, self.seconds_saved = pool.key, len(pool), pool.seconds_saved
         self._extractor = FeatureExtractor(like, transform, run)
+        self.dim = self._extractor.dim
         self._trained: FeatureExtractor | None = None
         self._loaded: dict[bool, tuple[int, float]] = {}
         self._drawn: tuple[int, tuple[int, float]] = (-1, (0, 0.0))  # of the last number
@@ -134,11 +127,6 @@ class PoolNetworks(Networks):
     def at(self, number: int) -> FeatureExtractor:
         """Return the blend of a number."""
         return self._load(self._extractor, *self._draw(number))
-
-    @property
-    def dim(self) -> int:
-        """Feature dimension."""
-        return self._extractor.dim
 
     def middle(self) -> FeatureExtractor:
         """Return the first member, half way."""

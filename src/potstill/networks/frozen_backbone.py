@@ -24,13 +24,8 @@ class BackboneNetworks(Networks):
 
     def __init__(self, backbone: Backbone, transform: Normalize, seconds: float) -> None:
         self.backbone, self.key, self.members = backbone, backbone.key, 1
-        self.transform = transform
+        self.dim, self.transform = backbone.dim, transform
         self.seconds_apart = seconds  # opening or training it: its own cost, named in the facts
-
-    @property
-    def dim(self) -> int:
-        """Feature dimension."""
-        return self.backbone.dim
 
     def facts(self) -> dict[str, Any]:
         """What an artifact says about the backbone it was made with."""

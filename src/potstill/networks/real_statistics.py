@@ -2,8 +2,8 @@
 
 What a matching step needs of the real data (class means of an embedding, or the features
 themselves) depends on a network, an augmentation and frequencies, but never on the synthetic
-images. A :class:`RealView` is one such triple with its result; the synthetic batch re-applies the
-view's own augmentation, so the two sides stay Siamese. Policies:
+images. A :class:`RealView` is one such triple, with what is kept of it; the synthetic batch
+re-applies the view's own augmentation, so the two sides stay Siamese. Policies:
 
 * ``rolling``: a window of views; every ``refresh`` steps the oldest leaves and a new one enters.
 * ``fixed``: the first ``entries`` views for the whole run, each used once per pass.
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Protocol
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -28,17 +28,26 @@ from potstill.experts.pool import fingerprint
 from potstill.match.mmd import by_class
 from potstill.match.spectral import SegmentMean
 from potstill.networks.parts import Networks
+from potstill.networks.real_views import (
+    ClassFeatures,
+    ClassMeans,
+    Embedding,
+    FeatureBank,
+    KeptFeatures,
+    RealView,
+)
 from potstill.run import InputError, Run, StorageError, logger
 from potstill.run.cache import Cached, key_facts
 from potstill.run.fields import BatchOrAll, Count, Every, OneOf
 from potstill.run.machine import CPU_CHUNK
-from potstill.run.memory import Portion
+from potstill.run.memory import Portion, cuts
 from potstill.run.parts import Part
 
-__all__ = ["Embedding", "Policy", "RealSide", "RealStatistics", "RealView", "SiameseViews"]
+__all__ = ["Policy", "RealSide", "RealStatistics", "SiameseViews"]
 
 Policy = Annotated[str, OneOf("rolling", "fixed", "features", "fresh")]
 _DISK_LIMIT = 8 << 20  # bytes: tables are stored for reuse and resume, feature banks are not
+_NONE = torch.empty(0, 0)  # frequencies of what is not projected
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,36 +82,6 @@ class SiameseViews(Part):
     def dsa(self) -> DSA | None:
         """Return the augmentation, or None."""
         return None if self.augment == "none" else DSA.parse(self.augment, rule=self.augment_rule)
-
-
-@dataclass
-class RealView:
-    """One view of the real data. ``number`` names every draw that made it."""
-
-    number: int
-    augment: dict[str, Tensor]  # Siamese parameters, one set for both sides
-    frequencies: Tensor | None = None  # (T, d)
-    table: Tensor | None = None  # (C, q) class means of the embedding
-    bank: Tensor | None = None  # (n, d) half-precision features, class-sorted (policy "features")
-    bank_labels: Tensor | None = None  # (n,)
-    stack: Tensor | None = None  # (C, n, d) features padded per class (exact distances)
-    mask: Tensor | None = None  # (C, n) true where the stack holds an image
-
-
-class Embedding(Protocol):
-    """What is averaged over a class."""
-
-    keeps_features: bool  # whether single features are needed, not class means
-
-    @property
-    def facts(self) -> dict[str, Any]:
-        """JSON-like facts that determine :meth:`embed`."""
-
-    def frequencies(self, number: int, dim: int) -> Tensor | None:
-        """Return the frequencies (T, d) of a view, if there are any."""
-
-    def embed(self, features: Tensor, view: RealView) -> Tensor:
-        """Features (n, d) -> (n, q)."""
 
 
 class RealSide:
@@ -146,7 +125,7 @@ class RealSide:
         self.seconds_saved = 0.0  # what the tables read from the cache once took
         self._fits = Portion("images", "a network's pass over the real set")
         self._rows = Portion("rows", "class means of the real set's features")
-        self._kept: dict[int, RealView] = {}
+        self._kept: dict[int, Any] = {}  # what there is of a view, by its number
         self._warned = False
         self._image_bytes: int | None = None
         self._order = torch.argsort(real.labels, stable=True)
@@ -169,18 +148,29 @@ class RealSide:
         turn = torch.randperm(size, generator=self.run.generator("entry", step // size))
         return int(turn[step % size])
 
-    def at(self, step: int) -> RealView:
-        """Return the view of a step."""
+    def at(self, step: int) -> Any:
+        """Return the view of a step: ClassFeatures if the embedding keeps features, or ClassMeans.
+
+        The frequencies are not kept with it: T x d floats would dwarf the table they belong to.
+        """
         number = self.number_at(step)
         if self.policy == "rolling":  # views that have left the window
             for old in [n for n in self._kept if n < step // self.refresh]:
                 del self._kept[old]
                 (self.cached.folder / _name(old)).unlink(missing_ok=True)  # never looked at again
         view = self._kept.get(number) or self._build(number)
-        if self.policy == "features" and not self.embedding.keeps_features:
+        if isinstance(view, FeatureBank):
             return self._embedded(view, step)
-        # not kept in the view: T x d floats would dwarf the table they belong to
-        return replace(view, frequencies=self.embedding.frequencies(number, self.networks.dim))
+        if isinstance(view, ClassMeans):
+            return replace(view, frequencies=self._frequencies(number))
+        return view
+
+    def bank(self, step: int) -> FeatureBank:
+        """Return the features behind the view of a step, under the policy that keeps them."""
+        return self._kept[self.number_at(step)]
+
+    def _frequencies(self, number: int) -> Tensor:
+        return self.embedding.frequencies(number, self.networks.dim)
 
     def plan(self, number: int) -> RealView:
         """Draw the augmentation of a view; nothing is computed yet."""
@@ -192,21 +182,18 @@ class RealSide:
         return RealView(number, augment)
 
     def _build(self, number: int) -> RealView:
-        view = self.plan(number)
         if self.policy == "fresh":
             self._kept.clear()
-        if not self._read(view):
-            began = time.monotonic()
-            self._compute(view)
-            self._write(view, time.monotonic() - began)
-        self._make_room(view)
+        plan = self.plan(number)
+        view: RealView = self._read(plan) or self._computed(plan)
+        if isinstance(view, KeptFeatures):
+            self._make_room(view.features.nbytes)
         self._kept[number] = view
         return view
 
-    def _make_room(self, view: RealView) -> None:
+    def _make_room(self, size: int) -> None:
         """Let the oldest feature banks go beyond half the memory budget; they are built again."""
-        size = sum(t.nbytes for t in (view.bank, view.stack) if t is not None)
-        most = max(1, self.run.budget.kept // size) if size else len(self._kept) + 1
+        most = max(1, self.run.budget.kept // size)
         if len(self._kept) >= most and not self._warned:
             self._warned = True
             logger.warning(
@@ -229,40 +216,40 @@ class RealSide:
         return torch.cat(chosen)
 
     @torch.no_grad()
-    def _compute(self, view: RealView) -> None:
+    def _computed(self, plan: RealView) -> RealView:
         self.built += 1
-        if not self.keeps:
-            view.frequencies = self.embedding.frequencies(view.number, self.networks.dim)
-        positions = self._positions(view.number)
+        began, classes = time.monotonic(), self.real.num_classes
+        frequencies = _NONE if self.keeps else self._frequencies(plan.number)
+        positions = self._positions(plan.number)
         labels = self.real.labels[positions].to(self.run.device)
-        chunk = self._chunk(int(positions[0]))
-        mean = SegmentMean(self.real.num_classes)
-        bank = []
-        for begin in range(0, len(positions), chunk):
-            images = self.real.batch(positions[begin : begin + chunk], self.run.device)
-            values = self._fits.over(lambda part: self._values(part, view), images)
+        mean, kept = SegmentMean(classes), []
+        for rows in cuts(len(positions), self._chunk(int(positions[0]))):
+            images = self.real.batch(positions[rows], self.run.device)
+            values = self._fits.over(lambda part: self._values(part, plan, frequencies), images)
             if self.keeps:
-                bank.append(values)
+                kept.append(values)
             else:
-                mean.add(values, labels[begin : begin + chunk])
+                mean.add(values, labels[rows])
         if self.embedding.keeps_features:
-            view.stack, view.mask = by_class(torch.cat(bank), labels, self.real.num_classes)
-        elif self.keeps:
-            view.bank, view.bank_labels = torch.cat(bank), labels
-        else:
-            view.table, view.frequencies = mean.mean(), None
+            stack, mask = by_class(torch.cat(kept), labels, classes)
+            return ClassFeatures(plan.number, plan.augment, stack, mask)
+        if self.keeps:
+            return FeatureBank(plan.number, plan.augment, torch.cat(kept), labels)
+        view = ClassMeans(plan.number, plan.augment, mean.mean(), _NONE)
+        self._write(view, time.monotonic() - began)
+        return view
 
     def features(self, images: Tensor, view: RealView) -> Tensor:
         """Features (n, d) of RGB images (n, c, h, w), real or synthetic, in a view."""
         extractor = self.networks.at(view.number)
         return extractor.features(images, self.dsa, view.augment, normalize=self.normalize)
 
-    def _values(self, images: Tensor, view: RealView) -> Tensor:
+    def _values(self, images: Tensor, view: RealView, frequencies: Tensor) -> Tensor:
         """What is kept, or averaged over a class, of each image: features or embedding (n, q)."""
         features = self.features(images, view)
         if self.embedding.keeps_features:
             return features
-        return features.half() if self.keeps else self.embedding.embed(features, view)
+        return features.half() if self.keeps else self.embedding.embed(features, frequencies)
 
     def _chunk(self, position: int) -> int:
         """Real images per pass: what the caches like on a CPU, an eighth of the budget on a GPU."""
@@ -274,38 +261,34 @@ class RealSide:
         return max(CPU_CHUNK, min(4096, self.run.budget.real_pass // self._image_bytes))
 
     @torch.no_grad()
-    def _embedded(self, view: RealView, step: int) -> RealView:
-        """Return a copy of a feature view with this step's frequencies and class means."""
-        fresh = replace(view, frequencies=self.embedding.frequencies(step, self.networks.dim))
-        assert view.bank is not None and view.bank_labels is not None
+    def _embedded(self, bank: FeatureBank, step: int) -> ClassMeans:
+        """Return the class means of a bank at this step's frequencies."""
+        frequencies = self._frequencies(step)
         mean, embed = SegmentMean(self.real.num_classes), self.embedding.embed
-        for begin in range(0, len(view.bank), 2048):
-            rows = slice(begin, begin + 2048)
-            values = self._rows.over(lambda z: embed(z.float(), fresh), view.bank[rows])
-            mean.add(values, view.bank_labels[rows])
-        fresh.table = mean.mean()
-        return fresh
+        for rows in cuts(len(bank.features), 2048):
+            values = self._rows.over(lambda z: embed(z.float(), frequencies), bank.features[rows])
+            mean.add(values, bank.labels[rows])
+        return ClassMeans(bank.number, bank.augment, mean.mean(), frequencies)
 
-    def _read(self, view: RealView) -> bool:
+    def _read(self, plan: RealView) -> ClassMeans | None:
+        """The class means of a view, where an earlier run has left them."""
         if self.policy == "fresh" or self.keeps:
-            return False
+            return None
         found = self.cached.recall(
-            _name(view.number),
+            _name(plan.number),
             "making it again",
             lambda tensors, facts: (tensors["table"], float(facts["seconds"])),
         )
         if found is None:
-            return False
-        view.table = found[0].to(self.run.device)
+            return None
         self.seconds_saved += found[1]
-        return True
+        return ClassMeans(plan.number, plan.augment, found[0].to(self.run.device), _NONE)
 
-    def _write(self, view: RealView, seconds: float) -> None:
-        table = view.table
-        if self.policy == "fresh" or table is None or table.nbytes > _DISK_LIMIT:
+    def _write(self, view: ClassMeans, seconds: float) -> None:
+        if self.policy == "fresh" or view.table.nbytes > _DISK_LIMIT:
             return
         try:
-            self.cached.save(_name(view.number), {"table": table}, {}, seconds)
+            self.cached.save(_name(view.number), {"table": view.table}, {}, seconds)
         except StorageError as error:  # a cache may fail without harm
             if not self._warned:
                 logger.warning("%s; going on without this cache", error)

@@ -13,7 +13,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from potstill.evaluation.record import below, few_test_images, of_ceiling
+from potstill.evaluation.record import below, few_test_images, gain, of_ceiling
 from potstill.reports import class_lines
 from potstill.reports import table_text as tables
 from potstill.reports.html import render, svg
@@ -33,6 +33,7 @@ _MARKS = {  # what a row that differs from the first is marked with, and what th
     "train": ("other training images", "training images"),
     "ipc": ("other images per class", "images per class"),
     "tier": ("other label tier", "label tiers"),
+    "updates": ("other number of updates", "numbers of updates of a student"),
 }
 
 
@@ -140,6 +141,7 @@ def _rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
             "train": record.get("train_checksum") or part(run.provenance, "data").get("checksum"),
             "ipc": run.ipc,
             "tier": record.get("label_tier"),
+            "updates": record.get("updates"),
         }
         facts = {key: str(value or "") for key, value in facts.items()}
         row = rows.setdefault(
@@ -158,6 +160,7 @@ def _rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
         records = list(row["cells"].values())
         row["bytes"] = records[-1].get("receiver_bytes")
         row["devices"] = _unique(record.get("device") for record in records)
+        row["gained"] = {network: gain(record) for network, record in row["cells"].items()}
         row["worse"] = {network: _worse(record) for network, record in row["cells"].items()}
         row["students"] = _unique(record.get("runs") for record in records)
     return list(rows.values())

@@ -10,7 +10,7 @@ from typing import Any
 from potstill.canvas import views_per_image
 from potstill.data.longtail import size_groups
 from potstill.evaluation.probe import in_use
-from potstill.evaluation.record import few_test_images, of_ceiling
+from potstill.evaluation.record import few_test_images, gain, of_ceiling
 from potstill.reports import class_lines, figures
 from potstill.reports import table_text as tables
 from potstill.reports.html import picture, render, svg
@@ -25,6 +25,7 @@ __all__ = ["report"]
 _CURVES = ("distance", "amplitude_share", "amplitude_syn", "calibration")
 _UNSEEN = "amplitude_real"  # drawn dashed beside amplitude_syn
 _REFERENCES = {
+    "start": "Its start",
     "random": "Random real images",
     "mosaic": "Random real mosaics",
     "full": "All real images",
@@ -69,6 +70,7 @@ def _html(run: RunFolder) -> str:
         last_few=few_test_images(last),
         beside=_beside(run, last),
         of_ceiling=of_ceiling(last),
+        gained=gain(last),
         records=[_record(record) for record in reversed(run.scores)],
         total=sum(run.counts),
         views=1 if kept is None else views_per_image(kept.decode),
@@ -105,7 +107,9 @@ def _beside(run: RunFolder, record: Mapping[str, Any]) -> list[dict[str, Any]]:
         if not facts or (key == "ceiling" and facts == record.get("full")):
             continue
         images, views = facts.get("images"), facts.get("views")
-        if key in ("full", "ceiling"):
+        if key == "start":
+            number = "the same set before step 0"
+        elif key in ("full", "ceiling"):
             total = images or sum(run.counts)
             number = f"{total:,} images" if total else "the whole training set"
             epochs = part(part(facts, "protocol"), "training").get("epochs")

@@ -6,7 +6,7 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from potstill.evaluation.record import below, few_test_images, part
+from potstill.evaluation.record import below, few_test_images, gain, part
 from potstill.reports.table_text import plain, score_table
 
 __all__ = ["REFERENCES", "printed", "remarks"]
@@ -29,6 +29,10 @@ def remarks(record: Any) -> list[str]:
             f"Few test images: {few} of the smallest class, so one image is {100 / few:.0f} points "
             "of its accuracy."
         )
+    if (better := gain(record)) is not None:
+        points, error = better
+        spread = "" if error is None else f" ± {error:.1f} (standard error over students)"
+        said.append(f"Over its start, the same set before step 0: {points:+.1f} points{spread}.")
     for key, title in REFERENCES.items():
         worse = sorted(below(record, key).items(), key=lambda item: -item[1])
         if worse:

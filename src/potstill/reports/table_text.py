@@ -70,6 +70,7 @@ def score_table(records: Iterable[Any]) -> list[Row]:
         variants = [
             (made, dict(record), tier),
             (f"{made}, 8-bit", part(record, "quantized"), tier),
+            ("its start", part(record, "start"), tier),
             ("random real", part(record, "random"), "hard"),
             ("random mosaic", part(record, "mosaic"), "hard"),
             (_whole_title(record, "full", "full real"), part(record, "full"), "hard"),
@@ -129,6 +130,7 @@ def _scores(facts: Mapping[str, Any], labels: Any, record: Mapping[str, Any]) ->
             key: value | single if value else None
             for key, value in {"balanced": part(facts, "balanced"), **groups}.items()
         },
+        "updates": facts.get("updates"),
         "bytes": facts.get("receiver_bytes"),
         "seconds": facts.get("seconds"),
     }

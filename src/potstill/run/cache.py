@@ -89,8 +89,8 @@ class Cached:
         what: the same for people, in a few words.
     """
 
-    def __init__(self, root: Path | None, kind: str, facts: Mapping[str, Any], what: str) -> None:
-        assert root is not None and kind in KINDS
+    def __init__(self, root: Path, kind: str, facts: Mapping[str, Any], what: str) -> None:
+        assert kind in KINDS
         self.facts, self.key, self.what = dict(facts), digest(facts), what
         self.kind, self.folder = kind, root / kind / self.key
         self._held, self._unsaid = False, 0.0  # seconds that are not written down yet

@@ -31,6 +31,7 @@ __all__ = [
     "digest",
     "load_state",
     "save_state",
+    "under",
     "write_bytes",
     "write_json",
 ]
@@ -144,6 +145,11 @@ def content_check(tensors: Mapping[str, Tensor], facts: Any) -> str:
         total.update(f"{name} {value.dtype} {tuple(value.shape)}".encode())
         total.update(value.contiguous().reshape(-1).view(torch.uint8).numpy().data)
     return total.hexdigest()
+
+
+def under(prefix: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors whose names begin with ``prefix``, by the rest of their names."""
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
 
 
 def save_state(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -> None:

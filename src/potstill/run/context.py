@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -22,7 +22,7 @@ from potstill.run.fields import NotNegative, OneOf, Positive, Seed, check_fields
 from potstill.run.machine import cpu_has_bf16
 from potstill.run.memory import Budget
 
-__all__ = ["Precision", "Run", "cache_folder"]
+__all__ = ["Circumstances", "Precision", "Run", "cache_folder"]
 
 Precision = Annotated[str, OneOf("auto", "fp32", "bf16")]
 
@@ -34,7 +34,19 @@ def cache_folder() -> Path:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Run:
+class Circumstances:
+    """On what something runs, and how carefully."""
+
+    device: str = "auto"  # "auto" (first CUDA device, else CPU), "cpu", "cuda", "cuda:1"
+    precision: Precision = "auto"  # frozen networks: "fp32" or "bf16"; auto = bf16 on CUDA only
+    compile: bool = False  # torch.compile the feature networks
+    memory_gb: Positive = 4.0  # budget of one step's activations and of images kept in memory
+    checkpoint_seconds: NotNegative = 20.0  # a kill loses at most this much work; 0 = every step
+    quiet: bool = False  # no progress bars, warnings only
+
+
+@dataclass(frozen=True, kw_only=True)
+class Run(Circumstances):
     """Where and how something runs; never what is computed.
 
     Two runs with equal ``seed`` give the same bytes on the same kind of CPU with the same number of
@@ -43,14 +55,8 @@ class Run:
     """
 
     seed: Seed = 0  # any non-negative integer below 2**63
-    device: str = "auto"  # "auto" = first CUDA device, else CPU
-    precision: Precision = "auto"  # frozen network passes: "fp32", "bf16"; auto = bf16 on CUDA only
-    compile: bool = False  # torch.compile for feature networks
-    memory_gb: Positive = 4.0  # budget of one step's activations and of images kept in memory
-    checkpoint_seconds: NotNegative = 20.0  # at most this much work is lost by a kill
     folder: Path | None = None
-    cache: Path | None = None
-    quiet: bool = False
+    cache: Path = field(default_factory=cache_folder)
     watch: Callable[[int, dict[str, Any], Any], None] | None = None  # (step, record, canvas)
 
     def __post_init__(self) -> None:
@@ -77,7 +83,7 @@ class Run:
             )
         if self.precision == "auto":
             object.__setattr__(self, "precision", "bf16" if kind == "cuda" else "fp32")
-        object.__setattr__(self, "cache", Path(self.cache or cache_folder()))
+        object.__setattr__(self, "cache", Path(self.cache))
         if self.folder is not None:
             object.__setattr__(self, "folder", Path(self.folder))
 

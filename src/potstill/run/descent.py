@@ -13,7 +13,7 @@ from torch import Tensor
 from potstill.run.fields import Decay, OneOf, Positive, Steps, check_value
 from potstill.run.parts import Part
 
-__all__ = ["Course", "Descent", "Optimizer", "Rate", "Schedule", "pack", "unpack"]
+__all__ = ["Course", "Descent", "Optimizer", "Rate", "Schedule", "cosine", "pack", "unpack"]
 
 Optimizer = Annotated[str, OneOf("adam", "sgd")]
 _PATIENCE = 500  # plateau: steps without improvement before the rate is halved
@@ -73,6 +73,11 @@ class Descent(Part):
         return torch.optim.Adam(groups, lr=own.lr, fused=True)
 
 
+def cosine(done: float, total: float) -> float:
+    """Return the share of a step size when ``done`` of ``total`` steps are over: half a wave."""
+    return 0.5 * (1 + math.cos(math.pi * done / total))
+
+
 class Schedule:
     """Share of the base step size at each step; only the plateau rule has state."""
 
@@ -82,7 +87,7 @@ class Schedule:
     def share(self, step: int) -> float:
         """Return what every leaf's step size is multiplied by at ``step``."""
         if self.descent.schedule == "cosine":
-            return 0.5 * (1 + math.cos(math.pi * step / max(1, self.descent.steps)))
+            return cosine(step, max(1, self.descent.steps))
         return self.factor
 
     def observe(self, step: int, loss: float) -> None:

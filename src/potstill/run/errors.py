@@ -23,6 +23,8 @@ _LONGEST = 1500  # characters of a sentence
 class PotstillError(Exception):
     """Base of all errors raised on purpose; the command line prints them without traceback."""
 
+    exit_code = 2
+
     def __str__(self) -> str:
         """The sentence on one line and of a length to be read, whatever files bring into it.
 
@@ -45,9 +47,13 @@ class ArtifactError(InputError):
 class DivergedError(PotstillError, ArithmeticError):
     """A loss or gradient became NaN or infinite; the last good checkpoint is kept (exit code 3)."""
 
+    exit_code = 3
+
 
 class StorageError(PotstillError, OSError):
     """Writing failed (disk full, no permission); older files are untouched (exit code 4)."""
+
+    exit_code = 4
 
 
 @contextmanager

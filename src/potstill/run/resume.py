@@ -5,33 +5,22 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from potstill.run.checkpoint import load_state, save_state
+from potstill.run.checkpoint import load_state, save_state, under
 from potstill.run.descent import Schedule, pack, unpack
 from potstill.run.errors import ArtifactError, InputError
 from potstill.run.log import logger
+from potstill.run.objective import Objective, Surface
 
 __all__ = ["CHECKPOINTS", "Checkpoint"]
 
 # Written in turn, so that a damaged one leaves the other, and no write endangers both.
 Build = Callable[[dict[str, Tensor]], torch.optim.Optimizer]  # of these leaves
 CHECKPOINTS = ("checkpoint.safetensors", "checkpoint-other.safetensors")
-
-
-class _Leaves(Protocol):
-    def parameters(self) -> dict[str, Tensor]: ...
-
-    def grow_(self, step: int) -> bool: ...
-
-
-class _Stateful(Protocol):
-    def state(self) -> dict[str, Tensor]: ...
-
-    def load_state(self, tensors: dict[str, Tensor]) -> None: ...
 
 
 class Checkpoint:
@@ -56,7 +45,7 @@ class Checkpoint:
         return self.spent + time.monotonic() - self.began
 
     def load(
-        self, problem: _Stateful, surface: _Leaves, build: Build, schedule: Schedule
+        self, objective: Objective, surface: Surface, build: Build, schedule: Schedule
     ) -> torch.optim.Optimizer:
         """Put everything back as the newest sound file has it; return the optimiser.
 
@@ -89,7 +78,7 @@ class Checkpoint:
             logger.warning("%s; going on from the one of step %d", sentence, found[newest][0])
         self._next = 1 - newest
         try:
-            return self._restore(*found[newest], problem, surface, build, schedule)
+            return self._restore(*found[newest], objective, surface, build, schedule)
         except ArtifactError:
             raise
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -103,8 +92,8 @@ class Checkpoint:
         step: int,
         tensors: dict[str, Tensor],
         facts: Mapping[str, Any],
-        problem: _Stateful,
-        surface: _Leaves,
+        objective: Objective,
+        surface: Surface,
         build: Build,
         schedule: Schedule,
     ) -> torch.optim.Optimizer:
@@ -115,7 +104,7 @@ class Checkpoint:
             for name, leaf in leaves.items():
                 leaf.copy_(tensors[f"surface.{name}"])
         unpack(optimizer, tensors)
-        problem.load_state({n[8:]: t for n, t in tensors.items() if n.startswith("problem.")})
+        objective.load_state(under("problem.", tensors))
         schedule.load_state(facts["schedule"])
         self.step = self._written = step
         self.spent, self.last = facts["seconds"], facts["last"]
@@ -126,11 +115,11 @@ class Checkpoint:
         self,
         step: int,
         state: Mapping[str, Tensor],
-        surface: _Leaves,
+        surface: Surface,
         optimizer: torch.optim.Optimizer,
         schedule: Schedule,
     ) -> None:
-        """Write what there is before ``step``; ``state`` is the problem's own."""
+        """Write what there is before ``step``; ``state`` is the objective's own."""
         self.saved = time.monotonic()
         if not self.paths or step == self._written:
             return

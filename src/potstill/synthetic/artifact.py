@@ -11,11 +11,13 @@ from torch import Tensor
 
 from potstill.canvas import decode_images
 from potstill.data.transform import Transform
+from potstill.labels import Projection, ViewLabels
 from potstill.run import ArtifactError, InputError
 from potstill.run.errors import system_refusals
 from potstill.synthetic import artifact_folder
 from potstill.synthetic import tensors as exact
 from potstill.synthetic.eight_bit import to_uint8
+from potstill.synthetic.started import read_start
 
 __all__ = ["SyntheticSet"]
 
@@ -44,8 +46,11 @@ class SyntheticSet:
     weights: Tensor | None = None  # float32 (n,), not negative
     syn_lr: float | None = None  # step size learned with the images
     regression_targets: Tensor | None = None  # float32 (n, K), learned by squared error
+    view_labels: ViewLabels | None = None  # of E views of every training image, to be replayed
+    projection: Projection | None = None  # labels any view from the features of a backbone
     source_indices: Tensor | None = None  # int64 (N,), rows of the source that were distilled
     provenance: dict[str, Any] = field(default_factory=dict)  # JSON-like: where it comes from
+    start: SyntheticSet | None = field(default=None, repr=False)  # as it stood before step 0
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -54,6 +59,8 @@ class SyntheticSet:
             if value is not None:
                 object.__setattr__(self, name, value.detach())
         fault = exact.fault(self)
+        if self.start is not None and self.start.images.shape != self.images.shape:
+            fault = fault or f"start has images of shape {tuple(self.start.images.shape)}"
         if fault:
             raise InputError(fault)
 
@@ -83,14 +90,18 @@ class SyntheticSet:
 
     @property
     def label_tier(self) -> str:
-        """``"static"`` with a stored soft label per image, ``"regression"``, or ``"hard"``."""
+        """Of what labels a receiver gets the richest, see potstill.evaluation.labels.TIERS."""
+        if self.view_labels is not None:
+            return "stored"
+        if self.projection is not None:
+            return "projected"
         if self.regression_targets is not None:
             return "regression"
         return "hard" if self.soft_labels is None else "static"
 
     @property
     def nbytes(self) -> int:
-        """Bytes a receiver needs: stored images, labels, soft labels, weights and transform."""
+        """Bytes a receiver needs: images, whatever labels them, weights and transform."""
         needed = exact.tensors_of(self)
         needed.pop("source_indices", None)  # provenance: which real images these came from
         return sum(tensor.nbytes for tensor in needed.values())
@@ -127,6 +138,7 @@ class SyntheticSet:
             soft_labels=soft_labels,
             weights=weights,
             regression_targets=self.decoded_targets(),
+            start=None,
         )
 
     @system_refusals()
@@ -160,4 +172,4 @@ class SyntheticSet:
         except InputError as error:
             raise ArtifactError(f"{place / artifact_folder.TENSORS}: {error}") from error
         synthetic.provenance.update(artifact_folder.read_provenance(place, stated))
-        return synthetic
+        return read_start(place, synthetic)

@@ -2,10 +2,12 @@
 
     synthetic.safetensors   the stored form, exact; the only file that ``SyntheticSet.load`` needs
     provenance.json         where it comes from, and the checksum of the tensors it belongs to
+    start.safetensors       8-bit images and labels before step 0, where a method moved them
     README.md               data set card; its front matter names the Parquet file
     preview.png             the stored images, one row per class
     images/000_cat/000.png  8-bit view of the decoded images (what a receiver trains on)
     data/train-*.parquet    the same decoded 8-bit images, one to one, with soft labels and weights
+    data/views-*.parquet    where labels of views are stored: each epoch's views and what they are
 
 Class folders carry the zero-padded label because ImageFolder takes classes in alphabetical order.
 """
@@ -27,10 +29,12 @@ from potstill.run import ArtifactError, InputError, StorageError, logger
 from potstill.run.records import read_json
 from potstill.run.replace import alone, hidden, recover, remove_owned, replace_folder
 from potstill.synthetic import eight_bit as pictures
-from potstill.synthetic.card import PARQUET, card
+from potstill.synthetic.card import PARQUET, VIEWS_PARQUET, card
+from potstill.synthetic.started import START, write_start
 from potstill.synthetic.tensors import to_file
 
 if TYPE_CHECKING:
+    from potstill.labels import ViewLabels
     from potstill.synthetic.artifact import SyntheticSet
 
 __all__ = ["TENSORS", "class_folder", "find", "read_provenance", "write"]
@@ -39,9 +43,10 @@ TENSORS = "synthetic.safetensors"
 PROVENANCE = "provenance.json"
 # Paths in the folder that are ours to replace; a slash at the end marks a folder to look into.
 OWNED = re.compile(
-    rf"{re.escape(TENSORS)}|{re.escape(PROVENANCE)}|README\.md|preview\.png"
-    r"|data/(train-\d{5}-of-\d{5}\.parquet)?|images/(\d{3,}_[^/]+/(\d{3,}\.png)?)?"
+    rf"{re.escape(TENSORS)}|{re.escape(PROVENANCE)}|{re.escape(START)}|README\.md|preview\.png"
+    r"|data/((train|views)-\d{5}-of-\d{5}\.parquet)?|images/(\d{3,}_[^/]+/(\d{3,}\.png)?)?"
 )
+_COLUMNS = {"values": "log_probability", "classes": "label"}  # names that differ from ours
 _ROWS = 500  # rows of the Parquet file encoded at a time
 
 
@@ -95,6 +100,7 @@ def _fill(part: Path, synthetic: SyntheticSet, name: str) -> None:
     }
     text = json.dumps(provenance, indent=2, default=str) + "\n"
     _durable(part / PROVENANCE, text.encode("utf-8", "replace"))
+    write_start(part, synthetic)
     (part / "README.md").write_bytes(card(synthetic, name).encode("utf-8", "replace"))
     preview = pictures.grid(synthetic.images, synthetic.labels, synthetic.classes)
     (part / "preview.png").write_bytes(preview)
@@ -109,6 +115,8 @@ def _fill(part: Path, synthetic: SyntheticSet, name: str) -> None:
     told = {name: values for name, values in beside.items() if values is not None}
     rows = _rows(part / "images", labels, synthetic.classes, told)
     _write_parquet(part / PARQUET, rows, synthetic, told)
+    if synthetic.view_labels is not None:
+        _write_views(part / VIEWS_PARQUET, synthetic.view_labels, synthetic.classes)
 
 
 def _durable(path: Path, content: bytes) -> None:
@@ -189,6 +197,33 @@ def _write_parquet(
     with parquet.ParquetWriter(path, schema, write_page_checksum=True) as writer:
         for some in rows:
             writer.write_table(pyarrow.Table.from_pydict(some, schema=schema))
+
+
+def _write_views(path: Path, labels: ViewLabels, classes: tuple[str, ...]) -> None:
+    """One row per epoch and training image: what was drawn for its view, and what it is."""
+    import pyarrow
+    from datasets import ClassLabel, Features, List, Value
+    from pyarrow import parquet
+
+    kinds = {"values": Value("float16"), "classes": ClassLabel(names=_distinct(classes))}
+    named = labels.tensors()
+    columns: dict[str, Any] = {"epoch": Value("int32"), "image": Value("int32")}
+    for name, own in named.items():
+        kind = kinds.get(name) or Value(str(own.dtype).removeprefix("torch."))
+        columns[_COLUMNS.get(name, name)] = (
+            kind if own.ndim == 2 else List(kind, length=own.shape[2])
+        )
+    schema = Features(columns).arrow_schema
+    with parquet.ParquetWriter(path, schema, write_page_checksum=True) as writer:
+        for epoch in range(labels.epochs):
+            images = range(labels.values.shape[1])
+            parts = [pyarrow.array([epoch] * len(images), "int32"), pyarrow.array(images, "int32")]
+            for own in named.values():
+                flat = pyarrow.array(own[epoch].reshape(-1).numpy())
+                wide = own.shape[2] if own.ndim == 3 else 0
+                parts.append(pyarrow.FixedSizeListArray.from_arrays(flat, wide) if wide else flat)
+            plain = pyarrow.Table.from_arrays(parts, names=[*columns])
+            writer.write_table(plain.cast(schema))
 
 
 def _distinct(classes: tuple[str, ...]) -> list[str]:

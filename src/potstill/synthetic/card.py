@@ -13,9 +13,10 @@ from potstill.data.longtail import Imbalance, size_groups
 if TYPE_CHECKING:
     from potstill.synthetic.artifact import SyntheticSet
 
-__all__ = ["PARQUET", "card"]
+__all__ = ["PARQUET", "VIEWS_PARQUET", "card"]
 
 PARQUET = "data/train-00000-of-00001.parquet"
+VIEWS_PARQUET = "data/views-00000-of-00001.parquet"
 
 _SIZES = ((1_000, "n<1K"), (10_000, "1K<n<10K"), (100_000, "10K<n<100K"), (1_000_000, "100K<n<1M"))
 _SHOWN = 30  # classes listed by name; the files hold all
@@ -48,6 +49,7 @@ def card(synthetic: SyntheticSet, name: str) -> str:
         decoded=len(decoded),
         size=_bytes(synthetic.nbytes),
         normalise=_constants(synthetic),
+        about_labels=_about_labels(synthetic),
         classes=_class_rows(synthetic),
         real=_real(synthetic),
         chosen=_chosen(synthetic),
@@ -68,16 +70,25 @@ def _front_matter(synthetic: SyntheticSet, rows: int) -> str:
         task_categories=["image-classification"],
         size_categories=[next((text for most, text in _SIZES if rows < most), "n>1M")],
         tags=["dataset-distillation", *(["long-tailed"] if uneven else []), "potstill"],
-        configs=[
-            {
-                # `datasets` keeps one cache entry per folder name and configuration, and every
-                # artifact's folder is called "synthetic": the content has to be in the name
-                "config_name": f"potstill-{synthetic.checksum}",
-                "data_files": [{"split": "train", "path": PARQUET}],
-            }
-        ],
+        configs=_configs(synthetic),
     )
     return data.to_yaml()
+
+
+def _configs(synthetic: SyntheticSet) -> list[dict[str, Any]]:
+    # `datasets` keeps one cache entry per folder name and configuration, and every artifact's
+    # folder is called "synthetic": the content has to be in the name
+    images: dict[str, Any] = {
+        "config_name": f"potstill-{synthetic.checksum}",
+        "data_files": [{"split": "train", "path": PARQUET}],
+    }
+    if synthetic.view_labels is None:
+        return [images]
+    views = {
+        "config_name": f"views-{synthetic.checksum}",
+        "data_files": [{"split": "train", "path": VIEWS_PARQUET}],
+    }
+    return [images | {"default": True}, views]
 
 
 def _title(synthetic: SyntheticSet) -> str:
@@ -128,6 +139,19 @@ def _constants(synthetic: SyntheticSet) -> str:
         for key in ("mean", "std")
     )
     return f"subtract the mean ({mean}) and divide by the standard deviation ({std}) per channel"
+
+
+def _about_labels(s: SyntheticSet) -> str:
+    """What a receiver gets as labels, after the name of the tier."""
+    if s.view_labels is not None:
+        kept = s.view_labels.values.shape[2]
+        most = "" if kept == s.num_classes else f" (the {kept} likeliest classes)"
+        return f": a soft label{most} of every view in {s.view_labels.epochs} epochs"
+    if s.projection is not None:
+        return f": a map that labels any view from features of {s.projection.backbone}"
+    if s.regression_targets is not None:
+        return ": real numbers per image and class, learned by squared error (decoded_targets())"
+    return ": one stored soft label per image" if s.soft_labels is not None else " labels"
 
 
 def _class_rows(synthetic: SyntheticSet) -> list[dict[str, Any]]:

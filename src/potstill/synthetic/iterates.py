@@ -78,6 +78,9 @@ def load_iterate(path: Path, like: SyntheticSet) -> SyntheticSet:
             raise InputError(f"it is of step {facts['step']}")
         if tensors["images"].shape != like.images.shape:
             raise InputError(f"its images are {tuple(tensors['images'].shape)}")
+        for name in ("regression_targets", "view_labels", "projection"):
+            if getattr(like, name) is not None:
+                raise InputError(f"the artifact has {name}, which an iterate has not")
         for name in ("soft_labels", "syn_lr"):
             if (name in tensors) != (getattr(like, name) is not None):
                 raise InputError(f"only one of the two has {name}")

@@ -16,8 +16,10 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from potstill.canvas import check_spec
+from potstill.canvas import check_spec, views_per_image
 from potstill.data.transform import Transform, transform_from
+from potstill.labels import Projection, ViewLabels
+from potstill.labels.per_view import STORED
 from potstill.run import ArtifactError, InputError
 from potstill.run.records import require_regular
 
@@ -26,10 +28,10 @@ if TYPE_CHECKING:
 
 __all__ = ["checksum", "facts_of", "fault", "read", "tensors_of", "to_file"]
 
-FORMAT, VERSIONS = "potstill-synthetic", (1, 2)  # 2: with regression targets
+FORMAT, VERSIONS = "potstill-synthetic", (1, 2, 3)  # 2: regression targets, 3: labels of views
 NAME_LIMIT = 200  # characters of a class name
 SIDE_LIMIT = 16384  # pixels
-_PREFIX = "transform."
+_PREFIX, _VIEWS, _PROJECTION = "transform.", "views.", "projection."
 _EXPECTED = {  # name -> (dtype in the header, rank)
     "images": ("F32", 4),
     "labels": ("I64", 1),
@@ -38,7 +40,11 @@ _EXPECTED = {  # name -> (dtype in the header, rank)
     "regression_targets": ("F32", 2),
     "syn_lr": ("F64", 0),
     "source_indices": ("I64", 1),
+    f"{_PROJECTION}weight": ("F32", 2),
+    f"{_PROJECTION}bias": ("F32", 1),
+    **{_VIEWS + name: kind for name, kind in STORED.items()},
 }
+_NOT_PER_IMAGE = ("source_indices", _PROJECTION, _VIEWS)
 
 
 def tensors_of(synthetic: SyntheticSet) -> dict[str, Tensor]:
@@ -54,18 +60,25 @@ def tensors_of(synthetic: SyntheticSet) -> dict[str, Tensor]:
     if synthetic.syn_lr is not None:
         named["syn_lr"] = torch.tensor(synthetic.syn_lr, dtype=torch.float64)
     named |= {_PREFIX + name: t for name, t in synthetic.transform.to_tensors().items()}
+    if synthetic.view_labels is not None:
+        named |= {_VIEWS + name: t for name, t in synthetic.view_labels.tensors().items()}
+    if synthetic.projection is not None:
+        named[f"{_PROJECTION}weight"] = synthetic.projection.weight
+        named[f"{_PROJECTION}bias"] = synthetic.projection.bias
     return {n: t.detach().cpu().contiguous() for n, t in named.items() if t is not None}
 
 
 def facts_of(synthetic: SyntheticSet) -> dict[str, Any]:
     """Return what the tensors alone do not say."""
-    return {
+    of_views = synthetic.view_labels is not None or synthetic.projection is not None
+    facts = {
         "format": FORMAT,
-        "version": VERSIONS[synthetic.regression_targets is not None],
+        "version": 3 if of_views else 2 if synthetic.regression_targets is not None else 1,
         "classes": list(synthetic.classes),
         "decode": dict(synthetic.decode),
         "transform": synthetic.transform.kind,
     }
+    return facts | ({"projection": synthetic.projection.facts} if synthetic.projection else {})
 
 
 def checksum(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
@@ -101,8 +114,7 @@ def read(path: Path) -> dict[str, Any]:
         found = checksum(tensors, facts)
         if stated != found:
             raise ArtifactError(f"the checksum is {found}, not {stated!r} as its header says")
-        whitening = {n[len(_PREFIX) :]: t for n, t in tensors.items() if n.startswith(_PREFIX)}
-        transform = transform_from(facts["transform"], whitening)
+        transform = transform_from(facts["transform"], _within(tensors, _PREFIX))
         if not _fits(transform, tensors["images"][:1]):
             raise ArtifactError("the transform does not fit the shape of the images")
         syn_lr = tensors.get("syn_lr")
@@ -115,6 +127,8 @@ def read(path: Path) -> dict[str, Any]:
             "soft_labels": tensors.get("soft_labels"),
             "weights": tensors.get("weights"),
             "regression_targets": tensors.get("regression_targets"),
+            "view_labels": _view_labels(_within(tensors, _VIEWS)),
+            "projection": _projection(_within(tensors, _PROJECTION), facts),
             "syn_lr": None if syn_lr is None else float(syn_lr),
             "source_indices": tensors.get("source_indices"),
             "checksum": found,
@@ -130,6 +144,28 @@ def read(path: Path) -> dict[str, Any]:
             f"{path} is damaged or not a potstill artifact ({type(error).__name__}); "
             "copy it again from where it came from"
         ) from error
+
+
+def _within(tensors: dict[str, Tensor], prefix: str) -> dict[str, Tensor]:
+    return {n.removeprefix(prefix): t for n, t in tensors.items() if n.startswith(prefix)}
+
+
+def _view_labels(own: dict[str, Tensor]) -> ViewLabels | None:
+    if not own:
+        return None
+    for name in ("values", "box", "flip"):
+        if name not in own:
+            raise ArtifactError(f"the tensor {_VIEWS + name!r} is missing")
+    return ViewLabels(**own)
+
+
+def _projection(own: dict[str, Tensor], facts: dict[str, Any]) -> Projection | None:
+    if not own:
+        return None
+    told = facts.get("projection")
+    if not isinstance(told, dict) or {*own} != {"weight", "bias"}:
+        raise ArtifactError("the projection is not complete")
+    return Projection(**own, backbone=told.get("backbone", ""), key=told.get("key", ""))
 
 
 def _fits(transform: Transform, image: Tensor) -> bool:
@@ -148,7 +184,7 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise ArtifactError("this safetensors file was not written by SyntheticSet.save")
         if facts.get("version") not in VERSIONS:
             raise ArtifactError(
-                f"its format is {str(facts.get('version'))[:20]}, this potstill reads 1 and 2; "
+                f"its format is {str(facts.get('version'))[:20]}, this potstill reads 1 to 3; "
                 "install the version that wrote it"
             )
         header = {}
@@ -179,7 +215,7 @@ def _header_fault(header: dict[str, tuple[str, tuple[int, ...]]]) -> str | None:
             return (
                 f"{name} has type {dtype} and shape {shape}; {expected} of rank {rank} is expected"
             )
-        if rank and shape[0] != n and name != "source_indices":
+        if rank and shape[0] != n and not name.startswith(_NOT_PER_IMAGE):
             return f"{name} has {shape[0]} rows for {n} images"
     return _shape_fault(header["images"][1])
 
@@ -206,7 +242,13 @@ def _facts_fault(facts: dict[str, Any]) -> str | None:
 
 def fault(s: SyntheticSet) -> str | None:
     """Return what is wrong with a set, as a sentence, or None."""
-    return _names_fault(s.classes) or _images_fault(s) or _labels_fault(s) or _decode_fault(s)
+    return (
+        _names_fault(s.classes)
+        or _images_fault(s)
+        or _labels_fault(s)
+        or _decode_fault(s)
+        or _views_fault(s)
+    )
 
 
 def _names_fault(classes: tuple[Any, ...]) -> str | None:
@@ -286,6 +328,17 @@ def _labels_fault(s: SyntheticSet) -> str | None:
     if s.syn_lr is not None and not 0 < s.syn_lr < float("inf"):
         return f"syn_lr is {s.syn_lr}; a positive number is expected"
     return None
+
+
+def _views_fault(s: SyntheticSet) -> str | None:
+    """What labels views; needs a decode spec that is in order."""
+    if s.projection is not None and (wrong := s.projection.fault(s.num_classes)):
+        return wrong
+    if s.view_labels is None:
+        return None
+    if s.weights is not None or s.regression_targets is not None:
+        return "view_labels stands beside weights or regression targets; store one of them"
+    return s.view_labels.fault(len(s) * views_per_image(s.decode), s.num_classes)
 
 
 def _decode_fault(s: SyntheticSet) -> str | None:

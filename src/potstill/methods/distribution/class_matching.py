@@ -12,6 +12,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
 
+import torch
 from torch import Tensor
 from torch.nn.functional import one_hot
 
@@ -21,10 +22,10 @@ from potstill.losses import REMEDIES, adjust, cross_entropy
 from potstill.match.spectral import segment_mean
 from potstill.methods.base import Objective, chunks
 from potstill.networks import Networks
-from potstill.networks.real_statistics import RealSide, RealStatistics, RealView, SiameseViews
+from potstill.networks.real_statistics import RealSide, RealStatistics, SiameseViews
 from potstill.run import InputError, Run
 from potstill.run.fields import NotNegative, OneOf
-from potstill.run.loop import Term
+from potstill.run.objective import Term
 from potstill.run.parts import Part
 
 __all__ = ["CANVASES", "Calibration", "ClassMatching", "Comparison"]
@@ -43,20 +44,21 @@ class Comparison:
         """JSON-like facts that determine :meth:`embed`, for the cache of the real side."""
         return {"embed": "mean"}
 
-    def frequencies(self, number: int, dim: int) -> Tensor | None:
+    def frequencies(self, number: int, dim: int) -> Tensor:
         """Return the frequencies (T, d) of a view; none by default."""
-        return None
+        return torch.empty(0, dim)
 
-    def embed(self, features: Tensor, view: RealView) -> Tensor:
+    def embed(self, features: Tensor, frequencies: Tensor) -> Tensor:
         """Features (n, d) -> (n, q) whose class means are compared."""
         return features
 
     def class_distance(
-        self, view: RealView, features: Tensor, labels: Tensor, first: int, last: int
+        self, view: Any, features: Tensor, labels: Tensor, first: int, last: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the distance of each class in [first, last), (k,), and facts per class.
 
-        ``labels`` (n,) of the synthetic ``features`` (n, d) count from 0 = ``first``.
+        ``view`` is a ClassMeans, or a ClassFeatures where features are kept. ``labels`` (n,) of the
+        synthetic ``features`` (n, d) count from 0 = ``first``.
         """
         raise NotImplementedError
 

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -31,9 +31,9 @@ from potstill.methods.distribution.class_matching import CANVASES, Calibration, 
 from potstill.methods.distribution.sdm import Power, spectral_matching
 from potstill.methods.distribution.spectrum import QUICK, SpectralComparison, Spectrum
 from potstill.networks import Networks, NetworkSpec, PoolNets
-from potstill.networks.real_statistics import RealStatistics, RealView, SiameseViews
+from potstill.networks.real_statistics import RealStatistics, SiameseViews
+from potstill.networks.real_views import ClassMeans
 from potstill.run import InputError, Run
-from potstill.run.descent import Descent
 from potstill.run.fields import Inside, OneOf, Positive
 
 __all__ = ["CSDM"]
@@ -47,7 +47,7 @@ class _ClassAware(SpectralComparison):
     seen: Tensor  # (C,)
     debias = False
 
-    def target(self, view: RealView, first: int, last: int) -> Tensor:
+    def target(self, view: ClassMeans, first: int, last: int) -> Tensor:
         """Real values, with the amplitude's sampling inflation removed if asked for."""
         a = super().target(view, first, last)
         return unbiased_amplitude(a, self.seen[first:last]) if self.debias else a
@@ -57,7 +57,7 @@ class _ClassAware(SpectralComparison):
 class CSDM(Matcher):
     """Match characteristic functions; head classes weigh amplitude more, tail classes phase."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="csdm",
         title="Class-aware Spectral Distribution Matching",
         paper="arXiv 2603.01698",
@@ -69,7 +69,7 @@ class CSDM(Matcher):
         cost="as SDM",
     )
 
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+    sizes = {
         "quick": QUICK,
         "standard": {"steps": 5000, "pool_epochs": 40, "frequencies": 1024},
     }
@@ -81,7 +81,6 @@ class CSDM(Matcher):
     statistics: RealStatistics = RealStatistics()
     spectrum: Spectrum = Spectrum()
     calibrating: Calibration = Calibration()
-    descent: Descent = Descent()
     alpha_head: Inside = 0.8  # amplitude weight of the largest class; best at 0.7-0.9 (fig. 3)
     alpha_schedule: AlphaSchedule = "log_linear"  # or "two_level", "reliability", "constant"
     alpha_balanced: Inside = 0.5  # for all classes when the counts are equal
@@ -117,8 +116,7 @@ class CSDM(Matcher):
 
     @torch.no_grad()
     def _reliability(self, objective: ClassMatching, seen: Tensor, counts: Sequence[int]) -> Tensor:
-        view = objective.side.at(0)
-        assert view.table is not None and view.frequencies is not None
+        view: ClassMeans = objective.side.at(0)
         images, labels = objective.canvas.decode()
         features = objective.side.features(images, view)
         b = spectral_mean(features, view.frequencies, labels, objective.canvas.classes)

@@ -15,7 +15,6 @@ Recipe: recipes/dm/.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -26,7 +25,8 @@ from potstill.match.spectral import segment_mean
 from potstill.methods.base import Matcher, MethodInfo
 from potstill.methods.distribution.class_matching import CANVASES, ClassMatching, Comparison
 from potstill.networks import Networks, NetworkSpec, RandomNets
-from potstill.networks.real_statistics import RealStatistics, RealView, SiameseViews
+from potstill.networks.real_statistics import RealStatistics, SiameseViews
+from potstill.networks.real_views import ClassMeans
 from potstill.run import Run
 from potstill.run.descent import Descent
 
@@ -37,10 +37,9 @@ class MeanDistance(Comparison):
     """Squared distance of class means (eq. 4)."""
 
     def class_distance(
-        self, view: RealView, features: Tensor, labels: Tensor, first: int, last: int
+        self, view: ClassMeans, features: Tensor, labels: Tensor, first: int, last: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return |mean real - mean synthetic|^2 of each class."""
-        assert view.table is not None
         syn = segment_mean(features, labels, last - first)
         distance = mean_distance(view.table[first:last], syn)
         return distance, {"distance": distance}
@@ -50,7 +49,7 @@ class MeanDistance(Comparison):
 class DM(Matcher):
     """Match class means of features of random networks."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="dm",
         title="Distribution Matching",
         paper="Zhao and Bilen, WACV 2023",
@@ -61,7 +60,7 @@ class DM(Matcher):
         long_tail="per-class means; no class prior enters",
         cost="no training; one pass of the synthetic set per step, real side cached",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+    sizes = {
         "quick": {
             "steps": 600,
             "network": "convnet-w32-in",

@@ -12,7 +12,6 @@ real-real part of MMD^2, a constant, is not computed. Recipe: recipes/m3d/.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from torch import Tensor
 
@@ -22,7 +21,8 @@ from potstill.match.mmd import class_mmd2
 from potstill.methods.base import Matcher, MethodInfo
 from potstill.methods.distribution.class_matching import CANVASES, ClassMatching, Comparison
 from potstill.networks import Networks, NetworkSpec, RandomNets
-from potstill.networks.real_statistics import RealStatistics, RealView, SiameseViews
+from potstill.networks.real_statistics import RealStatistics, SiameseViews
+from potstill.networks.real_views import ClassFeatures
 from potstill.run import Run
 from potstill.run.descent import Descent
 
@@ -35,11 +35,10 @@ class _Discrepancy(Comparison):
     keeps_features = True
 
     def class_distance(
-        self, view: RealView, features: Tensor, labels: Tensor, first: int, last: int
+        self, view: ClassFeatures, features: Tensor, labels: Tensor, first: int, last: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return MMD^2 of each class."""
-        assert view.stack is not None and view.mask is not None
-        distance = class_mmd2(view.stack[first:last], view.mask[first:last], features, labels)
+        distance = class_mmd2(view.features[first:last], view.mask[first:last], features, labels)
         return distance, {"distance": distance}
 
 
@@ -47,7 +46,7 @@ class _Discrepancy(Comparison):
 class M3D(Matcher):
     """Match class distributions of features in the RKHS of a Gaussian mixture kernel."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="m3d",
         title="Minimized Maximum Mean Discrepancy",
         paper="Zhang et al., AAAI 2024",
@@ -58,7 +57,7 @@ class M3D(Matcher):
         long_tail="per-class kernel means; no class prior enters",
         cost="no training; kernel between the synthetic images and cached real features",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+    sizes = {
         "quick": {"steps": 600, "network": "convnet-w32-in", "entries": 40, "batch_real": 128},
         "standard": {"steps": 5000, "entries": 100},
     }

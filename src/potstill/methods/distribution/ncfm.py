@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
@@ -31,11 +30,13 @@ from potstill.methods.distribution.class_matching import CANVASES, Calibration, 
 from potstill.methods.distribution.sdm import Power, spectral_matching
 from potstill.methods.distribution.spectrum import QUICK, SpectralComparison, Spectrum
 from potstill.networks import Networks, NetworkSpec, PoolNets
-from potstill.networks.real_statistics import RealStatistics, RealView, SiameseViews
+from potstill.networks.real_statistics import RealStatistics, SiameseViews
+from potstill.networks.real_views import ClassMeans
 from potstill.run import InputError, Run
+from potstill.run.checkpoint import under
 from potstill.run.descent import Descent, pack, unpack
 from potstill.run.fields import Inside, Positive
-from potstill.run.loop import Term
+from potstill.run.objective import Term
 
 __all__ = ["NCFM"]
 
@@ -47,7 +48,7 @@ _NOISE = 64  # dimension of the noise that psi maps
 class NCFM(Matcher):
     """Match characteristic functions with one amplitude weight, optionally against an adversary."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="ncfm",
         title="Neural Characteristic Function Matching",
         paper="Wang et al., CVPR 2025",
@@ -58,7 +59,7 @@ class NCFM(Matcher):
         long_tail="per-class distributions; calibration as published ignores the prior",
         cost="as SDM; with the sampling network real features stay in memory",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+    sizes = {
         "quick": QUICK,
         "standard": {"steps": 5000, "pool_epochs": 40, "frequencies": 2048},
     }
@@ -120,7 +121,7 @@ class _Adversary(SpectralComparison):
         self.climb = torch.optim.Adam(self.psi.parameters(), lr=lr, maximize=True)
         self.seen: list[tuple[Tensor, Tensor]] = []
 
-    def frequencies(self, number: int, dim: int) -> Tensor | None:
+    def frequencies(self, number: int, dim: int) -> Tensor:
         """Return what psi proposes at this step."""
         with torch.no_grad():
             return self.propose(number)
@@ -134,10 +135,9 @@ class _Adversary(SpectralComparison):
         return (self.psi(noise)[:, None] * normals).flatten(0, 1) / self.length
 
     def class_distance(
-        self, view: RealView, features: Tensor, labels: Tensor, first: int, last: int
+        self, view: ClassMeans, features: Tensor, labels: Tensor, first: int, last: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """As without psi, which will need the features."""
-        self.view = view
         self.seen.append((features.detach(), labels + first))
         return super().class_distance(view, features, labels, first, last)
 
@@ -155,13 +155,12 @@ class _MinMax(ClassMatching):
         self._climb(step)
 
     def _climb(self, step: int) -> None:
-        one, view = self.adversary, self.adversary.view
-        assert view.bank is not None and view.bank_labels is not None
+        one, bank = self.adversary, self.side.bank(step)
         frequencies = one.propose(step)
         features, labels = (torch.cat(part) for part in zip(*one.seen, strict=True))
-        rows = self._real_rows(step).to(view.bank.device)
-        real = characteristic(view.bank[rows].float(), frequencies)
-        a = segment_mean(real, view.bank_labels[rows], self.canvas.classes)
+        rows = self._real_rows(step).to(bank.features.device)
+        real = characteristic(bank.features[rows].float(), frequencies)
+        a = segment_mean(real, bank.labels[rows], self.canvas.classes)
         b = segment_mean(characteristic(features, frequencies), labels, self.canvas.classes)
         gain = spectral_distance(a, b, one.alpha, power=one.power).mean()
         one.climb.zero_grad(set_to_none=True)
@@ -190,8 +189,7 @@ class _MinMax(ClassMatching):
     def load_state(self, tensors: dict[str, Tensor]) -> None:
         """Put psi and its optimiser back."""
         super().load_state(tensors)
-        own = {name[4:]: value for name, value in tensors.items() if name.startswith("psi/")}
-        self.adversary.psi.load_state_dict(own)
+        self.adversary.psi.load_state_dict(under("psi/", tensors))
         unpack(self.adversary.climb, tensors)
 
 

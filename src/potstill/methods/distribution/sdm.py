@@ -18,7 +18,7 @@ replaces 2C per-class AdamW steps, which move sqrt(2C) as far. Recipe: recipes/s
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -42,9 +42,9 @@ from potstill.methods.distribution.spectrum import (
     step_size,
 )
 from potstill.networks import Networks, NetworkSpec, PoolNets
-from potstill.networks.real_statistics import RealStatistics, RealView, SiameseViews
+from potstill.networks.real_statistics import RealStatistics, SiameseViews
+from potstill.networks.real_views import ClassFeatures, ClassMeans
 from potstill.run import InputError, Run
-from potstill.run.descent import Descent
 from potstill.run.fields import OneOf, Positive
 
 __all__ = ["SDM", "Estimator", "Power", "spectral_matching"]
@@ -58,7 +58,7 @@ class _HalfMean(MeanDistance):
     """What the linear kernel leaves: half the squared distance of class means."""
 
     def class_distance(
-        self, view: RealView, features: Tensor, labels: Tensor, first: int, last: int
+        self, view: ClassMeans, features: Tensor, labels: Tensor, first: int, last: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return half of the distance of each class."""
         distance, facts = super().class_distance(view, features, labels, first, last)
@@ -80,22 +80,20 @@ class _Exact(Comparison):
         return {"embed": "exact"}
 
     @torch.no_grad()
-    def _constant(self, view: RealView) -> Tensor:
+    def _constant(self, view: ClassFeatures) -> Tensor:
         """Mean real-real kernel value per class (C,); logged, moves nothing."""
-        assert view.stack is not None and view.mask is not None
         means = []
-        for stack, mask in zip(view.stack, view.mask, strict=True):
+        for stack, mask in zip(view.features, view.mask, strict=True):
             x = stack[mask]
             total = sum(self.law.gram(part, x).sum() for part in x.split(512))
             means.append(total / len(x) ** 2)
         return torch.stack([torch.as_tensor(mean) for mean in means])
 
     def class_distance(
-        self, view: RealView, features: Tensor, labels: Tensor, first: int, last: int
+        self, view: ClassFeatures, features: Tensor, labels: Tensor, first: int, last: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return half of MMD^2 of each class, without its constant part."""
-        assert view.stack is not None and view.mask is not None
-        real, mask = view.stack[first:last], view.mask[first:last]
+        real, mask = view.features[first:last], view.mask[first:last]
         distance = class_mmd2(real, mask, features, labels, self.law)
         if view.number not in self._constants:
             self._constants[view.number] = self._constant(view)
@@ -134,7 +132,7 @@ def spectral_matching(
 class SDM(Matcher):
     """Match characteristic functions of class features under the spectrum of a kernel."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="sdm",
         title="Spectral Distribution Matching",
         paper="arXiv 2603.01698",
@@ -145,7 +143,7 @@ class SDM(Matcher):
         long_tail="per-class distributions; calibration without the class prior",
         cost="trains a pool of networks once; real side cached as one vector per class",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+    sizes = {
         "quick": QUICK,
         "standard": {"steps": 5000, "pool_epochs": 40, "frequencies": 1024},
     }
@@ -157,7 +155,6 @@ class SDM(Matcher):
     statistics: RealStatistics = RealStatistics()
     spectrum: Spectrum = Spectrum()
     calibrating: Calibration = Calibration()
-    descent: Descent = Descent()
     power: Power = 1  # 1 = root per frequency (NCFM), 2 = squared (literal SDD)
     estimator: Estimator = "frequencies"  # "exact" = closed-form MMD^2, the oracle (power 2)
     normalize: bool = True  # features to unit length before they are compared

@@ -15,7 +15,7 @@ from potstill.match.kernels import Kernel, kernel
 from potstill.match.spectral import characteristic, spectral_distance, spectral_mean, split
 from potstill.methods.distribution.class_matching import Comparison
 from potstill.networks import Networks
-from potstill.networks.real_statistics import RealView
+from potstill.networks.real_views import ClassMeans
 from potstill.run import Run
 from potstill.run.descent import Descent
 from potstill.run.fields import NotNegative, Positive, Range
@@ -38,6 +38,7 @@ QUICK = {  # the quick budget of all three
     "schedule": "cosine",
 }
 _SETS = 8  # distinct frequency draws kept in memory; views rotate them
+_ROTATIONS = 1024  # kept in memory, the newest: numbers that come only once are without end
 
 
 def step_size(descent: Descent, classes: int) -> float:
@@ -108,7 +109,7 @@ class SpectralComparison(Comparison):
             "orthogonal": self.spectrum.orthogonal,
         }
 
-    def frequencies(self, number: int, dim: int) -> Tensor | None:
+    def frequencies(self, number: int, dim: int) -> Tensor:
         """Return a view's frequencies (T, d): one of eight sets, axes permuted and reflected."""
         which = number % _SETS
         if which not in self._sets:
@@ -124,24 +125,23 @@ class SpectralComparison(Comparison):
             order = torch.randperm(dim, generator=draw)
             signs = torch.randint(0, 2, (dim,), generator=draw) * 2.0 - 1
             self._rotations[number] = order.to(self.run.device), signs.to(self.run.device)
+            if len(self._rotations) > _ROTATIONS:
+                del self._rotations[next(iter(self._rotations))]
         order, signs = self._rotations[number]
         return self._sets[which][:, order] * signs
 
-    def embed(self, features: Tensor, view: RealView) -> Tensor:
+    def embed(self, features: Tensor, frequencies: Tensor) -> Tensor:
         """cos and sin of the projections, (n, 2T)."""
-        assert view.frequencies is not None
-        return characteristic(features, view.frequencies)
+        return characteristic(features, frequencies)
 
-    def target(self, view: RealView, first: int, last: int) -> Tensor:
+    def target(self, view: ClassMeans, first: int, last: int) -> Tensor:
         """Real characteristic values (k, 2T) of the classes [first, last)."""
-        assert view.table is not None
         return view.table[first:last]
 
     def class_distance(
-        self, view: RealView, features: Tensor, labels: Tensor, first: int, last: int
+        self, view: ClassMeans, features: Tensor, labels: Tensor, first: int, last: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the spectral distance of each class."""
-        assert view.frequencies is not None
         a = self.target(view, first, last)
         b = spectral_mean(features, view.frequencies, labels, last - first)
         values = spectral_distance(a, b, self.alpha[first:last], power=self.power)

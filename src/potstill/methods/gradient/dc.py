@@ -15,7 +15,6 @@ Recipe: recipes/dc/.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from potstill.canvas import Canvas, CanvasSpec, Pixels
 from potstill.data import ImageSet
@@ -33,7 +32,7 @@ __all__ = ["DC"]
 class DC(Matcher):
     """Match gradients of a network that learns from the images as they change."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="dc",
         title="Dataset Condensation with Gradient Matching",
         paper="Zhao et al., ICLR 2021",
@@ -44,7 +43,7 @@ class DC(Matcher):
         long_tail="class by class; no class prior enters the match",
         cost="a second-order pass of the set and a first-order one of real batches per step",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+    sizes = {
         "quick": {
             "steps": 200,
             "network": "convnet-w32-in",

@@ -11,7 +11,6 @@ Deviations: those of DC. Recipe: recipes/dsa/.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
 
 from potstill.canvas import Canvas, CanvasSpec, Pixels
 from potstill.data import ImageSet
@@ -31,7 +30,7 @@ __all__ = ["DSA"]
 class DSA(Matcher):
     """Match gradients of augmented images."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="dsa",
         title="Differentiable Siamese Augmentation",
         paper="Zhao and Bilen, ICML 2021",
@@ -42,7 +41,7 @@ class DSA(Matcher):
         long_tail="class by class; no class prior enters the match",
         cost="as DC",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = DC.sizes
+    sizes = DC.sizes
     pairs = PAIRS
 
     canvas: CanvasSpec = Pixels(bounded=False)

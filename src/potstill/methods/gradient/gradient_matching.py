@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
-from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,8 +16,9 @@ from potstill.match.gradients import GradientMatching, Metric, Side
 from potstill.methods.base import Objective
 from potstill.networks import Networks
 from potstill.run import Run
+from potstill.run.checkpoint import under
 from potstill.run.fields import Batch
-from potstill.run.loop import Term
+from potstill.run.objective import Term
 from potstill.run.parts import Part
 
 __all__ = ["PAIRS", "Gradients", "GradientObjective"]
@@ -58,11 +58,10 @@ class GradientObjective(Objective):
         else:  # the published step size is one of what networks see
             self.canvas = canvas
             self.lr = method.descent.scaled(self.transform.step_share)
-        body = deepcopy(networks.at(0).net.body)  # its own parameters are never used
+        body = networks.at(0).net.body  # of every step's network, whose buffers it holds
 
         def features(theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
-            own = {n.removeprefix("body."): v for n, v in theta.items() if n.startswith("body.")}
-            return functional_call(body, own, (x,)).flatten(1)
+            return functional_call(body, under("body.", theta), (x,)).flatten(1)
 
         self.matching = GradientMatching(features=features, metric=method.gradients.metric)
 

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ from potstill.networks import Networks, NetworkSpec, NoNets
 from potstill.run import Run
 from potstill.run.descent import Descent
 from potstill.run.fields import Batch, OneOf, Positive, Range
-from potstill.run.loop import Term
+from potstill.run.objective import Term
 
 __all__ = ["KIP"]
 
@@ -49,7 +49,7 @@ Balance = Annotated[str, OneOf("none", "sampling")]
 class KIP(Matcher):
     """Learn images from which kernel ridge regression predicts the real ones."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="kip",
         title="Kernel Inducing Points",
         paper="Nguyen et al., ICLR 2021",
@@ -60,7 +60,7 @@ class KIP(Matcher):
         long_tail="nothing as published; balance draws classes equally often",
         cost="no network; one kernel between a real batch and the set per step",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+    sizes = {
         "quick": {"steps": 300, "batch_real": 512},
         "standard": {"steps": 1000, "batch_real": 1000},
     }

@@ -23,7 +23,7 @@ from potstill.methods.base import Objective
 from potstill.networks import BackboneNetworks
 from potstill.run import Run
 from potstill.run.fields import Copies, PositiveShare, Share
-from potstill.run.loop import Term
+from potstill.run.objective import Term
 from potstill.run.parts import Part
 
 __all__ = ["CANVASES", "BackboneObjective", "RandomViews"]

@@ -25,14 +25,14 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from potstill.canvas import Canvas, CanvasSpec, Pyramid
 from potstill.data import ImageSet
-from potstill.experts.features import collect_features, image_features
+from potstill.experts.features import StoredFeatures, collect_features, image_features
 from potstill.match.linear import analytic_gradient, cosine_distance, linear_gradient, row_cosines
 from potstill.methods.base import Matcher, MethodInfo
 from potstill.methods.pretrained.backbone_matching import (
@@ -56,7 +56,7 @@ RealViews = Annotated[str, OneOf("images", "bank", "analytic")]
 class LGM(Matcher):
     """Match the gradients of a random linear head, new at every step."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="lgm",
         title="Linear Gradient Matching",
         paper="Cazenavette et al., NeurIPS 2025",
@@ -67,7 +67,7 @@ class LGM(Matcher):
         long_tail="nothing as published; balance draws classes equally or weighs them",
         cost="one pass of as many real as synthetic views per step, and a backward pass of these",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+    sizes = {
         "quick": {
             "backbone": "self:convnet-w32-bn",
             "steps": 500,
@@ -102,6 +102,7 @@ class _HeadGradient(BackboneObjective):
     """1 - cos of the gradients of a random head (eq. 3)."""
 
     how: LGM
+    stats: StoredFeatures  # under real_side "bank"
 
     def prepare(self) -> None:
         """Store views of the real images, or their moments, where they are asked for."""
@@ -110,25 +111,18 @@ class _HeadGradient(BackboneObjective):
         self.inverse = 1 / torch.tensor(real.counts, dtype=torch.float64)  # read on the CPU
         self.groups = [real.of_class(label) for label in range(real.num_classes)]
         self.batch = how.batch_real or len(self.labels) * self.count
-        if how.real_side == "images":
-            return
-        bank = how.real_side == "bank"
-        moment = "none" if bank else "natural" if how.balance == "none" else "balanced"
-        stats = collect_features(
-            real,
-            self.backbone,
-            self.run,
-            views=self.views,
-            count=how.bank_views,
-            moment=moment,
-            bank=bank,
-        )
-        self.stats, self.seconds_saved = stats, stats.seconds_saved
-        if stats.moment is not None:
-            self.centres = stats.centres.to(device)
+        taken = (real, self.backbone, self.run)
+        seen: dict[str, Any] = {"views": self.views, "count": how.bank_views}
+        if how.real_side == "bank":
+            self.stats = collect_features(*taken, **seen, bank=True)
+            self.seconds_saved = self.stats.seconds_saved
+        elif how.real_side == "analytic":
+            plain = how.balance == "none"
+            stats = collect_features(*taken, **seen, moment="natural" if plain else "balanced")
+            self.seconds_saved, self.centres = stats.seconds_saved, stats.centres.to(device)
             self.second = stats.moment.float().to(device)
             even = torch.full_like(counts, 1 / len(counts))
-            self.priors = counts / counts.sum() if how.balance == "none" else even
+            self.priors = counts / counts.sum() if plain else even
 
     def begin(self, step: int) -> None:
         """Draw the head and take its gradient on real images."""
@@ -163,7 +157,6 @@ class _HeadGradient(BackboneObjective):
         """Features of a random view of each image."""
         draw, views = self.run.generator("real-views", step), self.views
         if self.how.real_side == "bank":
-            assert self.stats.bank is not None
             view = torch.randint(self.how.bank_views, (len(rows),), generator=draw)
             for part in parts:
                 yield self.stats.bank[view[part], rows[part]].to(self.run.device).float()

@@ -25,7 +25,7 @@ sfm_decouple. Recipe: recipes/sfm/.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
@@ -64,7 +64,7 @@ SubCentres = Annotated[str, OneOf("off", "only", "both")]
 class SFM(Matcher):
     """Match the flows between class centres, computed once on the real side."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="sfm",
         title="Statistical Flow Matching",
         paper="arXiv 2602.05391",
@@ -75,7 +75,7 @@ class SFM(Matcher):
         long_tail="class means carry no class sizes; shrinkage steadies the tail's",
         cost="one pass of the real set, then only synthetic views",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+    sizes = {
         "quick": {
             "backbone": "self:convnet-w32-bn",
             "steps": 500,
@@ -130,14 +130,8 @@ class _Flows(BackboneObjective):
         how, device = self.how, self.run.device
         clean = how.centre_views == "clean"
         parts = how.sub_centres != "off"
-        stats = collect_features(
-            self.real,
-            self.backbone,
-            self.run,
-            views=None if clean else self.views,
-            count=1 if clean else how.centre_count,
-            bank=parts,
-        )
+        seen = {} if clean else {"views": self.views, "count": how.centre_count}
+        stats: Any = collect_features(self.real, self.backbone, self.run, bank=parts, **seen)
         self.ipc = len(self.labels) // self.classes
         self.seconds_saved = stats.seconds_saved
         centres = shrink_centres(stats.centres, stats.counts, how.shrinkage)

@@ -9,13 +9,12 @@ k-means centres, and each takes the nearest image that is still free. Recipe: re
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from potstill.data import ImageSet
-from potstill.experts.features import FeatureStats, sub_centres
+from potstill.experts.features import StoredFeatures, sub_centres
 from potstill.methods.base import MethodInfo, Selector
 from potstill.methods.selection.nearest import BackboneSelector, free_nearest
 from potstill.nets.backbone import Backbone
@@ -29,7 +28,7 @@ __all__ = ["Centroids"]
 class Centroids(BackboneSelector, Selector):
     """Choose real images near the centres of their class."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="centroids",
         title="Real images nearest to class centres",
         paper="baseline of LGM",
@@ -44,10 +43,9 @@ class Centroids(BackboneSelector, Selector):
     networks: FrozenBackbone = FrozenBackbone()  # what sees the images
 
     def choose(
-        self, real: ImageSet, stats: FeatureStats, backbone: Backbone, ipc: int, run: Run
+        self, real: ImageSet, stats: StoredFeatures, backbone: Backbone, ipc: int, run: Run
     ) -> Tensor:
         """Return positions (n,), class-sorted."""
-        assert stats.bank is not None
         goals = stats.centres[:, None] if ipc == 1 else sub_centres(stats, ipc, run)
         chosen = []
         for label in range(real.num_classes):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from typing import Annotated
 
 from potstill.canvas import start_canvas
 from potstill.canvas.pixels import Factor
@@ -29,7 +29,7 @@ Filled = Annotated[str, OneOf("repeat", "noise")]
 class Mosaic(Method):
     """Store ``factor**2`` random real images of a class in each of ``ipc`` images."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="mosaic",
         title="Random real mosaics",
         paper="baseline",

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
 from potstill.data import ImageSet
-from potstill.experts.features import FeatureStats, collect_features
+from potstill.experts.features import StoredFeatures, collect_features
 from potstill.nets.backbone import Backbone
 from potstill.networks import FrozenBackbone, Networks
 from potstill.run import Run
@@ -20,7 +20,7 @@ __all__ = ["BackboneSelector", "free_nearest"]
 class BackboneSelector:
     """What selectors that look through a backbone share; to be mixed into a Selector."""
 
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {"quick": {"backbone": "self:convnet-w32-bn"}}
+    sizes = {"quick": {"backbone": "self:convnet-w32-bn"}}
     pairs: ClassVar[Mapping[str, tuple[str, ...]]] = {"networks": ("backbone",)}
 
     networks: FrozenBackbone
@@ -33,7 +33,7 @@ class BackboneSelector:
         return self.choose(real, stats, networks.backbone, ipc, run), networks
 
     def choose(
-        self, real: ImageSet, stats: FeatureStats, backbone: Backbone, ipc: int, run: Run
+        self, real: ImageSet, stats: StoredFeatures, backbone: Backbone, ipc: int, run: Run
     ) -> Tensor:
         """Return positions (n,), class-sorted, by the features of clean views."""
         raise NotImplementedError

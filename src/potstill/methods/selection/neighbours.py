@@ -11,14 +11,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
 from potstill.data import ImageSet
-from potstill.experts.features import FeatureStats, image_features
+from potstill.experts.features import StoredFeatures, image_features
 from potstill.methods.base import MethodInfo, Selector
 from potstill.methods.selection.nearest import BackboneSelector, free_nearest
 from potstill.nets.backbone import Backbone
@@ -34,7 +33,7 @@ __all__ = ["Neighbours"]
 class Neighbours(BackboneSelector, Selector):
     """Choose the real neighbours of a distilled set."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="neighbours",
         title="Real neighbours of a distilled set",
         paper="baseline of LGM",
@@ -71,7 +70,7 @@ class Neighbours(BackboneSelector, Selector):
         return digest([super().key(real, ipc, run), self._distilled(real).checksum])
 
     def choose(
-        self, real: ImageSet, stats: FeatureStats, backbone: Backbone, ipc: int, run: Run
+        self, real: ImageSet, stats: StoredFeatures, backbone: Backbone, ipc: int, run: Run
     ) -> Tensor:
         """Return positions (n,), class-sorted."""
         syn = self._distilled(real)
@@ -82,7 +81,6 @@ class Neighbours(BackboneSelector, Selector):
                 f"ipc is {ipc}, but {self.of!r} has {int(counts.max())} images per class; use "
                 f"--ipc {int(counts.max())}"
             )
-        assert stats.bank is not None
         goals = normalize(image_features(images, backbone, None, None).cpu(), dim=1)
         chosen = []
         for label in range(real.num_classes):

@@ -7,7 +7,6 @@ Images are drawn without replacement, uniformly within each class. A class with 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -23,7 +22,7 @@ __all__ = ["Random"]
 class Random(Selector):
     """Choose ``ipc`` real images per class at random."""
 
-    info: ClassVar[MethodInfo] = MethodInfo(
+    info = MethodInfo(
         name="random",
         title="Random real subset",
         paper="baseline",

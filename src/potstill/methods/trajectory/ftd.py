@@ -47,7 +47,7 @@ class FTD(MatchesTrajectories, Matcher):
     )
     sizes: ClassVar[dict[str, dict[str, Any]]] = {  # the same share of a shorter run
         "standard": STANDARD | {"ema": 0.9987},
-        "quick": QUICK | {"start_grow": 0, "ema": 0.987},
+        "quick": QUICK | {"start_grow": 0, "ema": 0.957},
     }
     pairs = PAIRS
 

@@ -32,6 +32,7 @@ from functools import partial
 from typing import Annotated, Any, ClassVar
 
 import torch
+from torch import Tensor
 
 from potstill.canvas import Canvas, CanvasSpec, Pixels
 from potstill.data import ImageSet
@@ -41,6 +42,7 @@ from potstill.losses import WEIGHT_SCALES, Loss, cross_entropy, dam
 from potstill.match.classifier_path import classifier_distance
 from potstill.methods.base import Matcher, MethodInfo
 from potstill.methods.trajectory.expert_networks import ExpertNetworks
+from potstill.methods.trajectory.step_size import StepSize
 from potstill.methods.trajectory.students import pick
 from potstill.methods.trajectory.trajectory_matching import (
     PAIRS,
@@ -55,7 +57,16 @@ from potstill.networks import Experts
 from potstill.networks.parts import fit_transform
 from potstill.run import InputError, Run
 from potstill.run.descent import Descent
-from potstill.run.fields import Count, Epoch, Epochs, OneOf, Positive, Signed
+from potstill.run.fields import (
+    BatchOrAll,
+    Count,
+    Epoch,
+    Epochs,
+    NotNegative,
+    OneOf,
+    Positive,
+    Signed,
+)
 from potstill.run.loop import Term
 from potstill.run.parts import Part
 
@@ -74,6 +85,8 @@ class ClassifierExperts(Part):
     classifier_lr: Positive = 0.01  # their step size (SGD, constant, no weight decay)
     classifier_steps: Count = 80  # N of the classifier phase
     classifier_starts: Epochs = 1  # start epochs of the classifier phase are below this
+    classifier_images: BatchOrAll = 0  # of an epoch at most; 0 = classes x largest class
+    classifier_syn_lr: NotNegative = 0.0  # student step size of the phase at first; 0 = syn_lr's
 
     def epochs(self, span: int) -> list[int]:
         """Return the snapshots where students start and end, and the last for labels."""
@@ -87,6 +100,7 @@ class ClassifierExperts(Part):
             lr=self.classifier_lr,
             weight_decay=0.0,
             sampling="cyclic",
+            epoch_images=self.classifier_images,
         )
 
 
@@ -111,9 +125,10 @@ class LAD(MatchesTrajectories, Matcher):
         | {
             "weight_scale": "mean1",
             "start_grow": 0,
-            "classifier_epochs": 3,
+            "classifier_epochs": 6,
             "classifier_lr": 0.02,
-            "classifier_steps": 10,
+            "classifier_images": 12_500,
+            "classifier_steps": 40,
         },
     }
     pairs = PAIRS
@@ -196,15 +211,33 @@ class LAD(MatchesTrajectories, Matcher):
                 weighted=self.adjustment != "logit",
                 weight_scale=self.weight_scale,
             )
-        objective = _Decoupled(self, real, canvas, networks, run, loss)
-        objective.method = self
-        return objective
+        return _Decoupled(self, real, canvas, networks, run, loss)
 
 
 class _Decoupled(TrajectoryObjective):
     """Representation and classifier matched apart (eq. 6), or one of them."""
 
-    method: LAD
+    def __init__(
+        self,
+        method: LAD,
+        real: ImageSet,
+        canvas: Canvas,
+        networks: ExpertNetworks,
+        run: Run,
+        loss: Loss,
+    ) -> None:
+        super().__init__(method, real, canvas, networks, run, loss)
+        self.method, first = method, method.classifiers.classifier_syn_lr
+        self.classifier_step = self.step_size  # both phases learn one eta, as published
+        if method.decoupled and first:
+            self.classifier_step = StepSize(first, run.device)
+            self.rates = {**self.rates, "raw_classifier_lr": self.rates["raw_lr"]}
+
+    def leaves(self) -> dict[str, Tensor]:
+        """Those of the representation phase and a step size of the classifier phase's own."""
+        own = self.classifier_step is not self.step_size
+        more = {"raw_classifier_lr": self.classifier_step.leaf} if own else {}
+        return super().leaves() | more
 
     def terms(self, step: int, canvas: Canvas, piece: int) -> Iterator[Term]:
         """Both phases, or one of them."""
@@ -238,7 +271,7 @@ class _Decoupled(TrajectoryObjective):
         value = classifier_distance(
             x,
             self.labels.targets(),
-            self.step_size(),
+            self.classifier_step() / self.how.gpus,
             features=partial(self.students.features, body),
             start=read("classifier", member, epoch, experts.at),
             target=read("classifier", member, epoch + self.how.span, experts.at),

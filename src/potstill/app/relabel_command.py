@@ -1,0 +1,176 @@
+"""The command ``potstill relabel``: the same images with the labels of a teacher."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from potstill.app.flags import FLAT, Machine, parse
+from potstill.app.opening import open_data
+from potstill.app.suiting import default_student
+from potstill.data import ImageSet
+from potstill.data.views import Views
+from potstill.evaluation import (
+    Protocol,
+    find_protocol,
+    trained_teacher,
+    with_projection,
+    with_soft_labels,
+    with_view_labels,
+)
+from potstill.experts.backbones import backbone_for
+from potstill.experts.heads import train_head
+from potstill.losses import priors
+from potstill.nets import parse as parse_network
+from potstill.run import InputError, Run
+from potstill.run.checkpoint import digest, write_json
+from potstill.run.fields import (
+    Count,
+    Epochs,
+    OneOf,
+    Positive,
+    PositiveShare,
+    Seed,
+    Share,
+    check_fields,
+)
+from potstill.run.folder import claimed, read_record, refuse_unfinished
+from potstill.synthetic import SyntheticSet
+
+__all__ = ["Teacher", "command", "relabel"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Teacher:
+    """Which labels a set gets, and from whom.
+
+    Raises:
+        InputError: see :func:`relabel`.
+    """
+
+    # soft: one for each training image; views: one for each view of an image in --epochs epochs;
+    # projected: none, but a map on a backbone's features that labels any view
+    labels: Annotated[str, OneOf("soft", "views", "projected")] = "views"
+    teacher: str | None = None  # network, trained on all real images; for projected a backbone
+    teacher_prior: Annotated[str, OneOf(*priors())] = (
+        "balanced_softmax"  # what is done about uneven classes in its training
+    )
+    protocol: str | None = None  # of the students it is trained beside; default quick, no GPU
+    temperature: Positive = 1.0  # of soft labels; above 1 flattens (students choose that of views)
+    epochs: Epochs = 100  # views: of how many epochs; longer trainings begin again
+    top: Count | None = None  # views: keep the likeliest classes alone
+    crop_min: PositiveShare = 0.08  # views: smallest crop as a share of the area; 1 = no crops
+    flip: Share = 0.5  # views: probability of a mirrored one (0 for digits and letters)
+    cutmix: Share = 0.0  # views: how many get a patch of another one
+
+    def check(self) -> None:
+        """Find mistakes before data are decoded."""
+        check_fields(self)
+        if self.labels != "projected":
+            self.beside  # noqa: B018  (raises)
+            parse_network(self.teacher or "convnet")
+        elif self.teacher is None:
+            raise InputError("teacher is not given with labels 'projected'; name a backbone")
+
+    @property
+    def beside(self) -> Protocol:
+        """Beside which students a network teaches."""
+        protocol = find_protocol(self.protocol or default_student()[1])
+        if not isinstance(protocol, Protocol):
+            raise InputError(
+                f"protocol is {protocol.name!r}, a probe; name one that trains networks"
+            )
+        return protocol
+
+
+def relabel(
+    folder: Path, out: Path, how: Teacher, run: Run, *, data: str | None = None, force: bool = False
+) -> SyntheticSet:
+    """Write the set of a run into another run folder, labelled by a teacher.
+
+    Args:
+        folder: a finished run. out: a new run folder; one with this very job is read.
+        data: where the real images are, if not where ``run.json`` says.
+        force: replace what is in ``out``.
+
+    Raises:
+        InputError: the run is not finished, or an argument that cannot be used.
+    """
+    how.check()
+    record = read_record(folder)
+    syn = SyntheticSet.load(folder)
+    refuse_unfinished(record, folder, syn.checksum)
+    facts = {name: value for name, value in vars(how).items() if value is not None}
+    key = digest([syn.checksum, facts, run.seed])
+    with claimed(out, key, force) as finished:
+        if finished:
+            return SyntheticSet.load(out)
+        known = {name: record[name] for name in ("job", "started") if name in record}
+        record = known | {"status": "running", "key": key, "relabelled": facts}
+        write_json(out / "run.json", record)
+        train, _, _ = open_data(record, run, data)
+        found = _LABELLED[how.labels](syn, train, how, run)
+        found.save(out / "synthetic")
+        write_json(out / "run.json", record | {"status": "finished", "artifact": found.checksum})
+    return found
+
+
+def _networks(syn: SyntheticSet, train: ImageSet, how: Teacher, run: Run) -> SyntheticSet:
+    name = how.teacher or default_student()[0]
+    net, about = trained_teacher(name, how.teacher_prior, how.beside, train, syn.transform, run)
+    if how.labels == "soft":
+        device = str(run.device)
+        found = with_soft_labels(syn, [net], temperature=how.temperature, device=device)
+    else:
+        views = Views(crop_min=how.crop_min, flip=how.flip, noise=0.0)
+        found = with_view_labels(
+            syn, [net], run, epochs=how.epochs, views=views, cutmix=how.cutmix, top=how.top
+        )
+    what = "soft_labels" if how.labels == "soft" else "view_labels"
+    told = {**found.provenance, what: found.provenance[what] | {"teacher": about}}
+    return replace(found, provenance=told)
+
+
+def _projected(syn: SyntheticSet, train: ImageSet, how: Teacher, run: Run) -> SyntheticSet:
+    name = str(how.teacher)  # there, see Teacher.check
+    backbone = backbone_for(name, train, run)
+    return with_projection(syn, train_head(train, backbone, run, prior=how.teacher_prior), name)
+
+
+_LABELLED: dict[str, Callable[[SyntheticSet, ImageSet, Teacher, Run], SyntheticSet]] = {
+    "soft": _networks,
+    "views": _networks,
+    "projected": _projected,
+}
+
+
+@dataclass(kw_only=True)
+class _Relabel:
+    """Give the images of a finished run the labels of a teacher that has seen all real ones."""
+
+    folder: tyro.conf.Positional[Path]  # run folder
+    out: Path  # another run folder, for the same images with these labels
+    how: Annotated[Teacher, FLAT] = field(default_factory=Teacher)
+    seed: Seed = 0  # of the teacher and of the views
+    data: str | None = None  # where the real images are, if not where run.json says
+    force: bool = False  # replace a finished or foreign run in --out
+    machine: Annotated[Machine, FLAT] = field(default_factory=Machine)
+
+
+def command(words: list[str]) -> str:
+    """Run the command; return what it prints."""
+    from potstill.reports.table_text import size
+
+    with parse(_Relabel, words, "relabel") as chosen:
+        run = chosen.machine.run(chosen.seed)
+        how: dict[str, Any] = {"data": chosen.data, "force": chosen.force}
+        found = relabel(chosen.folder, chosen.out, chosen.how, run, **how)
+        before = SyntheticSet.load(chosen.folder)
+        return (
+            f"{len(found)} images, labels {found.label_tier}: {size(before.nbytes)} -> "
+            f"{size(found.nbytes)}, {chosen.out}/synthetic\nnext: potstill evaluate {chosen.out}"
+        )

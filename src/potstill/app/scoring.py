@@ -1,0 +1,168 @@
+"""Scoring a run folder: what is measured, and what stands there already."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any
+
+from potstill.app.opening import Data, open_data
+from potstill.data import ImageSet
+from potstill.experts.backbones import check_backbone
+from potstill.nets import parse
+from potstill.run import InputError, Run
+from potstill.run.errors import system_refusals
+from potstill.run.fields import Runs, check_value
+from potstill.run.folder import read_record, refuse_unfinished
+from potstill.synthetic import SyntheticSet
+
+__all__ = ["check_networks", "evaluate_run", "evaluated"]
+
+
+def check_networks(names: Iterable[str], protocol: Any) -> None:
+    """Refuse names that are no backbones' under a probe, no student networks' otherwise."""
+    from potstill.evaluation import Probe
+
+    for name in names:
+        if isinstance(protocol, Probe):
+            if name != "same":
+                check_backbone(name, None)
+        elif name == "same":
+            raise InputError(
+                "network is 'same', which is a backbone; use a probe (--protocol probe)"
+            )
+        else:
+            parse(name)
+
+
+@system_refusals()
+def evaluate_run(
+    folder: Path,
+    run: Run,
+    *,
+    network: Sequence[str],
+    protocol: Any = "default",
+    data: str | None = None,
+    inherit: Any = None,
+    **options: Any,
+) -> list[Any]:
+    """Score a run folder on its own source's test split; fill ``scores.json`` and the card.
+
+    Each network's scores are written as soon as they are known. ``options`` go to
+    :func:`potstill.evaluate`. ``inherit``: an :class:`potstill.evaluation.Inheritance`; the head
+    that is shipped is written to ``head.safetensors``, and taken from there if there is one.
+    """
+    from potstill.evaluation import (
+        InheritedClassifier,
+        LinearBench,
+        Probe,
+        evaluate,
+        find_protocol,
+        full_name,
+        some_networks,
+        write_scores,
+    )
+    from potstill.evaluation.record import check_scores
+    from potstill.reports import write_card
+    from potstill.synthetic.iterates import list_iterates
+
+    how = find_protocol(protocol)
+    check_value("runs", options.get("runs", 1), Runs)
+    check_networks(some_networks(network), how)  # before data are decoded
+    if not folder.exists():
+        raise InputError(
+            f"folder is {folder}, which does not exist; give the folder of a distillation run"
+        )
+    check_scores(folder)
+    syn, train, test, note, sender = _opened(folder, run, data)
+    options.setdefault("sender", sender)
+    for name in () if isinstance(how, Probe) else network:  # before the first of them is trained
+        full_name(name, test)
+    records = []
+    options.setdefault("iterates", list_iterates(folder))
+    if inherit is not None and isinstance(how, Probe):
+        bench = LinearBench(syn, train, test, how, run, options.get("sender"))
+        own = (folder / "run.json").is_file()
+        inherit = InheritedClassifier(bench, inherit).kept(folder / "head.safetensors", own)
+    for name in network:
+        records += evaluate(
+            syn,
+            train,
+            test,
+            network=name,
+            protocol=protocol,
+            run=run,
+            test_note=note,
+            inherit=inherit,
+            **options,
+        )
+        write_scores(folder, records)
+        write_card(folder)
+    return records
+
+
+def _opened(
+    folder: Path, run: Run, data: str | None
+) -> tuple[SyntheticSet, ImageSet, ImageSet, str, str | None]:
+    """The set in a folder, its real data, a sentence about the test, and the sender's backbone."""
+    if data is not None and not (folder / "run.json").exists():  # an artifact without its run
+        return SyntheticSet.load(folder), *Data(data=data).open(run), None
+    record = read_record(folder)
+    refuse_unfinished(record, folder)
+    syn = SyntheticSet.load(folder)
+    refuse_unfinished(record, folder, syn.checksum)
+    known = record["job"].get("fields")
+    sender = known.get("backbone") if isinstance(known, dict) else None
+    return syn, *open_data(record, run, data), sender if isinstance(sender, str) else None
+
+
+def evaluated(
+    folder: Path,
+    run: Run,
+    *,
+    networks: Sequence[str],
+    protocol: Any,
+    runs: int = 5,
+    full: bool | int = False,
+    inherit: Any = None,
+    **options: Any,
+) -> list[Any]:
+    """Return the scores of a finished run under these conditions, one for each network.
+
+    Those that stand in its folder are read: of this artifact, data, protocol, number of runs and
+    seed, with what is asked for beside. Only the others are measured.
+    """
+    from potstill.evaluation import Probe, read_scores
+    from potstill.evaluation.bench import tiles_per_side
+    from potstill.evaluation.inheritance import fits
+    from potstill.evaluation.record import names_of
+    from potstill.reports import refresh_card
+
+    syn = SyntheticSet.load(folder)
+    train, test, _ = open_data(read_record(folder), run)
+    size, tiled = (syn.shape[1], syn.shape[2]), tiles_per_side(syn) > 1
+    probed = isinstance(protocol, Probe)
+    wanted = list(networks) if probed else [str(parse(name).at(size)) for name in networks]
+    asked = (syn.checksum, protocol.hash, protocol.students(runs), run.seed)
+    data = (train.checksum, test.checksum)
+
+    def known() -> dict[str, Any]:
+        found = {}
+        for score in read_scores(folder):
+            same = (score.artifact, score.protocol.get("hash"), score.runs, score.seed) == asked
+            own = (score.train_checksum, score.test_checksum) == data
+            beside = (score.ceiling or not full) and (score.mosaic or not tiled)
+            beside = beside and (score.start or syn.start is None)
+            if same and own and beside and fits(inherit, score.inherited, score.kd):
+                found.update(dict.fromkeys(names_of(score.network, score.backbone), score))
+        return found
+
+    there = known()
+    missing = [name for name in wanted if name not in there]
+    if missing:
+        options |= {"network": missing, "protocol": protocol, "inherit": inherit}
+        evaluate_run(folder, run, runs=runs, full=full, **options)
+        there = known()
+    else:
+        refresh_card(folder)
+    return [there[name] for name in wanted]

@@ -1,0 +1,80 @@
+"""The start: a set as it stood before step 0, kept beside what the steps made of it.
+
+Matching is worth what it adds to the images and labels that it begins with, so those travel with
+every distilled set: 8-bit images and half-precision labels in ``start.safetensors``.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from potstill.run import ArtifactError, InputError
+from potstill.run.checkpoint import load_state, save_state
+from potstill.synthetic.eight_bit import to_uint8
+
+if TYPE_CHECKING:
+    from potstill.synthetic.artifact import SyntheticSet
+
+__all__ = ["START", "read_start", "started", "write_start"]
+
+START = "start.safetensors"
+_LABELS = ("soft_labels", "regression_targets")
+
+
+def started(syn: SyntheticSet, outcome: dict[str, Any]) -> SyntheticSet:
+    """Return ``syn`` with its start, to which a method's ``outcome`` before step 0 leads.
+
+    The start has the same learned step size as the set: gains are those of images and labels.
+    """
+    tensors = {"images": to_uint8(outcome["images"])}
+    tensors |= {name: outcome[name].half() for name in _LABELS if outcome.get(name) is not None}
+    return replace(syn, start=_as_set(syn, tensors))
+
+
+def _as_set(syn: SyntheticSet, tensors: dict[str, Tensor]) -> SyntheticSet:
+    """A set like ``syn`` of stored tensors."""
+    parts: dict[str, Any] = {name: tensors[name].float() for name in _LABELS if name in tensors}
+    if "soft_labels" in parts:
+        parts["soft_labels"] = parts["soft_labels"] / parts["soft_labels"].sum(1, keepdim=True)
+    absent: dict[str, Any] = dict.fromkeys((*_LABELS, "start", "view_labels", "projection"))
+    images = tensors["images"].to(torch.float32) / 255
+    return replace(syn, **(absent | parts), images=images)
+
+
+def write_start(folder: Path, syn: SyntheticSet) -> None:
+    """Write the start of ``syn`` into the folder of an artifact, if it has one."""
+    first = syn.start
+    if first is None:
+        return
+    tensors = {"images": to_uint8(first.images)}
+    for name in _LABELS:
+        if (value := getattr(first, name)) is not None:
+            tensors[name] = value.half()
+    save_state(folder / START, tensors, {"kind": "potstill-start", "artifact": syn.checksum})
+
+
+def read_start(folder: Path, syn: SyntheticSet) -> SyntheticSet:
+    """Return ``syn`` with the start that stands in its folder, if one does.
+
+    Raises:
+        ArtifactError: the file is damaged or of another artifact.
+    """
+    path, fix = folder / START, "delete it to load the set without its start"
+    if not path.is_file():
+        return syn
+    tensors, facts = load_state(path, fix=fix)
+    try:
+        if facts["kind"] != "potstill-start" or facts["artifact"] != syn.checksum:
+            raise InputError("it is of another artifact")
+        if tensors["images"].dtype != torch.uint8:
+            raise InputError(f"its images are {tensors['images'].dtype}, not 8-bit")
+        if wrong := {*tensors} - {"images", *_LABELS}:
+            raise InputError(f"the tensor {min(wrong)[:80]!r} is unknown")
+        return replace(syn, start=_as_set(syn, dict(tensors)))
+    except (InputError, KeyError, RuntimeError) as error:
+        raise ArtifactError(f"{path} does not fit the artifact ({error}); {fix}") from error

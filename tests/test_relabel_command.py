@@ -1,0 +1,105 @@
+"""``potstill relabel``: a finished run's images in another run, with a teacher's labels."""
+
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from potstill.app.cli import main
+from potstill.evaluation import PROTOCOLS
+from potstill.synthetic import SyntheticSet
+
+MACHINE = "--device cpu --threads 1 --quiet"
+
+
+@pytest.fixture
+def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A finished run on three uneven classes of images 8 pixels wide."""
+    quick = PROTOCOLS["quick"].with_(epochs=3, augment="color_crop", name="quick")
+    monkeypatch.setitem(PROTOCOLS, "quick", quick)
+    labels = np.repeat([0, 1, 2], [14, 9, 4])
+    noise = np.random.default_rng(0).integers(0, 60, (len(labels), 8, 8))
+    images = (noise + 90 * labels[:, None, None]).astype(np.uint8)
+    for name in ("set", "test"):
+        np.savez(tmp_path / f"{name}.npz", images=images, labels=labels, classes=[*"abc"])
+    data = f"--data {tmp_path}/set.npz --test {tmp_path}/test.npz"
+    assert main(shlex.split(f"distill random --ipc 2 --out {tmp_path}/a {data} {MACHINE}")) == 0
+    return tmp_path / "a"
+
+
+def relabel(made: Path, more: str) -> int:
+    words = f"relabel {made} --out {made.parent}/b --protocol quick {MACHINE} {more}"
+    return main(shlex.split(words))
+
+
+@pytest.mark.parametrize(
+    ("flags", "tier"),
+    [
+        ("--epochs 2 --teacher mlp-w8 --top 2 --cutmix 0.5 --flip 0", "stored"),
+        ("--labels soft --teacher mlp-w8 --temperature 2", "static"),
+        ("--labels projected --teacher convnet-d2-w8-in --teacher-prior plain", "projected"),
+    ],
+)
+def test_each_kind_of_label_is_made_scored_and_shown(made, capsys, monkeypatch, flags, tier):
+    from potstill.app import relabel_command
+
+    short = relabel_command.train_head  # ten thousand steps otherwise
+    monkeypatch.setattr(
+        relabel_command, "train_head", lambda *at, **how: short(*at, **how, least_steps=20)
+    )
+    assert relabel(made, flags) == 0
+    out = made.parent / "b"
+    assert f"labels {tier}" in capsys.readouterr().out
+    syn, before = SyntheticSet.load(out), SyntheticSet.load(made)
+    assert syn.label_tier == tier and torch.equal(syn.images, before.images)
+    record = json.loads((out / "run.json").read_text())
+    assert record["status"] == "finished" and record["artifact"] == syn.checksum
+    words = f"evaluate {out} --network mlp-w8 --protocol quick --runs 1 {MACHINE}"
+    assert main(shlex.split(words)) == 0
+    (score,) = json.loads((out / "scores.json").read_text())["scores"]
+    assert score["label_tier"] == tier
+    assert main(["report", str(out)]) == 0
+    page = (out / "report.html").read_text()
+    assert f"label tier: {tier}" in page
+    assert main(["compare", str(made), str(out), "--out", f"{out}/c.html"]) == 2  # not scored
+    capsys.readouterr()
+    when = (out / "synthetic" / "synthetic.safetensors").stat().st_mtime_ns
+    assert relabel(made, flags) == 0  # the same job: read
+    assert (out / "synthetic" / "synthetic.safetensors").stat().st_mtime_ns == when
+    assert relabel(made, flags + " --seed 1") == 2
+    assert "--force" in capsys.readouterr().err
+    assert relabel(made, flags + " --seed 1 --force") == 0
+
+
+def test_the_same_seed_draws_the_same_views(made):
+    assert relabel(made, "--epochs 2 --teacher mlp-w8") == 0
+    out = made.parent / "b"
+    first = SyntheticSet.load(out).checksum
+    assert relabel(made, "--epochs 2 --teacher mlp-w8 --seed 1 --force") == 0
+    assert SyntheticSet.load(out).checksum != first
+    assert relabel(made, "--epochs 2 --teacher mlp-w8 --force") == 0
+    assert SyntheticSet.load(out).checksum == first
+
+
+@pytest.mark.parametrize(
+    ("flags", "sentence"),
+    [
+        ("--labels view", "--labels is 'view'"),
+        ("--labels projected", "--teacher is not given with labels 'projected'"),
+        ("--labels views --teacher mpl-w8", "is 'mpl-w8'"),
+        ("--epochs 0", "--epochs is 0"),
+        ("--flip 2", "--flip is 2"),
+        ("--protocol probe", "a probe; name one that trains networks"),
+        ("--teacher-prior balancd", "--teacher-prior is 'balancd'"),
+    ],
+)
+def test_mistakes_are_named(made, capsys, flags, sentence):
+    assert relabel(made, flags) == 2
+    said = capsys.readouterr().err
+    assert sentence in said and said.count("\n") == 1, said
+    assert not (made.parent / "b" / "synthetic").exists()
