@@ -140,7 +140,7 @@ def evaluate(
             random=students.random(name, runs) if baseline else None,
             mosaic=students.mosaic(name, runs) if baseline else None,
         )
-        if full:
+        if full:  # last, for it takes longest
             plain, ceiling = students.whole(name, int(full))
             score = replace(score, full=plain, ceiling=ceiling)
         scores.append(score)
