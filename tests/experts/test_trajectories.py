@@ -3,7 +3,6 @@ import signal
 import sys
 import time
 from collections import namedtuple
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -15,6 +14,7 @@ from potstill.experts.trajectories import train_experts
 from potstill.losses import cross_entropy, logit_adjusted
 from potstill.nets import Examples, Sharpness, Training, create, train_many
 from potstill.nets.feed import Feed
+from potstill.nets.places import MembersKeeper
 from potstill.run import DivergedError, InputError, Run
 from potstill.run.keeper import Keeper
 
@@ -250,20 +250,15 @@ def test_an_epoch_at_which_a_killed_training_stood_can_be_kept(real, run, tmp_pa
 def test_a_place_at_the_very_end_is_kept_and_cleared_away(real, run, tmp_path, monkeypatch, calls):
     training = {"training": Training(epochs=6, batch=8, lr=0.05), "members": 1}
     whole = make(real, run.with_(cache=tmp_path / "whole"), epochs=[4], **training)
-    original = room.Places.of
+    original = MembersKeeper.put
 
-    def dying(places, members):
-        kept = original(places, members)
-
-        def save(keeper, members, states, step, *rest):
-            if step > 16:
-                raise Killed
-            type(kept).save(kept, keeper, members, states, step, *rest)
-
-        return SimpleNamespace(keeper=kept.keeper, save=save)
+    def dying(keeper, states, step, *rest):
+        if step > 16:
+            raise Killed
+        original(keeper, states, step, *rest)
 
     with monkeypatch.context() as patch:
-        patch.setattr(room.Places, "of", dying)
+        patch.setattr(MembersKeeper, "put", dying)
         with pytest.raises(Killed):
             make(real, run, epochs=[6], **training)
     calls.clear()
