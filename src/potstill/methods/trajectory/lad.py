@@ -231,7 +231,7 @@ class _Decoupled(TrajectoryObjective):
         self.classifier_step = self.step_size  # both phases learn one eta, as published
         if method.decoupled and first:
             self.classifier_step = StepSize(first, run.device)
-            self.rates["raw_classifier_lr"] = self.rates["raw_lr"]
+            self.rates = {**self.rates, "raw_classifier_lr": self.rates["raw_lr"]}
 
     def leaves(self) -> dict[str, Tensor]:
         """Those of the representation phase and a step size of the classifier phase's own."""
