@@ -196,7 +196,7 @@ def test_all_real_images_have_protocols_of_their_own(syn, data, run, trained, mo
     for name, protocol in (("full", PROTOCOLS["quick"]), ("ceiling", PROTOCOLS["lad"])):
         monkeypatch.undo()  # as in earnest
         how = references.reference(name, protocol, 11_203)
-        assert (how.name, how.training.epochs, how.selection) == (name, 60, "last")
+        assert (how.name, how.training.epochs, how.selection) == (name, 120, "last")
         assert how.prior == {"full": "plain"}.get(name, "balanced_softmax") and not how.learned_lr
         assert references.reference(name, protocol, 47).training.epochs == 2500  # 5000 steps
 

@@ -18,7 +18,7 @@ from potstill.evaluation.protocol import PROTOCOLS, Protocol
 __all__ = ["CEILING", "is_even", "prior_of", "reference"]
 
 CEILING = "balanced_softmax"  # of losses.REMEDIES
-_EPOCHS, _STEPS = 60, 5000  # at least so many of both
+_EPOCHS, _STEPS = 120, 5000  # at least so many of both
 
 
 def is_even(counts: Sequence[int]) -> bool:
