@@ -7,7 +7,7 @@ WORKERS ?= 2
 
 .PHONY: demo test torture check lint types types-oldest bench clean
 
-demo: $(STAMP)  ## distil long-tailed digits, score them, write the page (about a minute)
+demo: $(STAMP)  ## distil long-tailed digits, score them, write the page (a minute or two)
 	$(BIN)/potstill recipe recipes/csdm/digits-lt50-ipc10.toml --out runs/demo --force
 
 test: $(STAMP)  ## all tests, on WORKERS processes of one thread each

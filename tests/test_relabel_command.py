@@ -11,7 +11,9 @@ import pytest
 import torch
 
 from potstill.app.cli import main
+from potstill.data import Normalize
 from potstill.evaluation import PROTOCOLS
+from potstill.nets.backbone import own_backbone, save_backbone
 from potstill.synthetic import SyntheticSet
 
 MACHINE = "--device cpu --threads 1 --quiet"
@@ -33,7 +35,8 @@ def made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def relabel(made: Path, more: str) -> int:
-    words = f"relabel {made} --out {made.parent}/b --protocol quick {MACHINE} {more}"
+    protocol = "" if "projected" in more or "--protocol" in more else "--protocol quick"
+    words = f"relabel {made} --out {made.parent}/b {protocol} {MACHINE} {more}"
     return main(shlex.split(words))
 
 
@@ -42,7 +45,7 @@ def relabel(made: Path, more: str) -> int:
     [
         ("--epochs 2 --teacher mlp-w8 --top 2 --cutmix 0.5 --flip 0", "stored"),
         ("--labels soft --teacher mlp-w8 --temperature 2", "static"),
-        ("--labels projected --teacher convnet-d2-w8-in --teacher-prior plain", "projected"),
+        ("--labels projected --teacher {made.parent}/backbone --flip 0", "projected"),
     ],
 )
 def test_each_kind_of_label_is_made_scored_and_shown(made, capsys, monkeypatch, flags, tier):
@@ -52,11 +55,17 @@ def test_each_kind_of_label_is_made_scored_and_shown(made, capsys, monkeypatch, 
     monkeypatch.setattr(
         relabel_command, "train_head", lambda *at, **how: short(*at, **how, least_steps=20)
     )
+    flags = flags.replace("{made.parent}", str(made.parent))
+    draw, plain = torch.Generator().manual_seed(0), Normalize(*torch.full((2, 1), 0.5))
+    backbone = own_backbone("convnet-d2-w8-in", (1, 8, 8), draw, plain)
+    save_backbone(backbone, "convnet-d2-w8-in", made.parent / "backbone", {})
     assert relabel(made, flags) == 0
     out = made.parent / "b"
     assert f"labels {tier}" in capsys.readouterr().out
     syn, before = SyntheticSet.load(out), SyntheticSet.load(made)
     assert syn.label_tier == tier and torch.equal(syn.images, before.images)
+    stored = (out / "synthetic" / "synthetic.safetensors").read_bytes()
+    assert str(made.parent).encode() not in stored  # places of this machine do not travel
     record = json.loads((out / "run.json").read_text())
     assert record["status"] == "finished" and record["artifact"] == syn.checksum
     words = f"evaluate {out} --network mlp-w8 --protocol quick --runs 1 {MACHINE}"
@@ -76,6 +85,22 @@ def test_each_kind_of_label_is_made_scored_and_shown(made, capsys, monkeypatch, 
     assert relabel(made, flags + " --seed 1 --force") == 0
 
 
+def test_a_set_with_labels_gets_others_and_none_of_its_scores(made, capsys):
+    words = f"evaluate {made} --network mlp-w8 --protocol quick --runs 1 {MACHINE}"
+    assert main(shlex.split(words)) == 0
+    assert relabel(made, "--epochs 2 --teacher mlp-w8") == 0
+    views = made.parent / "b"
+    assert "scores" not in SyntheticSet.load(views).provenance
+    assert main(["report", str(views)]) == 0
+    assert "not been evaluated yet" in (views / "report.html").read_text()
+    again = f"relabel {views} --out {made.parent}/c --labels soft --teacher mlp-w8 {MACHINE}"
+    assert main(shlex.split(again)) == 0
+    found = SyntheticSet.load(made.parent / "c")
+    assert found.label_tier == "static" and found.view_labels is None
+    assert main(shlex.split(f"relabel {made} --out {made} --force {MACHINE}")) == 2
+    assert "--out is" in capsys.readouterr().err
+
+
 def test_the_same_seed_draws_the_same_views(made):
     assert relabel(made, "--epochs 2 --teacher mlp-w8") == 0
     out = made.parent / "b"
@@ -90,7 +115,12 @@ def test_the_same_seed_draws_the_same_views(made):
     ("flags", "sentence"),
     [
         ("--labels view", "--labels is 'view'"),
-        ("--labels projected", "--teacher is not given with labels 'projected'"),
+        ("--labels projected", "--teacher is None with labels 'projected'"),
+        ("--labels projected --teacher self:convnet-w8-bn", "that a receiver can open"),
+        ("--labels projected --teacher convnet-w8", "that a receiver can open"),
+        ("--labels projected --teacher no/such", "--teacher is 'no/such'"),
+        ("--labels soft --top 2", "--top is 2 with labels 'soft'; it belongs to --labels views"),
+        ("--labels views --temperature 2", "--temperature is 2.0 with labels 'views'"),
         ("--labels views --teacher mpl-w8", "is 'mpl-w8'"),
         ("--epochs 0", "--epochs is 0"),
         ("--flip 2", "--flip is 2"),

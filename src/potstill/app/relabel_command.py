@@ -22,10 +22,11 @@ from potstill.evaluation import (
     with_soft_labels,
     with_view_labels,
 )
-from potstill.experts.backbones import backbone_for
+from potstill.experts.backbones import backbone_for, check_backbone
 from potstill.experts.heads import train_head
 from potstill.losses import priors
 from potstill.nets import parse as parse_network
+from potstill.nets.backbone import is_own_network
 from potstill.run import InputError, Run
 from potstill.run.checkpoint import digest, write_json
 from potstill.run.fields import (
@@ -70,21 +71,59 @@ class Teacher:
     def check(self) -> None:
         """Find mistakes before data are decoded."""
         check_fields(self)
+        for name, value in vars(self).items():
+            kinds, default = _OF.get(name), type(self).__dataclass_fields__[name].default
+            if kinds and self.labels not in kinds and value != default:
+                raise InputError(
+                    f"{name} is {value!r} with labels {self.labels!r}; it belongs to "
+                    f"labels={' or '.join(kinds)}"
+                )
         if self.labels != "projected":
-            self.beside  # noqa: B018  (raises)
-            parse_network(self.teacher or "convnet")
-        elif self.teacher is None:
-            raise InputError("teacher is not given with labels 'projected'; name a backbone")
+            self.beside()
+            parse_network(self.complete().teacher or "")
+        elif self.teacher is None or self.teacher.startswith("self:") or _random(self.teacher):
+            raise InputError(
+                f"teacher is {self.teacher!r} with labels 'projected'; name a backbone that a "
+                "receiver can open: a folder, such as potstill backbone train writes, or "
+                "pre-trained weights"
+            )
+        else:
+            try:
+                check_backbone(self.teacher, None)
+            except InputError as error:
+                raise InputError(str(error).replace("backbone is", "teacher is", 1)) from None
 
-    @property
+    def complete(self) -> Teacher:
+        """Return the same with what the machine decides where nothing is said."""
+        if self.labels == "projected":
+            return self
+        network, protocol = default_student()
+        return replace(self, teacher=self.teacher or network, protocol=self.protocol or protocol)
+
     def beside(self) -> Protocol:
-        """Beside which students a network teaches."""
-        protocol = find_protocol(self.protocol or default_student()[1])
+        """Return the protocol of the students beside whom a network teaches."""
+        protocol = find_protocol(self.complete().protocol or "")
         if not isinstance(protocol, Protocol):
             raise InputError(
                 f"protocol is {protocol.name!r}, a probe; name one that trains networks"
             )
         return protocol
+
+
+_OF = {  # what belongs to some kinds of labels alone
+    "protocol": ("soft", "views"),
+    "temperature": ("soft",),
+    "epochs": ("views",),
+    "top": ("views",),
+    "cutmix": ("views",),
+    "crop_min": ("views", "projected"),
+    "flip": ("views", "projected"),
+}
+
+
+def _random(name: str) -> bool:
+    """Whether a backbone's weights are drawn, so that no receiver has the same."""
+    return is_own_network(name) or name.startswith("timm-random:")
 
 
 def relabel(
@@ -101,9 +140,14 @@ def relabel(
         InputError: the run is not finished, or an argument that cannot be used.
     """
     how.check()
+    if folder.resolve() == out.resolve():
+        raise InputError(f"out is {out}, the very set that gets labels; choose another folder")
+    how = how.complete()
     record = read_record(folder)
     syn = SyntheticSet.load(folder)
     refuse_unfinished(record, folder, syn.checksum)
+    if syn.weights is not None and how.labels != "soft":
+        raise InputError(f"{folder} has images with weights; labels of views know none, use soft")
     facts = {name: value for name, value in vars(how).items() if value is not None}
     key = digest([syn.checksum, facts, run.seed])
     with claimed(out, key, force) as finished:
@@ -113,15 +157,17 @@ def relabel(
         record = known | {"status": "running", "key": key, "relabelled": facts}
         write_json(out / "run.json", record)
         train, _, _ = open_data(record, run, data)
-        found = _LABELLED[how.labels](syn, train, how, run)
+        former = dict.fromkeys(("soft_labels", "regression_targets", "view_labels", "projection"))
+        bare: SyntheticSet = replace(syn, **former, start=None)  # type: ignore[arg-type]
+        found = _LABELLED[how.labels](bare, train, how, run)
         found.save(out / "synthetic")
         write_json(out / "run.json", record | {"status": "finished", "artifact": found.checksum})
     return found
 
 
 def _networks(syn: SyntheticSet, train: ImageSet, how: Teacher, run: Run) -> SyntheticSet:
-    name = how.teacher or default_student()[0]
-    net, about = trained_teacher(name, how.teacher_prior, how.beside, train, syn.transform, run)
+    name = str(how.teacher)  # there, see Teacher.complete
+    net, about = trained_teacher(name, how.teacher_prior, how.beside(), train, syn.transform, run)
     if how.labels == "soft":
         device = str(run.device)
         found = with_soft_labels(syn, [net], temperature=how.temperature, device=device)
@@ -138,7 +184,10 @@ def _networks(syn: SyntheticSet, train: ImageSet, how: Teacher, run: Run) -> Syn
 def _projected(syn: SyntheticSet, train: ImageSet, how: Teacher, run: Run) -> SyntheticSet:
     name = str(how.teacher)  # there, see Teacher.check
     backbone = backbone_for(name, train, run)
-    return with_projection(syn, train_head(train, backbone, run, prior=how.teacher_prior), name)
+    views = Views(crop_min=how.crop_min, flip=how.flip, noise=0.0)
+    head = train_head(train, backbone, run, prior=how.teacher_prior, views=views)
+    place = Path(name).expanduser()  # which is this machine's: a receiver names his own
+    return with_projection(syn, head, place.name if place.is_dir() else name)
 
 
 _LABELLED: dict[str, Callable[[SyntheticSet, ImageSet, Teacher, Run], SyntheticSet]] = {
@@ -166,11 +215,11 @@ def command(words: list[str]) -> str:
     from potstill.reports.table_text import size
 
     with parse(_Relabel, words, "relabel") as chosen:
+        before = SyntheticSet.load(chosen.folder).nbytes
         run = chosen.machine.run(chosen.seed)
         how: dict[str, Any] = {"data": chosen.data, "force": chosen.force}
         found = relabel(chosen.folder, chosen.out, chosen.how, run, **how)
-        before = SyntheticSet.load(chosen.folder)
         return (
-            f"{len(found)} images, labels {found.label_tier}: {size(before.nbytes)} -> "
+            f"{len(found)} images, labels {found.label_tier}: {size(before)} -> "
             f"{size(found.nbytes)}, {chosen.out}/synthetic\nnext: potstill evaluate {chosen.out}"
         )

@@ -111,8 +111,10 @@ def _opened(
     refuse_unfinished(record, folder)
     syn = SyntheticSet.load(folder)
     refuse_unfinished(record, folder, syn.checksum)
-    known = record["job"].get("fields")
-    sender = known.get("backbone") if isinstance(known, dict) else None
+    known, key = record["job"].get("fields"), "backbone"
+    if syn.projection is not None:  # of a backbone that need not be the one that distilled
+        known, key = record.get("relabelled"), "teacher"
+    sender = known.get(key) if isinstance(known, dict) else None
     return syn, *open_data(record, run, data), sender if isinstance(sender, str) else None
 
 
@@ -151,7 +153,8 @@ def evaluated(
         for score in read_scores(folder):
             same = (score.artifact, score.protocol.get("hash"), score.runs, score.seed) == asked
             own = (score.train_checksum, score.test_checksum) == data
-            beside = (score.ceiling or not full) and (score.mosaic or not tiled)
+            trained = (score.ceiling or {}).get("accuracy", {}).get("values") or ()
+            beside = len(trained) >= int(full) and (score.mosaic or not tiled)
             beside = beside and (score.start or syn.start is None)
             if same and own and beside and fits(inherit, score.inherited, score.kd):
                 found.update(dict.fromkeys(names_of(score.network, score.backbone), score))

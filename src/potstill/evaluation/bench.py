@@ -76,8 +76,14 @@ class Bench:
         training = self.protocol.training_for(self.syn.ipc, syn.syn_lr)  # a view's ipc may differ
         protocol = replace(self.protocol, training=training)
         examples = self.taught(synthetic_examples(syn, protocol.labels))
-        if protocol.loss == "kl" and examples.targets.ndim == 1 and not examples.told:
-            raise InputError("loss is 'kl' but the artifact's labels are hard; use loss=auto")
+        soft = examples.told or (examples.targets.ndim == 2 and not examples.regression)
+        if protocol.loss == "kl" and not soft:
+            raise InputError("loss is 'kl' but the artifact has no soft labels; use loss=auto")
+        if protocol.temperature != 1 and not soft:
+            raise InputError(
+                f"temperature is {protocol.temperature:g} but the artifact has no soft labels; use "
+                "temperature=1"
+            )
         return self.measure(examples, protocol, network, runs, "the synthetic set")
 
     def taught(self, examples: Examples) -> Examples:
@@ -128,9 +134,12 @@ class Bench:
         facts: dict[str, Any] = {"what": "start", "start": first.checksum}
         if self.teaching is not None:
             facts |= {"teaching": self.teaching.facts}
-        return self.cached(
+        result = self.cached(
             facts, protocol, network, runs, lambda: bench.artifact(first, network, runs)
         )
+        if bench.protocol is self.protocol:
+            return result
+        return {**result, "protocol": bench.protocol.to_json()}
 
     def eight_bit(self, network: str, runs: int, result: Result) -> Result:
         """Score the 8-bit view; real images are their own, so nothing is trained for them."""
@@ -187,7 +196,7 @@ class Bench:
     def whole(self, network: str, runs: int) -> tuple[Result, Result]:
         """Score all real images: "full" and "ceiling", whatever the artifact is like."""
         plain = self._whole("full", network, runs)
-        even = is_even(self.train.counts)
+        even = is_even(self.train.counts) and self.protocol.prior == "plain"
         return plain, plain if even else self._whole("ceiling", network, runs)
 
     def _whole(self, what: str, network: str, runs: int) -> Result:

@@ -165,7 +165,7 @@ def with_soft_labels(
         decode=canvas_spec(),
         soft_labels=soft,
         start=None,
-        provenance={**syn.provenance, "soft_labels": facts},
+        provenance=_unscored(syn) | {"soft_labels": facts},
     )
 
 
@@ -208,7 +208,7 @@ def with_view_labels(
         top=top,
     )
     facts = _facts(teachers, counts, tau) | {"views": views.facts, "cutmix": cutmix, "top": top}
-    told = {**syn.provenance, "view_labels": facts | {"epochs": epochs}}
+    told = _unscored(syn) | {"view_labels": facts | {"epochs": epochs}}
     return replace(syn, view_labels=found, provenance=told, start=None)
 
 
@@ -225,8 +225,13 @@ def with_projection(syn: SyntheticSet, head: Head, backbone: str) -> SyntheticSe
     if head.classes != syn.classes:
         raise InputError("head has other classes than the images; train one for these data")
     own = Projection(head.weight.float(), head.bias.float(), backbone, head.backbone)
-    told = {**syn.provenance, "projection": dict(head.facts)}
+    told = _unscored(syn) | {"projection": dict(head.facts)}
     return replace(syn, projection=own, provenance=told, start=None)
+
+
+def _unscored(syn: SyntheticSet) -> dict[str, Any]:
+    """Where a set comes from, without its scores: with other labels they are another set's."""
+    return {name: value for name, value in syn.provenance.items() if name != "scores"}
 
 
 def _facts(teachers: Sequence[Network], counts: Sequence[int] | None, tau: float) -> dict[str, Any]:

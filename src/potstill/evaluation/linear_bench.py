@@ -220,7 +220,8 @@ class LinearBench:
             return replace(self, probe=probe)._whole(what, backbone, runs)
 
         plain = under("full")
-        return plain, plain if is_even(self.train.counts) else under("ceiling")
+        even = is_even(self.train.counts) and self.probe.prior == "plain"
+        return plain, plain if even else under("ceiling")
 
     def _whole(self, what: str, backbone: Backbone, runs: int) -> Result:
         images = len(self.train)

@@ -43,7 +43,7 @@ _LOSSES = {
     "auto": "",
     "cross_entropy": "cross-entropy",
     "kl": "KL divergence",
-    "squared_error": "squared error of logits",
+    "squared_error": "squared error of logits to probabilities",
 }
 _LATER = {  # fields that came later, with what they were before: older hashes stay what they were
     "prior": "plain",
@@ -66,7 +66,8 @@ class Protocol:
 
     ``loss`` "auto" is the divergence from a teacher's labels of views (Hinton et al., 2015), the
     squared error of regression targets and cross-entropy of everything else. It is the loss on what
-    is distilled; real images with classes alone are learned by cross-entropy beside it. Under
+    is distilled; real images with classes alone are learned by cross-entropy beside it, or by
+    "squared_error", which takes classes as one-hot rows and soft labels as they are. Under
     ``labels`` "online" and "projected" the same teacher labels the random real images, too.
 
     ``selection="val"`` holds images out of the real training set before the random baseline is
@@ -123,6 +124,11 @@ class Protocol:
             raise InputError(
                 f"temperature is {self.temperature:g} with labels {self.labels!r} and loss "
                 f"{self.loss!r}; it belongs to a teacher's labels and loss 'kl'"
+            )
+        if self.loss == "squared_error" and self.prior != "plain":
+            raise InputError(
+                f"prior is {self.prior!r} with loss 'squared_error', which knows none; use "
+                "prior=plain"
             )
         learns_views = self.labels in ("views", "projected", "online") or self.loss == "kl"
         row = REMEDIES[self.prior]

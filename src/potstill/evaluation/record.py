@@ -181,6 +181,9 @@ def gain(record: Mapping[str, Any], over: str = "start") -> tuple[float, float |
     one distillation is not all there are. None where the other was not measured.
     """
     own, other = part(record, "accuracy"), part(part(record, over), "accuracy")
+    under = part(part(record, over), "protocol").get("hash")
+    if under not in (None, part(record, "protocol").get("hash")):
+        return None  # best of several looks against the last
     if own.get("mean") is None or other.get("mean") is None:
         return None
     variances = []

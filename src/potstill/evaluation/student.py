@@ -83,6 +83,8 @@ def loss_of(protocol: Protocol, examples: Examples, classes: int) -> Loss | Sche
         InputError: what is done about a prior cannot be done to labels of views.
     """
     row, loss = REMEDIES[protocol.prior], protocol.loss
+    if examples.weights is not None and loss in ("kl", "squared_error"):
+        raise InputError(f"loss is {loss!r} for images with weights; use loss=cross_entropy")
     if examples.regression or loss == "squared_error":  # a prior has no meaning for it
         return squared_error
     soft = examples.told or examples.targets.ndim == 2

@@ -89,11 +89,17 @@ def _projection(syn: SyntheticSet, real: ImageSet, run: Run, sender: str | None)
     own = syn.projection
     if own is None:
         raise InputError("labels is 'projected' but the artifact has no projection; use 'auto'")
-    backbone = backbone_for(sender or own.backbone, real, run)
+    name = sender or own.backbone
+    try:
+        backbone = backbone_for(name, real, run)
+    except InputError as error:
+        raise InputError(
+            f"the backbone of the projection cannot be opened; name it as sender ({error})"
+        ) from error
     if backbone.key != own.key:
         raise InputError(
-            f"sender is {sender or own.backbone!r} with key {backbone.key}, but the projection is "
-            f"of a backbone with key {own.key}; give the folder or name of that one as sender"
+            f"the projection is of a backbone with key {own.key}, but {name!r} has key "
+            f"{backbone.key}; give the folder or name of that one as sender"
         )
     known = checksum({"weight": own.weight, "bias": own.bias}, own.facts)
     facts = {"backbone": backbone.label, "key": backbone.key, "projection": known}

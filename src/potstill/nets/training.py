@@ -123,7 +123,7 @@ class Examples:
     """What networks are trained on.
 
     ``images`` (n, c, h, w) are uint8 or float RGB 0-1, ``targets`` (n,) int64 or (n, K) float.
-    ``weights`` (n,) are relative; they multiply the targets, in which every loss is linear.
+    ``weights`` (n,) are relative; they multiply the targets, in which losses of classes are linear.
     Float images pass the transform once, uint8 images batch by batch to save memory.
     """
 

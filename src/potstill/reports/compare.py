@@ -98,7 +98,9 @@ def _html(runs: Sequence[RunFolder]) -> str:
     networks = list(dict.fromkeys(network for row in rows for network in row["cells"]))
     for row in rows:
         row["marks"] = [
-            mark for key, (mark, _) in _MARKS.items() if row["facts"][key] != rows[0]["facts"][key]
+            mark
+            for key, (mark, _) in _MARKS.items()
+            if _differ(key, row["facts"], rows[0]["facts"])
         ]
     return render(
         "compare.html",
@@ -109,10 +111,20 @@ def _html(runs: Sequence[RunFolder]) -> str:
         rows=rows,
         best=_best(rows, networks),
         references=_reference_rows(rows),
-        mixed=[_MARKS[key][1] for key in _MARKS if len({row["facts"][key] for row in rows}) > 1],
+        mixed=[
+            title
+            for key, (_, title) in _MARKS.items()
+            if any(_differ(key, row["facts"], rows[0]["facts"]) for row in rows)
+        ],
         figures=_figures(rows, networks),
         settings=_settings(runs, names),
     )
+
+
+def _differ(key: str, own: Mapping[str, str], first: Mapping[str, str]) -> bool:
+    """Whether two rows differ; older ones do not say how many updates there were."""
+    unknown = key == "updates" and "" in (own[key], first[key])
+    return own[key] != first[key] and not unknown
 
 
 def _names(runs: Sequence[RunFolder]) -> list[str]:
@@ -230,11 +242,14 @@ def _reference_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             label = tables.protocol_label(own) if own else row["protocol"]
             means = {n: facts["accuracy"].get("mean") for n, facts in cells.items()}
             # The same draw scored beside several runs; networks that only some have are added.
-            same = f"{title} {label} {row['facts']['train']} {row['facts']['test']}"
+            tier = next(iter(cells.values())).get("label_tier", "hard")
+            if key == "start":
+                tier = row["facts"]["tier"]
+            same = f"{title} {label} {tier} {row['facts']['train']} {row['facts']['test']}"
             same += f" {row['facts']['ipc']}" if key not in _WHOLE else ""
             known = found.setdefault(
                 f"{same} {row['name']}" if _differs(found.get(same), means) else same,
-                {"title": title, "protocol": label, "cells": {}, "beside": []},
+                {"title": title, "protocol": label, "tier": tier, "cells": {}, "beside": []},
             )
             known["cells"] = cells | known["cells"]
             known["beside"].append(row["name"])

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from potstill.evaluation.record import below, few_test_images, gain, part
-from potstill.reports.table_text import plain, score_table
+from potstill.reports.table_text import plain, protocol_label, score_table
 
 __all__ = ["REFERENCES", "printed", "remarks"]
 
@@ -62,10 +62,10 @@ def _error(record: Mapping[str, Any], reference: str, label: int) -> str:
 
 def printed(records: Iterable[Any]) -> str:
     """Return the table of scores for a terminal, and below it what there is to remark."""
-    records = list(records)
-    lines = []
-    for record in records:
-        about = record if isinstance(record, Mapping) else record.to_json()
+    records = [r if isinstance(r, Mapping) else r.to_json() for r in records]
+    protocols, lines = [protocol_label(about.get("protocol")) for about in records], []
+    for about, protocol in zip(records, protocols, strict=True):
         where = f"{about.get('network')}: " if len(records) > 1 else ""
+        where = f"{protocol}, {where}" if len({*protocols}) > 1 else where
         lines += [where + remark for remark in remarks(about)]
     return plain(score_table(records)) + "".join(f"\n{line}" for line in dict.fromkeys(lines))

@@ -58,7 +58,7 @@ def refuse_unfinished(record: dict[str, Any], folder: Path, artifact: str = "") 
     """
     if record["status"] != "finished":
         raise InputError(
-            f"{folder} holds an unfinished run; run the same distill command again to finish it"
+            f"{folder} holds an unfinished run; run the same command again to finish it"
         )
     made = record.get("artifact")
     if artifact and made not in (None, artifact):

@@ -74,6 +74,9 @@ def read_start(folder: Path, syn: SyntheticSet) -> SyntheticSet:
             raise InputError(f"its images are {tensors['images'].dtype}, not 8-bit")
         if wrong := {*tensors} - {"images", *_LABELS}:
             raise InputError(f"the tensor {min(wrong)[:80]!r} is unknown")
+        for name in _LABELS:
+            if (name in tensors) != (getattr(syn, name) is not None):
+                raise InputError(f"only one of the two has {name}")
         return replace(syn, start=_as_set(syn, dict(tensors)))
     except (InputError, KeyError, RuntimeError) as error:
         raise ArtifactError(f"{path} does not fit the artifact ({error}); {fix}") from error
