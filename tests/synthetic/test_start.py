@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 
 import pytest
@@ -89,6 +90,10 @@ def test_anothers_start_and_a_damaged_one_are_refused(syn, tmp_path):
         SyntheticSet.load(tmp_path / "a")
     own.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
     with pytest.raises(ArtifactError, match="delete it to load the set without its start"):
+        SyntheticSet.load(tmp_path / "a")
+    own.unlink()
+    os.mkfifo(own)
+    with pytest.raises(ArtifactError, match="no regular file"):
         SyntheticSet.load(tmp_path / "a")
     own.unlink()
     assert SyntheticSet.load(tmp_path / "a").checksum == syn.checksum

@@ -6,6 +6,7 @@ every distilled set: 8-bit images and half-precision labels in ``start.safetenso
 
 from __future__ import annotations
 
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -64,7 +65,7 @@ def read_start(folder: Path, syn: SyntheticSet) -> SyntheticSet:
         ArtifactError: the file is damaged or of another artifact.
     """
     path, fix = folder / START, "delete it to load the set without its start"
-    if not path.is_file():
+    if not os.path.lexists(path):  # a pipe or a folder of this name is refused when it is read
         return syn
     tensors, facts = load_state(path, fix=fix)
     try:
