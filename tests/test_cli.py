@@ -349,7 +349,7 @@ def test_unfinished_run_is_not_evaluated(run_folder, refused):
     (run_folder / "run.json").write_text(json.dumps(record | {"status": "running"}))
     assert "unfinished run" in refused(["evaluate", str(run_folder), *STUDENT])
     shutil.rmtree(run_folder / "synthetic")  # as after a kill
-    assert "run the same distill command again" in refused(
+    assert "run the same command again" in refused(
         ["evaluate", str(run_folder), "--data", "digits", *STUDENT]
     )
 

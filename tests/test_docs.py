@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import product
 from pathlib import Path
 
 import pytest
@@ -64,10 +65,13 @@ def test_a_recipe_can_be_run_as_it_stands(path):
     recipe = read_recipe(path)
     assert recipe["distill"]["method"] == path.parent.name
     method = method_of(recipe)
-    protocol = find_protocol(recipe["evaluate"]["protocol"])
-    assert protocol.labels != "soft" or method.fields().get("labels") != "hard"
-    networks = recipe["evaluate"]["network"]
-    for network in [networks] if isinstance(networks, str) else networks:
+    protocols, networks = recipe["evaluate"]["protocol"], recipe["evaluate"]["network"]
+    for name, network in product(
+        [protocols] if isinstance(protocols, str) else protocols,
+        [networks] if isinstance(networks, str) else networks,
+    ):
+        protocol = find_protocol(name)
+        assert protocol.labels != "soft" or method.fields().get("labels") != "hard"
         if isinstance(protocol, Protocol):
             parse(network)
         else:  # a probe's network is a backbone; "same" is the one that distilled
