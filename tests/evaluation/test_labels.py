@@ -74,36 +74,28 @@ def test_tiled_artifacts_get_a_label_for_each_decoded_image():
     assert torch.equal(soft, soft_labels([teacher()], images, TRANSFORM))
 
 
-def test_bytes_of_each_tier():
+def test_bytes_count_stored_labels_only_where_they_are_used():
     syn = synthetic()
     images, labels, constants = 3 * 64 * 4, 3 * 8, 2 * 4
     assert receiver_bytes(syn, "hard") == images + labels + constants == syn.nbytes
-    assert receiver_bytes(syn, "static") == syn.nbytes + 3 * 3 * 4
-    assert receiver_bytes(syn, "stored", epochs=300) == syn.nbytes + 300 * 3 * 3 * 4
     weights = sum(p.numel() for p in teacher().parameters()) * 4
-    assert receiver_bytes(syn, "online", teacher=teacher()) == syn.nbytes + weights
-
-
-def test_bytes_count_stored_soft_labels_only_where_they_are_used():
-    syn = with_soft_labels(synthetic(), [teacher()])
-    assert receiver_bytes(syn, "static") == syn.nbytes
-    assert receiver_bytes(syn, "hard") == synthetic().nbytes
-    assert (tier_of(syn), tier_of(syn, "hard"), tier_of(synthetic())) == ("static", "hard", "hard")
-
-
-def test_views_of_tiled_artifacts_count_decoded_images():
-    syn = synthetic(decode=TILED)
-    assert receiver_bytes(syn, "stored", epochs=2) == syn.nbytes + 2 * 12 * 3 * 4
+    assert receiver_bytes(syn, "online", weights) == syn.nbytes + weights
+    told = with_soft_labels(syn, [teacher()])
+    assert receiver_bytes(told, "static") == told.nbytes == syn.nbytes + 3 * 3 * 4
+    assert receiver_bytes(told, "hard") == syn.nbytes
+    assert (tier_of(told), tier_of(told, "hard"), tier_of(syn)) == ("static", "hard", "hard")
 
 
 def test_impossible_arguments():
     syn = synthetic()
     with pytest.raises(InputError, match="did you mean 'stored'"):
         receiver_bytes(syn, "store")
-    with pytest.raises(InputError, match="epochs is 0 for tier 'stored'"):
-        receiver_bytes(syn, "stored")
-    with pytest.raises(InputError, match="teacher is None for tier 'online'"):
-        receiver_bytes(syn, "online")
+    for tier in ("static", "regression", "stored", "projected"):
+        with pytest.raises(InputError, match=f"tier is '{tier}', but the artifact has no labels"):
+            receiver_bytes(syn, tier)
+    for tier in ("online", "inherited"):
+        with pytest.raises(InputError, match=f"held is 0 for tier '{tier}'"):
+            receiver_bytes(syn, tier)
     with pytest.raises(InputError, match="temperature is 0"):
         soft_labels([teacher()], syn.images, TRANSFORM, temperature=0)
     with pytest.raises(InputError, match="teachers is empty"):

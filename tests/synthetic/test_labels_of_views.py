@@ -11,7 +11,6 @@ import pytest
 import torch
 
 import potstill
-from potstill.canvas import canvas_spec
 from potstill.data import Normalize
 from potstill.evaluation import (
     PROTOCOLS,
@@ -29,23 +28,6 @@ from potstill.run import ArtifactError, InputError
 from potstill.synthetic import SyntheticSet
 from potstill.synthetic import tensors as exact
 from potstill.synthetic.iterates import load_iterate, save_iterate
-
-
-@pytest.fixture
-def real(make_blobs):
-    return make_blobs((8, 8))
-
-
-@pytest.fixture
-def syn(real) -> SyntheticSet:
-    draw = torch.Generator().manual_seed(0)
-    return SyntheticSet(
-        images=torch.rand(4, 1, 8, 8, generator=draw),
-        labels=torch.tensor([0, 0, 1, 1]),
-        classes=real.classes,
-        transform=Normalize.fit(real),
-        decode=canvas_spec(2),
-    )
 
 
 @pytest.fixture
@@ -137,7 +119,7 @@ def test_tiers_and_bytes(syn, viewed, projected):
     assert [tier_of(viewed, how) for how in ("auto", "hard", "views", "online")] == [
         "stored", "hard", "stored", "online",
     ]  # fmt: skip
-    with pytest.raises(InputError, match="the artifact has no projection"):
+    with pytest.raises(InputError, match="has no labels of it"):
         receiver_bytes(syn, "projected")
 
 

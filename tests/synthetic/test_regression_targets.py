@@ -7,8 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 
-from potstill.canvas import canvas_spec
-from potstill.data import Normalize
 from potstill.evaluation import Protocol, find_protocol
 from potstill.evaluation.labels import receiver_bytes, tier_of
 from potstill.evaluation.student import synthetic_examples, train_students
@@ -21,17 +19,10 @@ from potstill.synthetic import tensors as exact
 
 
 @pytest.fixture
-def syn(make_blobs) -> SyntheticSet:
-    real = make_blobs((8, 8))
-    draw = torch.Generator().manual_seed(0)
-    return SyntheticSet(
-        images=torch.rand(4, 1, 8, 8, generator=draw),
-        labels=torch.tensor([0, 0, 1, 1]),
-        classes=real.classes,
-        transform=Normalize.fit(real),
-        decode=canvas_spec(2),
-        regression_targets=torch.randn(4, 2, generator=draw),
-    )
+def syn(syn) -> SyntheticSet:
+    """The tiled set with targets."""
+    draw = torch.Generator().manual_seed(1)
+    return replace(syn, regression_targets=torch.randn(4, 2, generator=draw))
 
 
 def test_they_travel_and_sets_without_them_keep_their_version(syn, tmp_path):

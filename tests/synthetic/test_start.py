@@ -20,11 +20,6 @@ from potstill.synthetic.started import START, kept, started
 
 
 @pytest.fixture
-def real(make_blobs):
-    return make_blobs((8, 8))
-
-
-@pytest.fixture
 def outcome() -> dict[str, torch.Tensor]:
     draw = torch.Generator().manual_seed(1)
     return {

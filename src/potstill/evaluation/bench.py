@@ -129,17 +129,10 @@ class Bench:
         if first is None:
             return None
         bench = replace(self, protocol=self.protocol.reference)
-        training = bench.protocol.training_for(self.syn.ipc, first.syn_lr)
-        protocol = replace(bench.protocol, training=training)
-        facts: dict[str, Any] = {"what": "start", "start": first.checksum}
-        if self.teaching is not None:
-            facts |= {"teaching": self.teaching.facts}
-        result = self.cached(
-            facts, protocol, network, runs, lambda: bench.artifact(first, network, runs)
+        facts = {"what": "start", "start": first.checksum}
+        return self._beside(
+            facts, first.syn_lr, network, runs, lambda _: bench.artifact(first, network, runs)
         )
-        if bench.protocol is self.protocol:
-            return result
-        return {**result, "protocol": bench.protocol.to_json()}
 
     def eight_bit(self, network: str, runs: int, result: Result) -> Result:
         """Score the 8-bit view; real images are their own, so nothing is trained for them."""
@@ -150,10 +143,10 @@ class Bench:
     def random(self, network: str, runs: int) -> Result:
         """Score one random real subset (per seed) of the same counts, behind the same transform."""
         counts, transform = self.syn.counts, self.syn.transform
-        facts = {"what": "random", "counts": counts}
-        result = self._beside(
-            facts, lambda: random_examples(self.rest, counts, transform, self.run), network, runs
-        )
+        result = self._real(
+            {"what": "random", "counts": counts},
+            lambda: random_examples(self.rest, counts, transform, self.run), network, runs,
+        )  # fmt: skip
         return result | {"images": distinct_images(self.rest, counts)}
 
     def mosaic(self, network: str, runs: int) -> Result | None:
@@ -167,31 +160,34 @@ class Bench:
             return Examples(images, labels, self.syn.transform)
 
         facts = {"what": "mosaic", "counts": counts, "factor": factor}
-        result = self._beside(facts, examples, network, runs)
-        return result | {
+        return self._real(facts, examples, network, runs) | {
             "images": distinct_images(self.rest, [factor**2 * n for n in counts]),
             "views": factor**2,
         }
 
-    def _beside(
+    def _real(
         self, facts: dict[str, Any], examples: Callable[[], Examples], network: str, runs: int
     ) -> Result:
-        """Score real images in the artifact's place, under its training."""
-        protocol = replace(
-            self.protocol.reference, training=self.protocol.training_for(self.syn.ipc)
-        )
+        """Score random real images in the artifact's place."""
         what = "random real images" if facts["what"] == "random" else "random real mosaics"
+        return self._beside(
+            facts, None, network, runs,
+            lambda how: self.measure(self.taught(examples()), how, network, runs, what),
+        )  # fmt: skip
+
+    def _beside(
+        self, facts: dict[str, Any], syn_lr: float | None, network: str, runs: int,
+        compute: Callable[[Protocol], Result],
+    ) -> Result:  # fmt: skip
+        """Score something in the artifact's place, under its training and its teacher."""
+        own, how = self.protocol, self.protocol.reference
+        how = replace(how, training=own.training_for(self.syn.ipc, syn_lr))
         if self.teaching is not None:
             facts = facts | {"teaching": self.teaching.facts}
-        result = self.cached(
-            facts, protocol, network, runs,
-            lambda: self.measure(self.taught(examples()), protocol, network, runs, what),
-        )  # fmt: skip
+        result = self.cached(facts, how, network, runs, lambda: compute(how))
         if self.teaching is not None:
             result = {**result, "label_tier": self.teaching.tier}
-        if self.protocol.reference is self.protocol:
-            return result
-        return {**result, "protocol": self.protocol.reference.to_json()}
+        return result if own.reference is own else {**result, "protocol": own.reference.to_json()}
 
     def whole(self, network: str, runs: int) -> tuple[Result, Result]:
         """Score all real images: "full" and "ceiling", whatever the artifact is like."""

@@ -53,47 +53,31 @@ def tier_of(syn: SyntheticSet, labels: str = "auto") -> str:
     return syn.label_tier if labels == "auto" else _TIER_OF.get(labels, labels)
 
 
-def receiver_bytes(
-    syn: SyntheticSet, tier: str, *, epochs: int = 0, teacher: Network | None = None, held: int = 0
-) -> int:
+def receiver_bytes(syn: SyntheticSet, tier: str, held: int = 0) -> int:
     """Return the bytes a receiver needs under a tier: images, transform, weights and labels.
 
     Args:
         syn: the artifact. tier: one of :data:`TIERS`.
-        epochs: epochs of views with labels ("stored"), where the artifact stores none yet.
-        teacher: what the receiver holds ("online").
-        held: bytes of what it holds instead: the teacher, the backbone of a projection, or the
-            classifier and whatever comes with it ("inherited").
+        held: bytes of what the receiver holds besides: the teacher ("online"), the backbone of a
+            projection, or the classifier and whatever comes with it ("inherited").
 
     Raises:
         InputError: an unknown tier, or one without what it needs.
     """
     if tier not in TIERS:
         raise InputError(f"tier is {tier!r}{nearest(tier, TIERS)}")
-    views = syn.view_labels.nbytes if syn.view_labels else 0
-    if tier == "stored" and not views and epochs < 1:
-        raise InputError(f"epochs is {epochs} for tier 'stored'; use the number of labelled epochs")
-    if tier == "projected" and syn.projection is None:
-        raise InputError("tier is 'projected', but the artifact has no projection; use another")
-    if tier == "online" and teacher is None and held < 1:
-        raise InputError("teacher is None for tier 'online'; give the network that labels")
-    if tier == "inherited" and held < 1:
-        raise InputError(f"held is {held} for tier 'inherited'; give the bytes of the classifier")
-    told = [own for own in (syn.soft_labels, syn.regression_targets) if own is not None]
-    stored = sum(own.nbytes for own in told)
-    projection = syn.projection.nbytes if syn.projection else 0
-    soft = 4 * syn.num_classes * len(syn.decoded()[0])  # float32, one per training image
-    taught = sum(value.nbytes for value in teacher.state_dict().values()) if teacher else 0
-    extra = {
-        "hard": 0,
-        "static": stored or soft,
-        "regression": stored,
-        "stored": views or soft * epochs,
-        "online": taught or held,
-        "projected": projection + held,
-        "inherited": held,
+    stored = {
+        "static": syn.soft_labels,
+        "regression": syn.regression_targets,
+        "stored": syn.view_labels,
+        "projected": syn.projection,
     }
-    return syn.nbytes - stored - views - projection + extra[tier]
+    sizes = {name: 0 if own is None else int(own.nbytes) for name, own in stored.items()}
+    if tier in sizes and not sizes[tier]:
+        raise InputError(f"tier is {tier!r}, but the artifact has no labels of it; use another")
+    if tier in ("online", "inherited") and held < 1:
+        raise InputError(f"held is {held} for tier {tier!r}; give the bytes of the network")
+    return syn.nbytes - sum(sizes.values()) + sizes.get(tier, 0) + held
 
 
 def soft_labels(

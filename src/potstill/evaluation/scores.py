@@ -248,11 +248,9 @@ def _score(
     protocol = bench.protocol if isinstance(bench, Bench) else bench.probe
     syn, run, test = bench.syn, bench.run, bench.test
     who = bench.teaching if isinstance(bench, Bench) else None
-    if isinstance(bench, LinearBench):  # heads learn classes or soft labels, nothing richer
-        plain: dict[str, Any] = {"regression_targets": None, "view_labels": None}
-        tier = tier_of(replace(syn, **plain, projection=None), protocol.labels)
-    else:
-        tier = tier_of(syn, protocol.labels)
+    tier = tier_of(syn, protocol.labels)
+    if isinstance(bench, LinearBench) and protocol.labels == "auto":  # heads learn nothing richer
+        tier = "hard" if syn.soft_labels is None else "static"
     machine = describe(run.device)
     return Score(
         network=network,

@@ -25,7 +25,7 @@ from potstill.experts.recipes import train_recipe
 from potstill.losses import REMEDIES, Loss, Scheduled, divergence, squared_error
 from potstill.nets import Examples, Network, Training, create, predict, train_many
 from potstill.nets.post_hoc import correct_
-from potstill.nets.sampling import epoch_length
+from potstill.nets.sampling import epoch_length, groups_of
 from potstill.run import InputError, Run
 from potstill.run.memory import Portion
 from potstill.synthetic import SyntheticSet
@@ -235,10 +235,9 @@ def updates_of(examples: Examples, training: Training) -> int:
 
     The same protocol takes more on more images: a tiled set trains longer than a plain one.
     """
-    labels = examples.labels
-    groups = [(labels == label).nonzero().flatten() for label in labels.unique()]
-    length = epoch_length(training.sampling, groups)
-    return training.epochs * -(-min(length, training.epoch_images or length) // training.batch)
+    groups = groups_of(examples.labels)
+    length = epoch_length(training.sampling, groups, training.epoch_images)
+    return training.epochs * -(-length // training.batch)
 
 
 def _test(

@@ -17,6 +17,7 @@ from torch import Tensor
 from potstill.data import ImageSet
 from potstill.data.views import Views
 from potstill.experts.features import collect_features
+from potstill.labels.projection import LinearMap
 from potstill.losses import REMEDIES, priors
 from potstill.nets.backbone import Backbone
 from potstill.nets.head_training import HeadTraining, train_heads
@@ -36,23 +37,12 @@ HeadPrior = Annotated[str, OneOf(*HEAD_PRIORS)]
 
 
 @dataclass(frozen=True, eq=False)
-class Head:
+class Head(LinearMap):
     """A linear classifier on the features of one backbone."""
 
-    weight: Tensor  # (C, d)
-    bias: Tensor  # (C,)
     classes: tuple[str, ...]
     backbone: str  # key of the backbone
     facts: dict[str, Any]  # label of the backbone, prior, data, epochs, seconds
-
-    def __call__(self, z: Tensor) -> Tensor:
-        """Logits (n, C) of features (n, d)."""
-        return z.float() @ self.weight.T.to(z.device) + self.bias.to(z.device)
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes to ship: (d + 1) C numbers of 4 bytes."""
-        return self.weight.nbytes + self.bias.nbytes
 
     def check(self, backbone: Backbone, classes: tuple[str, ...]) -> None:
         """Raise InputError unless it was trained on this backbone and these classes."""

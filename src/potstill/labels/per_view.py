@@ -127,42 +127,43 @@ class ViewLabels:
         named = {name: getattr(self, name) for name in STORED}
         return {name: value for name, value in named.items() if value is not None}
 
+    def to(self, device: torch.device | str) -> ViewLabels:
+        """Return the same on a device, so that a step copies nothing to it."""
+        return ViewLabels(**{name: value.to(device) for name, value in self.tensors().items()})
+
     def view(self, images: Tensor, rows: Tensor, epoch: int) -> Tensor:
-        """Return the views (b, c, h, w), RGB, that ``rows`` (b,) of ``images`` (N, ...) have."""
+        """Return the views (b, c, h, w), RGB, that ``rows`` (b,) of ``images`` (N, ...) have.
+
+        Images, rows and what is stored here lie on one device.
+        """
         at = epoch % self.epochs
         x = self._cropped(images, rows, at)
         if self.partner is None or self.patch is None:
             return x
-        other = self.partner[at, rows.cpu()].long().to(rows.device)
-        top, bottom, left, right = self.patch[at, rows.cpu()].to(x.device).unbind(1)
-        down = torch.arange(x.shape[2], device=x.device)[None, :, None]
-        across = torch.arange(x.shape[3], device=x.device)[None, None, :]
-        inside = (down >= top[:, None, None]) & (down < bottom[:, None, None])
-        inside = inside & (across >= left[:, None, None]) & (across < right[:, None, None])
-        return torch.where(inside[:, None], self._cropped(images, other, at), x)
+        other = self._cropped(images, self.partner[at, rows].long(), at)
+        top, bottom, left, right = self.patch[at, rows][:, :, None, None].unbind(1)
+        down = torch.arange(x.shape[2], device=x.device)[:, None]
+        across = torch.arange(x.shape[3], device=x.device)
+        inside = (down >= top) & (down < bottom) & (across >= left) & (across < right)
+        return torch.where(inside[:, None], other, x)
 
     def _cropped(self, images: Tensor, rows: Tensor, at: int) -> Tensor:
-        own = rows.cpu()
-        draw: Draw = {
-            "box": self.box[at, own],
-            "flip": self.flip[at, own].bool(),
-            "noise": torch.full((len(own),), -1),
-        }
-        x = images[rows.to(images.device)]
-        return _PLAIN.apply(x, draw, (x.shape[2], x.shape[3]))
+        none = torch.full((len(rows),), -1)  # read on the CPU
+        draw: Draw = {"box": self.box[at, rows], "flip": self.flip[at, rows].bool(), "noise": none}
+        return _PLAIN.apply(images[rows], draw, (images.shape[2], images.shape[3]))
 
     def targets(self, rows: Tensor, epoch: int, classes: int) -> Tensor:
-        """Return the probabilities (b, K) of ``rows`` (b,); float32, where the labels lie.
+        """Return the probabilities (b, K) of ``rows`` (b,), float32.
 
         Classes that were not stored share what is left alike (FKD's marginal smoothing).
         """
-        at, own = epoch % self.epochs, rows.cpu()
-        kept = self.values[at, own].float()
+        at = epoch % self.epochs
+        kept = self.values[at, rows].float()
         if self.classes is None:
             return kept.softmax(1)
         p, others = kept.exp(), classes - kept.shape[1]
         rest = (1 - p.sum(1, keepdim=True)).clamp_min(_LEAST) / max(1, others)
-        every = rest.expand(-1, classes).scatter(1, self.classes[at, own].long(), p)
+        every = rest.expand(-1, classes).scatter(1, self.classes[at, rows].long(), p)
         return every / every.sum(1, keepdim=True)
 
     def fault(self, images: int, classes: int) -> str | None:

@@ -13,19 +13,17 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = ["Projection"]
+__all__ = ["LinearMap", "Projection"]
 
 _LONGEST = 300  # characters of a name
 
 
 @dataclass(frozen=True, eq=False)
-class Projection:
-    """A linear map from the features of one backbone to logits."""
+class LinearMap:
+    """From features to logits."""
 
     weight: Tensor  # float32 (K, d)
     bias: Tensor  # float32 (K,)
-    backbone: str  # the name by which a receiver opens it, see potstill.nets.backbone
-    key: str  # what identifies weights, input and normalisation of that backbone
 
     def __call__(self, z: Tensor) -> Tensor:
         """Logits (n, K) of features (n, d)."""
@@ -33,8 +31,16 @@ class Projection:
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the map; the backbone's are its owner's."""
+        """Bytes of the map: (d + 1) K numbers of 4 bytes; the backbone's are its owner's."""
         return self.weight.nbytes + self.bias.nbytes
+
+
+@dataclass(frozen=True, eq=False)
+class Projection(LinearMap):
+    """A linear map from the features of one backbone to logits."""
+
+    backbone: str  # the name by which a receiver opens it, see potstill.nets.backbone
+    key: str  # what identifies weights, input and normalisation of that backbone
 
     @property
     def facts(self) -> dict[str, Any]:

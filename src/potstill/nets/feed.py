@@ -10,7 +10,7 @@ from potstill.data.augment import cutmix
 from potstill.data.mixing import mixup
 from potstill.labels.per_view import ViewLabels
 from potstill.nets.layers import Network
-from potstill.nets.sampling import epoch_length, epoch_order
+from potstill.nets.sampling import epoch_length, epoch_order, groups_of
 from potstill.nets.training import Examples, Generators, Training, rgb
 from potstill.run import InputError
 from potstill.run.machine import CPU_CHUNK
@@ -33,6 +33,8 @@ class Feed:
         self.images, targets = examples.images.to(device), examples.targets
         self.views, self.teacher = examples.views, examples.teacher
         self.ready = self.images.is_floating_point() and self.views is None
+        if self.views is not None:
+            self.views, self.images = self.views.to(device), rgb(self.images)
         if self.ready:
             parts = [self.transform.forward(part) for part in self.images.split(CPU_CHUNK)]
             self.images = torch.cat(parts).to(dtype)
@@ -40,7 +42,7 @@ class Feed:
         given = targets.shape[1] if targets.ndim == 2 else int(labels.max()) + 1
         if given > classes or int(labels.min()) < 0 or (targets.ndim == 2 and given != classes):
             raise InputError(f"targets has {given} classes, the network {classes}; make them equal")
-        self.groups = [(labels == label).nonzero().flatten().cpu() for label in labels.unique()]
+        self.groups = groups_of(labels)
         weights = examples.weights
         mixed = training.cutmix > 0 or training.mixing != "none"
         if self.views is not None and (mixed or training.augment is not None):
@@ -54,9 +56,7 @@ class Feed:
             targets = targets * (weights / weights.mean()).unsqueeze(1)
         self.targets = targets.to(device)
         self.counts = torch.bincount(labels.cpu(), minlength=classes)  # images per class (K,)
-        self.length = epoch_length(training.sampling, self.groups)
-        if training.epoch_images:
-            self.length = min(self.length, training.epoch_images)
+        self.length = epoch_length(training.sampling, self.groups, training.epoch_images)
 
     @property
     def steps(self) -> int:
@@ -89,7 +89,7 @@ class Feed:
 
     def replayed(self, views: ViewLabels, positions: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Return the views of an epoch behind the transform and what was said of them."""
-        x = self.transform.forward(views.view(rgb(self.images), positions, epoch)).to(self.dtype)
+        x = self.transform.forward(views.view(self.images, positions, epoch)).to(self.dtype)
         return x, views.targets(positions, epoch, self.classes).to(x)
 
     def view(self, positions: Tensor, purpose: str, member: int, step: int) -> Tensor:

@@ -24,16 +24,29 @@ from torch import Tensor
 
 from potstill.run.fields import OneOf
 
-__all__ = ["Sampling", "balanced_order", "epoch_length", "epoch_order", "shared_order"]
+__all__ = [
+    "Sampling",
+    "balanced_order",
+    "epoch_length",
+    "epoch_order",
+    "groups_of",
+    "shared_order",
+]
 
 Sampling = Annotated[str, OneOf("shuffled", "balanced", "sqrt", "progressive", "cyclic")]
 _RUN = 4  # "cyclic": images of one class in a row
 
 
-def epoch_length(sampling: str, groups: Sequence[Tensor]) -> int:
-    """Return how many images an epoch has."""
+def groups_of(labels: Tensor) -> list[Tensor]:
+    """Return the positions of the images of each class that has some, on the CPU."""
+    return [(labels == label).nonzero().flatten().cpu() for label in labels.unique()]
+
+
+def epoch_length(sampling: str, groups: Sequence[Tensor], most: int = 0) -> int:
+    """Return how many images an epoch has: at most ``most``, where that is not 0."""
     sizes = [len(group) for group in groups]
-    return max(sizes) * len(sizes) if sampling == "cyclic" else sum(sizes)
+    length = max(sizes) * len(sizes) if sampling == "cyclic" else sum(sizes)
+    return min(length, most or length)
 
 
 def epoch_order(

@@ -17,6 +17,7 @@ from potstill.run.errors import system_refusals
 from potstill.synthetic import artifact_folder
 from potstill.synthetic import tensors as exact
 from potstill.synthetic.eight_bit import to_uint8
+from potstill.synthetic.soundness import fault as fault_of
 from potstill.synthetic.started import read_start
 
 __all__ = ["SyntheticSet"]
@@ -58,7 +59,7 @@ class SyntheticSet:
             value = getattr(self, name)
             if value is not None:
                 object.__setattr__(self, name, value.detach())
-        fault = exact.fault(self)
+        fault = fault_of(self)
         if self.start is not None and self.start.images.shape != self.images.shape:
             fault = fault or f"start has images of shape {tuple(self.start.images.shape)}"
         if fault:

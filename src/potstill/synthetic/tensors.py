@@ -16,21 +16,19 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as to_bytes
 from torch import Tensor
 
-from potstill.canvas import check_spec, views_per_image
 from potstill.data.transform import Transform, transform_from
 from potstill.labels import Projection, ViewLabels
 from potstill.labels.per_view import STORED
 from potstill.run import ArtifactError, InputError
 from potstill.run.records import require_regular
+from potstill.synthetic.soundness import shape_fault
 
 if TYPE_CHECKING:
     from potstill.synthetic.artifact import SyntheticSet
 
-__all__ = ["checksum", "facts_of", "fault", "read", "tensors_of", "to_file"]
+__all__ = ["checksum", "facts_of", "read", "tensors_of", "to_file"]
 
 FORMAT, VERSIONS = "potstill-synthetic", (1, 2, 3)  # 2: regression targets, 3: labels of views
-NAME_LIMIT = 200  # characters of a class name
-SIDE_LIMIT = 16384  # pixels
 _PREFIX, _VIEWS, _PROJECTION = "transform.", "views.", "projection."
 _EXPECTED = {  # name -> (dtype in the header, rank)
     "images": ("F32", 4),
@@ -217,17 +215,7 @@ def _header_fault(header: dict[str, tuple[str, tuple[int, ...]]]) -> str | None:
             )
         if rank and shape[0] != n and not name.startswith(_NOT_PER_IMAGE):
             return f"{name} has {shape[0]} rows for {n} images"
-    return _shape_fault(header["images"][1])
-
-
-def _shape_fault(shape: tuple[int, ...]) -> str | None:
-    n, c, h, w = shape
-    if n >= 1 and c in (1, 3) and 1 <= h <= SIDE_LIMIT and 1 <= w <= SIDE_LIMIT:
-        return None
-    return (
-        f"images has shape {shape}; at least one image with 1 or 3 channels and sides from 1 to "
-        f"{SIDE_LIMIT} pixels is expected"
-    )
+    return shape_fault(header["images"][1])
 
 
 def _facts_fault(facts: dict[str, Any]) -> str | None:
@@ -237,116 +225,4 @@ def _facts_fault(facts: dict[str, Any]) -> str | None:
         return "the decode spec is missing"
     if not isinstance(facts.get("transform"), str):
         return "the kind of transform is missing"
-    return None
-
-
-def fault(s: SyntheticSet) -> str | None:
-    """Return what is wrong with a set, as a sentence, or None."""
-    return (
-        _names_fault(s.classes)
-        or _images_fault(s)
-        or _labels_fault(s)
-        or _decode_fault(s)
-        or _views_fault(s)
-    )
-
-
-def _names_fault(classes: tuple[Any, ...]) -> str | None:
-    if not classes:
-        return "classes is empty; give one name per class"
-    for label, name in enumerate(classes):
-        if not isinstance(name, str) or not 0 < len(name) <= NAME_LIMIT:
-            return (
-                f"the name of class {label} is {str(name)[:40]!r}; "
-                f"use a text of 1 to {NAME_LIMIT} characters"
-            )
-        if any("\ud800" <= letter <= "\udfff" for letter in name):
-            return f"the name of class {label} is not valid Unicode; use plain text"
-    return None
-
-
-def _images_fault(s: SyntheticSet) -> str | None:
-    images = s.images
-    if images.dtype != torch.float32 or images.ndim != 4:
-        return (
-            f"images has type {images.dtype} and shape {tuple(images.shape)}; "
-            "float32 (n, c, h, w) is expected"
-        )
-    wrong = _shape_fault(tuple(images.shape))
-    if wrong:
-        return wrong
-    if not bool(torch.isfinite(images).all()):
-        return "images has NaN or infinite pixels"
-    return None
-
-
-def _labels_fault(s: SyntheticSet) -> str | None:
-    n, k = len(s.images), len(s.classes)
-    if s.labels.dtype != torch.int64 or s.labels.shape != (n,):
-        return (
-            f"labels has type {s.labels.dtype} and shape {tuple(s.labels.shape)}; "
-            f"int64 ({n},) is expected"
-        )
-    if int(s.labels.min()) < 0 or int(s.labels.max()) >= k:
-        return f"labels run from {int(s.labels.min())} to {int(s.labels.max())} with {k} classes"
-    soft = s.soft_labels
-    if soft is not None:
-        if soft.dtype != torch.float32 or soft.shape != (n, k):
-            return (
-                f"soft_labels has type {soft.dtype} and shape {tuple(soft.shape)}; "
-                f"float32 ({n}, {k}) is expected"
-            )
-        if not bool((soft >= 0).all()) or not bool(((soft.sum(1) - 1).abs() < 1e-3).all()):
-            return "soft_labels has rows that are not probabilities (not negative, sum 1)"
-    goals = s.regression_targets
-    if goals is not None:
-        if goals.dtype != torch.float32 or goals.shape != (n, k):
-            return (
-                f"regression_targets has type {goals.dtype} and shape {tuple(goals.shape)}; "
-                f"float32 ({n}, {k}) is expected"
-            )
-        if not bool(torch.isfinite(goals).all()):
-            return "regression_targets has NaN or infinite values"
-        if soft is not None or s.weights is not None:
-            return "regression_targets stands beside soft labels or weights; store one of them"
-    w = s.weights
-    if w is not None:
-        if w.dtype != torch.float32 or w.shape != (n,):
-            return (
-                f"weights has type {w.dtype} and shape {tuple(w.shape)}; float32 ({n},) is expected"
-            )
-        if not bool(((w >= 0) & torch.isfinite(w)).all()):
-            return "weights has negative, NaN or infinite values"
-    rows = s.source_indices
-    if rows is not None and (
-        rows.dtype != torch.int64 or rows.ndim != 1 or (len(rows) and int(rows.min()) < 0)
-    ):
-        return (
-            f"source_indices has type {rows.dtype} and shape {tuple(rows.shape)}; "
-            "int64 (N,), not negative, is expected"
-        )
-    if s.syn_lr is not None and not 0 < s.syn_lr < float("inf"):
-        return f"syn_lr is {s.syn_lr}; a positive number is expected"
-    return None
-
-
-def _views_fault(s: SyntheticSet) -> str | None:
-    """What labels views; needs a decode spec that is in order."""
-    if s.projection is not None and (wrong := s.projection.fault(s.num_classes)):
-        return wrong
-    if s.view_labels is None:
-        return None
-    if s.weights is not None or s.regression_targets is not None:
-        return "view_labels stands beside weights or regression targets; store one of them"
-    return s.view_labels.fault(len(s) * views_per_image(s.decode), s.num_classes)
-
-
-def _decode_fault(s: SyntheticSet) -> str | None:
-    try:
-        check_spec(s.decode)
-    except InputError as error:
-        return str(error)
-    factor = s.decode["factor"] if s.decode["kind"] == "tiled" else 1
-    if factor > min(s.images.shape[2:]):
-        return f"decode factor is {factor} for images of {tuple(s.images.shape[2:])} pixels"
     return None
