@@ -18,6 +18,7 @@ __all__ = [
     "Score",
     "below",
     "check_scores",
+    "error_of_difference",
     "fault",
     "few_test_images",
     "gain",
@@ -174,6 +175,21 @@ def few_test_images(record: Mapping[str, Any]) -> int | None:
     return fewest if isinstance(fewest, int) and fewest < FEW else None
 
 
+def error_of_difference(*means: tuple[int, float | None]) -> float | None:
+    """Return the standard error of the difference of two means over students.
+
+    Args:
+        means: number of students and their standard deviation, of each; None without a spread.
+    """
+    if any(std is None or students < 2 for students, std in means):
+        return None
+    return sum(std**2 / students for students, std in means if std is not None) ** 0.5
+
+
+def _students(accuracy: Mapping[str, Any]) -> int:
+    return len(accuracy.get("values") or ())
+
+
 def gain(record: Mapping[str, Any], over: str = "start") -> tuple[float, float | None] | None:
     """Return by how many points a set is better than its ``start`` (or "random", "mosaic").
 
@@ -186,12 +202,7 @@ def gain(record: Mapping[str, Any], over: str = "start") -> tuple[float, float |
         return None  # best of several looks against the last
     if own.get("mean") is None or other.get("mean") is None:
         return None
-    variances = []
-    for spread in (own, other):
-        students, std = len(spread.get("values") or ()), spread.get("std")
-        variances.append(None if std is None or students < 2 else std**2 / students)
-    known = [variance for variance in variances if variance is not None]
-    error = sum(known) ** 0.5 if len(known) == len(variances) else None
+    error = error_of_difference(*((_students(s), s.get("std")) for s in (own, other)))
     return own["mean"] - other["mean"], error
 
 

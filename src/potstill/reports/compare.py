@@ -243,8 +243,6 @@ def _reference_rows(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
             means = {n: facts["accuracy"].get("mean") for n, facts in cells.items()}
             # The same draw scored beside several runs; networks that only some have are added.
             tier = next(iter(cells.values())).get("label_tier", "hard")
-            if key == "start":
-                tier = row["facts"]["tier"]
             same = f"{title} {label} {tier} {row['facts']['train']} {row['facts']['test']}"
             same += f" {row['facts']['ipc']}" if key not in _WHOLE else ""
             known = found.setdefault(

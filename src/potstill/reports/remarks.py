@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from potstill.evaluation.record import below, few_test_images, gain, part
+from potstill.evaluation.record import below, error_of_difference, few_test_images, gain, part
 from potstill.reports.table_text import plain, protocol_label, score_table
 
 __all__ = ["REFERENCES", "printed", "remarks"]
@@ -50,14 +49,13 @@ def remarks(record: Any) -> list[str]:
 
 def _error(record: Mapping[str, Any], reference: str, label: int) -> str:
     """Standard error of the difference of two means of a class, where both have a spread."""
-    total = 0.0
+    means = []
     for facts in (record, part(record, reference)):
         spread = part(facts, "per_class").get("std") or []
         students = len(part(facts, "accuracy").get("values") or ())
-        if label >= len(spread) or spread[label] is None or students < 2:
-            return ""
-        total += spread[label] ** 2 / students
-    return f" ± {math.sqrt(total):.1f}"
+        means.append((students, spread[label] if label < len(spread) else None))
+    error = error_of_difference(*means)
+    return "" if error is None else f" ± {error:.1f}"
 
 
 def printed(records: Iterable[Any]) -> str:
