@@ -131,7 +131,7 @@ def entries_looked_at(run: Run, steps: int = STEPS) -> int:
     """Distinct entries that ``steps`` steps of the standard budget look at."""
     method = CSDM.budget("standard", members=1, pool_epochs=0, network="convnet-d2-w8-in")
     objective, _ = method.begin(fake_cifar(8), 1, run)
-    return len({objective.side.number_at(step) for step in range(steps)})
+    return len({objective.side.draws.numbers(step)[0] for step in range(steps)})
 
 
 def main() -> None:

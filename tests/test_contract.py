@@ -75,6 +75,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sdm-linear": ("sdm", {"kernel": "linear"}),
     "csdm-reliability": ("csdm", {"alpha_schedule": "reliability", "debias": True}),
     "csdm-fresh": ("csdm", {"real_side": "fresh"}),
+    "csdm-snapshots": (
+        "csdm",
+        {"networks": "snapshots", "pool_epochs": 2, "augment_per": "class", "tail_images": 8},
+    ),
+    "csdm-above-noise": (
+        "csdm",
+        {"floor": "shrink", "optimizer": "mean_adam", "views_per_step": 2},
+    ),
+    "sdm-crops": ("sdm", {"start": "crops", "floor": "stop"}),
     "sdm-zca": ("sdm", {"preprocess": "zca"}),
     "dm-rolling": ("dm", {"real_side": "rolling", "batch_real": 0}),
     "dc-random": ("dc", {"networks": "random", "labels": "soft"}),
@@ -181,8 +190,8 @@ def test_tail_with_fewer_images_than_needed_warns_and_works(variant, make_blobs,
     else:
         assert counts == [3, 3, 3]
         fields = build(variant).fields()
-        noise = fields.get("canvas") == "pyramid" or fields.get("start") == "noise"
-        assert noise or "have fewer" in caplog.text  # noise needs no real images to start
+        enough = fields.get("canvas") == "pyramid" or fields.get("start") in ("noise", "crops")
+        assert enough or "have fewer" in caplog.text  # noise and crops never run short
         tail = syn.images[syn.labels == 2]
         assert not torch.equal(tail[0], tail[2])  # copies are not identical
 

@@ -10,7 +10,9 @@ from potstill.match.mmd import mmd2
 from potstill.match.moments import mean_distance
 from potstill.match.spectral import (
     SegmentMean,
+    above_noise,
     characteristic,
+    sampling_noise,
     segment_mean,
     spectral_distance,
     spectral_mean,
@@ -234,3 +236,40 @@ def test_two_halves_of_one_class_differ_by_their_noise():
 def test_power_is_one_or_two():
     with pytest.raises(InputError, match="power is 3"):
         spectral_distance(functions(), functions(), power=3)
+
+
+def test_sampling_noise_is_the_error_of_means_of_n_images():
+    draw = torch.Generator().manual_seed(0)
+    features = torch.randn(4000, 200, 3, generator=draw, dtype=torch.float64)
+    frequencies = torch.randn(16, 3, generator=draw, dtype=torch.float64)
+    law = torch.cat(
+        [(-frequencies.square().sum(1) / 2).exp(), torch.zeros(16, dtype=torch.float64)]
+    )
+    n = 25
+    means = torch.stack([characteristic(f[:n], frequencies).mean(0) for f in features])
+    error = (means - law).square()
+    measured = (error[:, :16] + error[:, 16:]).mean(0)
+    expected = sampling_noise(law[None], torch.tensor([n]))[0]
+    assert torch.allclose(measured, expected, rtol=0.1)
+
+
+def test_what_lies_within_the_noise_does_not_pull():
+    a = torch.tensor([[0.6, 0.0, 0.0, 0.8], [0.6, 0.0, 0.0, 0.8]])  # (0.6, 0) and (0, 0.8)
+    b = a + torch.tensor([[0.1, 0.02, 0.0, 0.0], [0.01, 0.0, 0.0, 0.01]])
+    counts = torch.tensor([100, 1000])
+    # noise: 0.64 / n and 0.36 / n; squared distances: 0.01, 0.0004 and 0.0001, 0.0001
+    assert above_noise(a, b, counts, "none") is None
+    assert above_noise(a, b, counts, "stop").tolist() == [[1.0], [0.0]]
+    share = above_noise(a, b, counts, "shrink")
+    assert torch.allclose(share[0], torch.tensor([0.36, 0.0]))  # 1 - 0.0064 / 0.01; 0.0036 > 0.0004
+    assert share[1].tolist() == [0.0, 0.0]
+    for power in (1, 2):
+        x = b.clone().requires_grad_(True)
+        plain = spectral_distance(a, x, 0.5, power=power)
+        stopped = spectral_distance(a, x, 0.5, power=power, share=above_noise(a, b, counts, "stop"))
+        (gradient,) = torch.autograd.grad(stopped.sum(), x)
+        assert stopped[0] == plain[0] and stopped[1] == 0 and not gradient[1].any()
+        shrunk = spectral_distance(a, x, 0.5, power=power, share=share)
+        half = 0.5 * torch.tensor([0.01, 0.0004])
+        kept = (half if power == 2 else half.sqrt()) * share[0]
+        assert torch.allclose(shrunk[0], kept.mean(), rtol=1e-4)

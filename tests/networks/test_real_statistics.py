@@ -12,8 +12,8 @@ from potstill.match.spectral import (
 from potstill.methods import CSDM, DM, M3D, NCFM, SDM
 from potstill.methods.distribution.class_matching import Comparison
 from potstill.networks import RandomNets
-from potstill.networks.real_statistics import RealSide, RealStatistics
-from potstill.networks.real_views import RealView
+from potstill.networks.real_statistics import RealSide
+from potstill.networks.view_draws import RealStatistics
 from potstill.run import InputError, StorageError, cache
 from potstill.run.parts import check_parts
 
@@ -52,9 +52,9 @@ def test_table_equals_a_plain_per_class_loop(make_blobs, run):
     room = side(real, run)
     view = room.at(0)
     for label in range(3):
-        images = real.batch(real.of_class(label))
+        own = real.of_class(label)
         with torch.no_grad():
-            f = room.features(images, view)
+            f = room.features(real.batch(own), real.labels[own], view)
         p = f @ view.frequencies.T
         expected = torch.cat([p.cos().mean(0), p.sin().mean(0)])
         assert torch.allclose(view.table[label], expected, atol=1e-5)
@@ -67,7 +67,7 @@ def test_cached_and_uncached_loss_are_identical(make_blobs, run):
     labels = torch.tensor([0, 0, 1, 1, 2, 2])
 
     def loss(table, view):
-        g = room.features(syn, view)
+        g = room.features(syn, labels, view)
         return spectral_distance(
             table, segment_mean(characteristic(g, view.frequencies), labels, 3)
         ).sum()
@@ -77,7 +77,7 @@ def test_cached_and_uncached_loss_are_identical(make_blobs, run):
     stored = again.at(5)
     assert again.built == 0 and room.built == 1
     with torch.no_grad():
-        features = room.features(real.batch(torch.arange(len(real))), view)
+        features = room.features(real.batch(torch.arange(len(real))), real.labels, view)
         fresh = segment_mean(characteristic(features, view.frequencies), real.labels, 3)
     assert torch.equal(view.table, stored.table)
     assert torch.allclose(loss(stored.table, stored), loss(fresh, view), rtol=1e-5)
@@ -86,7 +86,7 @@ def test_cached_and_uncached_loss_are_identical(make_blobs, run):
 def test_fixed_pool_uses_every_entry_once_per_pass(make_blobs, run):
     room = side(make_blobs((8, 4)), run, entries=5)
     for turn in range(3):
-        assert sorted(room.number_at(5 * turn + k) for k in range(5)) == [0, 1, 2, 3, 4]
+        assert sorted(room.draws.numbers(5 * turn + k)[0] for k in range(5)) == [0, 1, 2, 3, 4]
 
 
 def test_rolling_window_moves_and_forgets(make_blobs, run):
@@ -99,7 +99,7 @@ def test_rolling_window_moves_and_forgets(make_blobs, run):
 
 def test_fresh_draws_other_images_every_step_and_keeps_nothing(make_blobs, run):
     room = side(make_blobs((30, 4)), run, policy="fresh", batch_real=6)
-    first, second = room._positions(0), room._positions(1)
+    first, second = room.draws.positions(0), room.draws.positions(1)
     assert len(first) == 10 and not torch.equal(first, second)  # the small class gives all it has
     room.at(0), room.at(1)
     assert list(room._kept) == [1] and not room.cached.folder.exists()
@@ -199,9 +199,76 @@ def test_step_size_of_dm_acts_on_normalised_pixels(make_blobs, run):
 
 
 def test_entry_plan_depends_only_on_its_number(make_blobs, run):
-    a, b = side(make_blobs((8, 4)), run).plan(7), side(make_blobs((8, 4)), run, entries=9).plan(7)
-    assert isinstance(a, RealView) and a.number == b.number == 7
-    assert all(torch.equal(a.augment[k], b.augment[k]) for k in a.augment)
+    rooms = side(make_blobs((8, 4)), run), side(make_blobs((8, 4)), run, entries=9)
+    a, b = (room.draws.augment(7) for room in rooms)
+    assert a and all(torch.equal(a[k], b[k]) for k in a)
+
+
+def test_several_views_of_a_step_are_the_next_ones_of_one_order(make_blobs, run):
+    one = side(make_blobs((8, 4)), run, entries=5).draws
+    three = side(make_blobs((8, 4)), run, entries=5, views_per_step=3).draws
+    looks = [number for step in range(5) for number in three.numbers(step)]
+    assert looks == [one.numbers(step)[0] for step in range(15)]
+    rolling = side(make_blobs((8, 4)), run, policy="rolling", entries=6, views_per_step=4).draws
+    for step in range(0, 30, 7):
+        assert all(step // 3 <= number < step // 3 + 6 for number in rolling.numbers(step))
+    fresh = side(make_blobs((8, 4)), run, policy="fresh", batch_real=2, views_per_step=2).draws
+    assert fresh.numbers(3) == [6, 7]
+
+
+def test_each_class_may_have_its_own_augmentation(make_blobs, run):
+    real = make_blobs((9, 5, 4))
+    room = side(real, run, augment_per="class")
+    view = room.at(0)
+    assert {len(value) for value in view.augment.values()} == {3}
+    assert len({tuple(row) for row in view.augment["color"].tolist()}) == 3
+    for label in range(3):
+        own = real.of_class(label)
+        alone = {name: value[label : label + 1] for name, value in view.augment.items()}
+        extractor = room.networks.at(view.number)
+        with torch.no_grad():
+            f = extractor.features(real.batch(own), room.dsa, alone, normalize=True)
+        expected = characteristic(f, view.frequencies).mean(0)
+        assert torch.allclose(view.table[label], expected, atol=1e-5)
+    with pytest.raises(InputError, match="augment_per=view"):
+        check_parts(CSDM(statistics=RealStatistics(real_side="features", augment_per="class")))
+
+
+def test_copies_bring_small_classes_up_to_a_number(make_blobs, run):
+    real = make_blobs((40, 6, 3))
+    how = {"batch_real": 20, "tail_images": 12}
+    draws = side(real, run, **how).draws
+    positions = draws.positions(0)
+    assert draws.rows == [20, 12, 12]
+    assert real.labels[positions].tolist() == [0] * 20 + [1] * 12 + [2] * 12
+    for label, times in ((1, 2), (2, 4)):  # all of a class before any comes again
+        own = positions[real.labels[positions] == label]
+        assert own.bincount(minlength=len(real))[real.of_class(label)].tolist() == [times] * (
+            12 // times
+        )
+    whole = draws.images(0, positions, slice(None))
+    pieces = [draws.images(0, positions, slice(k, k + 5)) for k in range(0, len(positions), 5)]
+    assert torch.equal(whole, torch.cat(pieces))  # whatever the chunk
+    plain = real.batch(positions)
+    same = (whole == plain).flatten(1).all(1)
+    assert same[:26].all() and same[32:35].all()  # the first of each, as they are
+    assert not same[26:32].all() and not same[35:].all()
+    other = draws.images(1, positions, slice(None))
+    assert not torch.equal(other, whole)  # each view moves them anew
+    flipped = side(real, run, **how, tail_flip=1.0).draws.images(0, positions, slice(26, 32))
+    assert torch.equal(
+        flipped.flip(-1),
+        side(real, run, **how, tail_flip=0.0).draws.images(0, positions, slice(26, 32)),
+    )
+
+
+def test_views_of_other_draws_are_not_read_from_the_cache(make_blobs, run):
+    real = make_blobs((9, 3))
+    side(real, run).at(0)
+    for other in ({"augment_per": "class"}, {"tail_images": 6}, {"tail_images": 6, "tail_flip": 0}):
+        room = side(real, run, **other)
+        room.at(0)
+        assert room.built == 1
 
 
 def test_feature_banks_stay_within_the_memory_budget(make_blobs, run, caplog, monkeypatch):

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 from torch import Tensor
 
+from potstill.canvas.crops import Judge, confident_crops
 from potstill.canvas.pixels import Canvas
 from potstill.canvas.start import (
     Profile,
@@ -46,13 +47,20 @@ class CanvasSpec(Part, room=True):
         return [ipc] * real.num_classes
 
     def make(
-        self, real: ImageSet, ipc: int, run: Run, *, candidates: Sequence[Tensor] | None = None
+        self,
+        real: ImageSet,
+        ipc: int,
+        run: Run,
+        *,
+        candidates: Sequence[Tensor] | None = None,
+        judge: Judge | None = None,
     ) -> Canvas:
         """Return the canvas before step 0, on the CPU.
 
         Args:
             ipc: stored images per class.
             candidates: positions of the real images from which each class may start; default all.
+            judge: what trained networks say of images, for starts that they choose.
         """
         raise NotImplementedError
 
@@ -61,7 +69,9 @@ class CanvasSpec(Part, room=True):
 class Started(CanvasSpec):
     """A canvas that starts from images, real ones or noise."""
 
-    start: Start = "real"  # first images: "real", "tiled" (mosaics), "noise" or "correct" (judged)
+    # first images: "real", "tiled" (mosaics), "noise", "correct" (judged by experts) or "crops"
+    # (mosaics of those of which a pool is surest)
+    start: Start = "real"
     shortage: Shortage = "repeat"  # too few real images to start: "repeat", "noise" or "keep" fewer
     ipc_profile: Profile = "balanced"  # images per class: equal, or "long_tailed" as the real set
 
@@ -73,6 +83,11 @@ class Started(CanvasSpec):
     def check(self, method: Any, real: ImageSet | None = None) -> None:
         """Refuse a start that cannot be made."""
         check_start(self.start, self.shortage)
+        if self.start == "crops" and not method.networks.has_trained:
+            raise InputError(
+                f"start is 'crops' with networks {method.networks.kind!r}, of which none can judge "
+                "them before step 0; use start=tiled, or networks=pool"
+            )
         if self.judged and not method.networks.judges:
             raise InputError("start is 'correct', which needs experts to judge; use start=real")
         if self.judged and self.factor_for((16, 16)) > 1:
@@ -105,13 +120,23 @@ class Started(CanvasSpec):
         return images_per_class(real, ipc, self.ipc_profile)
 
     def make(
-        self, real: ImageSet, ipc: int, run: Run, *, candidates: Sequence[Tensor] | None = None
+        self,
+        real: ImageSet,
+        ipc: int,
+        run: Run,
+        *,
+        candidates: Sequence[Tensor] | None = None,
+        judge: Judge | None = None,
     ) -> Canvas:
         """Return the canvas before step 0, on the CPU."""
-        factor = self.factor_for((real.shape[1], real.shape[2]))
+        factor, counts = self.factor_for((real.shape[1], real.shape[2])), self.counts(real, ipc)
+        crops = None
+        if self.start == "crops" and judge is not None:
+            needed = [factor**2 * count for count in counts]
+            crops = confident_crops(real, needed, judge, run.generator, run.device)
         started = start_canvas(
             real,
-            self.counts(real, ipc),
+            counts,
             run.generator,
             start=self.start,
             factor=factor,
@@ -119,6 +144,7 @@ class Started(CanvasSpec):
             shortage=self.shortage,
             bounded=self.clamped,
             candidates=candidates,
+            crops=crops,
         )
         return self.formed(started, real, run)
 
@@ -143,7 +169,9 @@ class Pixels(Started, kind="pixels"):
 class Tiled(Pixels, kind="tiled"):
     """Each stored image is ``factor**2`` training images, shrunken (IDC, Kim et al., ICML 2022)."""
 
-    start: Start = "tiled"  # first images: "real", "tiled" (mosaics), "noise"
+    # first images: "real", "tiled" (mosaics), "noise", or "crops" (mosaics of those of which a pool
+    # is surest)
+    start: Start = "tiled"
     factor: Factor = 0  # tiles per side of a stored image; 0 = 2 from 16 pixels up, else 1
 
     def factor_for(self, size: tuple[int, int]) -> int:

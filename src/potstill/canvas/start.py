@@ -10,18 +10,18 @@ from collections.abc import Callable, Sequence
 from typing import Annotated
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from potstill.canvas.pixels import Canvas, canvas_spec
 from potstill.canvas.tiled import mosaic
 from potstill.data import ImageSet
+from potstill.data.augment import moved, reach_of
 from potstill.run import InputError, logger
 from potstill.run.fields import OneOf, check_value
 
 __all__ = ["Profile", "Start", "Shortage", "check_start", "images_per_class", "start_canvas"]
 
-Start = Annotated[str, OneOf("real", "tiled", "noise", "correct")]
+Start = Annotated[str, OneOf("real", "tiled", "noise", "correct", "crops")]
 Shortage = Annotated[str, OneOf("repeat", "noise", "keep")]
 Profile = Annotated[str, OneOf("balanced", "long_tailed")]
 
@@ -33,15 +33,9 @@ def _noise(count: int, shape: tuple[int, int, int], generator: torch.Generator) 
 
 def _shifted(images: Tensor, generator: torch.Generator) -> Tensor:
     """Move each image by up to an eighth of its size, border repeated: no two copies are equal."""
-    size = images.shape[-1]
-    reach = max(1, size // 8)
+    reach = reach_of(images.shape[-1])
     shifts = torch.randint(-reach, reach + 1, (len(images), 2), generator=generator)
-    padded = F.pad(images, (reach,) * 4, mode="replicate")
-    moved = [
-        image[:, reach + dy : reach + dy + images.shape[-2], reach + dx : reach + dx + size]
-        for image, (dy, dx) in zip(padded, shifts.tolist(), strict=True)
-    ]
-    return torch.stack(moved)
+    return moved(images, shifts)
 
 
 def _class_images(
@@ -62,8 +56,8 @@ def _class_images(
 
 def check_start(start: str, shortage: str) -> None:
     """Raise InputError unless both go together."""
-    if start == "tiled" and shortage == "keep":
-        raise InputError("shortage is 'keep' with start 'tiled'; use shortage=repeat or noise")
+    if start in ("tiled", "crops") and shortage == "keep":
+        raise InputError(f"shortage is 'keep' with start {start!r}; use shortage=repeat or noise")
 
 
 def _warn_of_shortage(
@@ -132,6 +126,7 @@ def start_canvas(
     shortage: str = "repeat",
     bounded: bool = True,
     candidates: Sequence[Tensor] | None = None,
+    crops: Sequence[Tensor] | None = None,
     quiet: bool = False,
 ) -> Canvas:
     """Return the canvas on which a method begins.
@@ -141,11 +136,13 @@ def start_canvas(
             classes, or one for each.
         generator: ``run.generator``; draws per class from ``generator("start", label)``.
         start: "real" (random images of the class), "tiled" (each stored image is a mosaic of
-            factor**2 of them), "noise", or "correct" (real ones among ``candidates``).
+            factor**2 of them), "noise", "correct" (real ones among ``candidates``), or "crops"
+            (mosaics of ``crops``).
         shortage: for classes with fewer images than needed: "repeat" (shifted copies), "noise", or
             "keep" (fewer stored images; not with mosaics).
         candidates: positions in ``real`` per class, in the order in which they are taken; default:
             all of the class, shuffled. A class without any starts from noise.
+        crops: images (n, c, h, w) of each class, as many as its mosaics need.
         quiet: do not warn of classes with too few images.
     """
     check_value("start", start, Start)
@@ -154,8 +151,10 @@ def start_canvas(
     wanted = [ipc] * real.num_classes if isinstance(ipc, int) else list(ipc)
     if len(wanted) != real.num_classes or min(wanted) < 1:
         raise InputError(f"ipc is {ipc}; use at least 1 image per class")
-    per_image = factor**2 if start == "tiled" else 1
-    if start != "noise" and not quiet:
+    if (start == "crops") != (crops is not None):
+        raise InputError(f"start is {start!r}; crops go with start 'crops', and it needs them")
+    per_image = factor**2 if start in ("tiled", "crops") else 1
+    if start not in ("noise", "crops") and not quiet:
         _warn_of_shortage(real, wanted, per_image, shortage, candidates)
     stacks = []
     for label, count in enumerate(wanted):
@@ -163,12 +162,14 @@ def start_canvas(
         if start == "noise":
             stacks.append(_noise(count, real.shape, draw))
             continue
-        if candidates is None:
-            own = real.of_class(label)
-            positions = own[torch.randperm(len(own), generator=draw)]
+        if crops is not None:
+            images = crops[label]
+        elif candidates is not None:
+            images = _class_images(real, candidates[label], count * per_image, shortage, draw)
         else:
-            positions = candidates[label]
-        images = _class_images(real, positions, count * per_image, shortage, draw)
+            own = real.of_class(label)
+            drawn = own[torch.randperm(len(own), generator=draw)]
+            images = _class_images(real, drawn, count * per_image, shortage, draw)
         stacks.append(
             mosaic(images.unflatten(0, (-1, per_image)), factor) if per_image > 1 else images
         )

@@ -21,7 +21,7 @@ from torch import Tensor
 from potstill.run import InputError, nearest
 from potstill.run.fields import OneOf, check_value
 
-__all__ = ["DSA", "OPERATIONS", "Rule", "cutmix"]
+__all__ = ["DSA", "OPERATIONS", "Rule", "cutmix", "moved", "reach_of"]
 
 OPERATIONS = ("color", "crop", "cutout", "flip", "scale", "rotate")
 Rule = Annotated[str, OneOf("dc", "idc")]
@@ -168,6 +168,29 @@ class DSA:
             cos, sin = value.cos(), value.sin()
             theta = torch.stack([torch.stack([cos, -sin], 1), torch.stack([sin, cos], 1)], 1)
         return _warp(x, theta, self.align_corners)
+
+
+def reach_of(side: int) -> int:
+    """Return by how many pixels a copy of an image of this side is moved at most: an eighth."""
+    return max(1, side // 8)
+
+
+def moved(images: Tensor, shifts: Tensor, mirrored: Tensor | None = None) -> Tensor:
+    """Move images (n, c, h, w) by ``shifts`` (n, 2) whole pixels, border repeated; mirror some.
+
+    ``shifts`` are down and right, within :func:`reach_of` the width; ``mirrored`` is (n,) bool.
+    """
+    reach, (high, wide) = reach_of(images.shape[-1]), images.shape[-2:]
+    padded = F.pad(images, (reach,) * 4, mode="replicate")
+    found = torch.stack(
+        [
+            image[:, reach + dy : reach + dy + high, reach + dx : reach + dx + wide]
+            for image, (dy, dx) in zip(padded, shifts.tolist(), strict=True)
+        ]
+    )
+    if mirrored is None:
+        return found
+    return torch.where(mirrored.to(found.device)[:, None, None, None], found.flip(-1), found)
 
 
 def _part(share: float, side: int) -> int:

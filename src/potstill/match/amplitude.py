@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from potstill.match.mmd import by_class
+from potstill.match.spectral import sampling_noise
 from potstill.run import InputError, nearest
 
 __all__ = [
@@ -88,7 +89,7 @@ def noise_laws(a: Tensor, counts: Tensor) -> Noise:
     squared = real.square() + imaginary.square()
     n = counts.to(a)
     return Noise(
-        total=(1 - squared).mean(-1) / n,
+        total=sampling_noise(a, counts).mean(-1),
         amplitude=(1 - squared).square().mean(-1) / (2 * n),
         phase=(1 - squared.square()).mean(-1) / (2 * n),
     )

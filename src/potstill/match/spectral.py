@@ -24,7 +24,9 @@ from potstill.run import InputError
 __all__ = [
     "SegmentMean",
     "SpectralMean",
+    "above_noise",
     "characteristic",
+    "sampling_noise",
     "segment_mean",
     "spectral_distance",
     "spectral_mean",
@@ -170,6 +172,7 @@ def spectral_distance(
     phase_weight: Tensor | float | None = None,
     power: int = 1,
     eps: float = 1e-6,
+    share: Tensor | None = None,
 ) -> Tensor:
     """Return the weighted spectral distance (k,) of characteristic functions a and b (k, 2T).
 
@@ -177,6 +180,7 @@ def spectral_distance(
     CSDM's class-aware distance (arXiv 2603.01698) with β = 1 - α, which is the default; SDM with
     α = β. ``power`` 2 averages it over the T frequencies, so that α = β = 1 is an unbiased estimate
     of the squared maximum mean discrepancy; ``power`` 1 averages its square root (NCFM, eq. 8).
+    ``share`` (k, T) or (k, 1) multiplies what is averaged, see :func:`above_noise`.
 
     Raises:
         InputError: ``power`` is neither 1 nor 2.
@@ -196,7 +200,34 @@ def spectral_distance(
     integrand = integrand + (beta - alpha).clamp_min(0) * phase
     if power == 1:
         integrand = (integrand + 1e-12).sqrt()
-    return integrand.mean(dim=-1)
+    return (integrand if share is None else integrand * share).mean(dim=-1)
+
+
+def sampling_noise(a: Tensor, counts: Tensor) -> Tensor:
+    """Return (1 - |a|²) / n (k, T), the expected squared error of a (k, 2T) from n images.
+
+    ``counts`` (k,) holds n.
+    """
+    real, imaginary = a.chunk(2, dim=-1)
+    return (1 - real.square() - imaginary.square()).clamp_min(0) / counts.to(a)[:, None]
+
+
+def above_noise(a: Tensor, b: Tensor, counts: Tensor, rule: str) -> Tensor | None:
+    """Return how much of the distance of a and b (k, 2T) is no sampling noise of a.
+
+    A class that is nearer to its ``counts`` (k,) real images than these are to their law is fitted
+    to the sample. With d² = |a - b|² and the noise s² of a frequency (:func:`sampling_noise`):
+    "stop" returns 1 where the mean of d² is above that of s² and else 0, (k, 1); "shrink" the
+    positive part of 1 - s²/d² (k, T), the factor of James and Stein; "none" nothing.
+    """
+    if rule == "none":
+        return None
+    noise = sampling_noise(a, counts)
+    squared = (a - b).square()
+    squared = squared[:, : noise.shape[1]] + squared[:, noise.shape[1] :]
+    if rule == "stop":
+        return (squared.mean(1) > noise.mean(1)).to(a)[:, None]
+    return (1 - noise / squared.clamp_min(torch.finfo(a.dtype).tiny)).clamp_min(0)
 
 
 def unbiased_amplitude(a: Tensor, counts: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import os
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
@@ -249,7 +250,8 @@ class Matcher(Method):
 
     def start(self, real: ImageSet, ipc: int, networks: Any, run: Run) -> Canvas:
         """Return the canvas before step 0, on the CPU."""
-        return self.canvas.make(real, ipc, run)
+        judge = partial(networks.judged, counts=real.counts, prior=self.networks.prior)
+        return self.canvas.make(real, ipc, run, judge=judge)
 
     def prepare(self, real: ImageSet, canvas: Canvas, networks: Any, run: Run) -> Objective:
         """Make what must exist before step 0; runs again, with the same result, on resume.

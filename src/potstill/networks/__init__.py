@@ -4,6 +4,7 @@ from potstill.networks.evolving import EvolvingNets
 from potstill.networks.feature_networks import Networks, PoolNetworks
 from potstill.networks.frozen_backbone import BackboneNetworks, FrozenBackbone
 from potstill.networks.parts import Experts, NetworkSpec, NoNets, PoolNets, RandomNets
+from potstill.networks.snapshots import SnapshotNets, SnapshotNetworks
 
 __all__ = [
     "BackboneNetworks",
@@ -16,4 +17,6 @@ __all__ = [
     "PoolNetworks",
     "PoolNets",
     "RandomNets",
+    "SnapshotNets",
+    "SnapshotNetworks",
 ]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from copy import deepcopy
 from typing import Any
 
@@ -13,11 +13,18 @@ from potstill.canvas import Canvas
 from potstill.data import DSA
 from potstill.data.transform import Transform
 from potstill.experts.pool import Pool
+from potstill.losses import REMEDIES, adjust
 from potstill.nets import Network
 from potstill.networks.extractor import FeatureExtractor
 from potstill.run import Run
 
-__all__ = ["Networks", "PoolNetworks", "RandomNetworks"]
+__all__ = ["Networks", "PoolNetworks", "RandomNetworks", "member_of"]
+
+
+def member_of(number: int, members: int, run: Run) -> int:
+    """Return whose turn a number is: each member once before any comes again."""
+    draw = run.generator("member", number // members)
+    return int(torch.randperm(members, generator=draw)[number % members])
 
 
 class Networks:
@@ -52,6 +59,21 @@ class Networks:
     def trained_at(self, number: int) -> FeatureExtractor:
         """Return the trained network behind :meth:`at`, beside which it may be used."""
         raise NotImplementedError
+
+    def finished(self) -> Iterator[FeatureExtractor]:
+        """Yield the networks at the end of their training, each in place until the next."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def judged(self, images: Tensor, counts: Sequence[int], prior: str) -> Tensor:
+        """Return what finished networks say of RGB images, log-probabilities (n, K), their mean.
+
+        ``prior`` is what was done about the classes' ``counts`` in their training; what is left of
+        the prior is taken out.
+        """
+        left = REMEDIES[prior].left
+        says = [adjust(one.logits(images), counts, left).log_softmax(1) for one in self.finished()]
+        return torch.stack(says).mean(0)
 
     def facts(self) -> dict[str, Any]:
         """JSON-like facts for the provenance."""
@@ -111,8 +133,7 @@ class PoolNetworks(Networks):
         return self._drawn[1]
 
     def _member(self, number: int) -> tuple[int, float]:
-        draw = self.run.generator("member", number // self.members)
-        member = int(torch.randperm(self.members, generator=draw)[number % self.members])
+        member = member_of(number, self.members, self.run)
         if self.blend == "random":
             return member, float(torch.rand((), generator=self.run.generator("blend", number)))
         return member, float(self.blend == "initial")
@@ -134,7 +155,14 @@ class PoolNetworks(Networks):
 
     def trained_at(self, number: int) -> FeatureExtractor:
         """Return the trained member behind a number, in an extractor of its own."""
+        return self._end(self._draw(number)[0])
+
+    def finished(self) -> Iterator[FeatureExtractor]:
+        """Yield the trained members."""
+        return map(self._end, range(self.members))
+
+    def _end(self, member: int) -> FeatureExtractor:
         if self._trained is None:
             like = deepcopy(self._extractor.net)
             self._trained = FeatureExtractor(like, self.transform, self.run)
-        return self._load(self._trained, self._draw(number)[0], 0.0)
+        return self._load(self._trained, member, 0.0)

@@ -35,6 +35,7 @@ __all__ = [
     "OwnNets",
     "PoolNets",
     "RandomNets",
+    "TrainedNets",
     "fit_transform",
 ]
 
@@ -115,8 +116,8 @@ class RandomNets(OwnNets, kind="random"):
 
 
 @dataclass(frozen=True, kw_only=True)
-class PoolNets(OwnNets, kind="pool"):
-    """A pool of networks trained on the real set, see :mod:`potstill.experts.pool`."""
+class TrainedNets(OwnNets):
+    """Networks trained on the real set before a canvas is looked at."""
 
     has_trained: ClassVar[bool] = True
 
@@ -125,7 +126,6 @@ class PoolNets(OwnNets, kind="pool"):
     pool_lr: Positive = 0.01  # their step size (SGD, momentum 0.9, x0.2 at 2/3 and 5/6)
     pool_cutmix: Share = 0.5  # probability of CutMix in their training
     pool_prior: Prior = "plain"  # "plain", "balanced", "logit_adjusted", ...: the long-tail table
-    blend: Blend = "random"  # point between initial and trained weights: "random" or an end
 
     @property
     def prior(self) -> str:
@@ -147,6 +147,13 @@ class PoolNets(OwnNets, kind="pool"):
             augment=DSA.parse("color_crop", rule="idc"),
             cutmix=self.pool_cutmix,
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class PoolNets(TrainedNets, kind="pool"):
+    """A pool of networks trained on the real set, see :mod:`potstill.experts.pool`."""
+
+    blend: Blend = "random"  # point between initial and trained weights: "random" or an end
 
     def open(self, real: ImageSet, run: Run) -> PoolNetworks:
         """Train the pool or read it from the cache."""

@@ -16,14 +16,15 @@ re-applies the view's own augmentation, so the two sides stay Siamese. Policies:
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, replace
-from typing import Annotated, Any
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from potstill.data import DSA, ImageSet
-from potstill.data.augment import Rule
 from potstill.experts.pool import fingerprint
 from potstill.match.mmd import by_class
 from potstill.match.spectral import SegmentMean
@@ -36,52 +37,16 @@ from potstill.networks.real_views import (
     KeptFeatures,
     RealView,
 )
-from potstill.run import InputError, Run, StorageError, logger
+from potstill.networks.view_draws import RealStatistics, ViewDraws
+from potstill.run import Run, StorageError, logger
 from potstill.run.cache import Cached, key_facts
-from potstill.run.fields import BatchOrAll, Count, Every, OneOf
 from potstill.run.machine import CPU_CHUNK
 from potstill.run.memory import Portion, cuts
-from potstill.run.parts import Part
 
-__all__ = ["Policy", "RealSide", "RealStatistics", "SiameseViews"]
+__all__ = ["RealSide"]
 
-Policy = Annotated[str, OneOf("rolling", "fixed", "features", "fresh")]
 _DISK_LIMIT = 8 << 20  # bytes: tables are stored for reuse and resume, feature banks are not
 _NONE = torch.empty(0, 0)  # frequencies of what is not projected
-
-
-@dataclass(frozen=True, kw_only=True)
-class RealStatistics(Part):
-    """How much of the real side is computed, and how often anew."""
-
-    real_side: Policy = "rolling"  # cache: "rolling", "fixed", "features" or "fresh" (as published)
-    entries: Count = 200  # cached views of the real data
-    refresh: Every = 10  # rolling: steps until a new view replaces the oldest
-    batch_real: BatchOrAll = 0  # real images per class in a view; 0 = all of them
-
-    def check(self, method: Any, real: ImageSet | None = None) -> None:
-        """Refuse to keep what networks that move have seen."""
-        if method.networks.kind == "evolving" and self.real_side != "fresh":
-            raise InputError(
-                f"real_side is {self.real_side!r} and networks is 'evolving', of which nothing can "
-                "be kept; use real_side=fresh"
-            )
-
-
-@dataclass(frozen=True, kw_only=True)
-class SiameseViews(Part):
-    """The augmentation that both sides of a match share."""
-
-    augment: str = "color_crop_cutout"  # Siamese augmentation while matching; "none" = off
-    augment_rule: Rule = "idc"  # "idc": colour and cutout always; "dc": one operation per draw
-
-    def check(self, method: Any, real: ImageSet | None = None) -> None:
-        """Refuse an unknown operation."""
-        self.dsa()
-
-    def dsa(self) -> DSA | None:
-        """Return the augmentation, or None."""
-        return None if self.augment == "none" else DSA.parse(self.augment, rule=self.augment_rule)
 
 
 class RealSide:
@@ -104,9 +69,9 @@ class RealSide:
         normalize: bool = False,
     ) -> None:
         self.real, self.networks, self.run = real, networks, run
-        self.policy, self.entries = statistics.real_side, statistics.entries
-        self.refresh, self.batch_real = statistics.refresh, statistics.batch_real
-        self.dsa = dsa if self.policy != "features" else None
+        self.policy, self.statistics = statistics.real_side, statistics
+        self.draws = ViewDraws(real, run, statistics, networks.members, dsa)
+        self.dsa = self.draws.dsa
         self.embedding, self.normalize = embedding, normalize
         known = key_facts(
             "realside-4",  # raise it when networks, augmentation or embeddings change
@@ -115,9 +80,8 @@ class RealSide:
             pool=networks.key,
             transform=fingerprint(networks.transform),
             normalize=normalize,
-            dsa=str(self.dsa),
-            batch_real=self.batch_real,
             members=networks.members,
+            **self.draws.facts,
             **embedding.facts,
         )
         self.cached = Cached(run.cache, "realside", known, f"{networks.key} on {real.source}")
@@ -128,63 +92,45 @@ class RealSide:
         self._kept: dict[int, Any] = {}  # what there is of a view, by its number
         self._warned = False
         self._image_bytes: int | None = None
-        self._order = torch.argsort(real.labels, stable=True)
 
     @property
     def keeps(self) -> bool:
         """Whether single features are kept, not their class means."""
         return self.embedding.keeps_features or self.policy == "features"
 
-    def number_at(self, step: int) -> int:
-        """Number of the view that a step looks at."""
-        if self.policy == "fresh":
-            return step
-        size, members = self.entries, self.networks.members
-        if self.policy == "features" and members:
-            size = min(size, members)
-        if self.policy == "rolling":
-            draw = torch.randint(size, (1,), generator=self.run.generator("entry", step))
-            return step // self.refresh + int(draw)
-        turn = torch.randperm(size, generator=self.run.generator("entry", step // size))
-        return int(turn[step % size])
-
-    def at(self, step: int) -> Any:
-        """Return the view of a step: ClassFeatures if the embedding keeps features, or ClassMeans.
+    def views(self, step: int) -> Iterator[Any]:
+        """Yield the views of a step: ClassFeatures if the embedding keeps features, or ClassMeans.
 
         The frequencies are not kept with it: T x d floats would dwarf the table they belong to.
         """
-        number = self.number_at(step)
         if self.policy == "rolling":  # views that have left the window
-            for old in [n for n in self._kept if n < step // self.refresh]:
+            for old in [n for n in self._kept if n < step // self.statistics.refresh]:
                 del self._kept[old]
                 (self.cached.folder / _name(old)).unlink(missing_ok=True)  # never looked at again
-        view = self._kept.get(number) or self._build(number)
-        if isinstance(view, FeatureBank):
-            return self._embedded(view, step)
-        if isinstance(view, ClassMeans):
-            return replace(view, frequencies=self._frequencies(number))
-        return view
+        for number in self.draws.numbers(step):
+            view = self._kept.get(number) or self._build(number)
+            if isinstance(view, FeatureBank):
+                yield self._embedded(view, step)
+            elif isinstance(view, ClassMeans):
+                yield replace(view, frequencies=self._frequencies(number))
+            else:
+                yield view
+
+    def at(self, step: int) -> Any:
+        """Return the first view of a step."""
+        return next(self.views(step))
 
     def bank(self, step: int) -> FeatureBank:
         """Return the features behind the view of a step, under the policy that keeps them."""
-        return self._kept[self.number_at(step)]
+        return self._kept[self.draws.numbers(step)[0]]
 
     def _frequencies(self, number: int) -> Tensor:
         return self.embedding.frequencies(number, self.networks.dim)
 
-    def plan(self, number: int) -> RealView:
-        """Draw the augmentation of a view; nothing is computed yet."""
-        augment: dict[str, Tensor] = {}
-        if self.dsa is not None:
-            draw = self.run.generator("augment", number)
-            size = (self.real.shape[1], self.real.shape[2])
-            augment = self.dsa.draw(1, size, draw, siamese=True, device=self.run.device)
-        return RealView(number, augment)
-
     def _build(self, number: int) -> RealView:
         if self.policy == "fresh":
             self._kept.clear()
-        plan = self.plan(number)
+        plan = RealView(number, self.draws.augment(number))
         view: RealView = self._read(plan) or self._computed(plan)
         if isinstance(view, KeptFeatures):
             self._make_room(view.features.nbytes)
@@ -199,33 +145,23 @@ class RealSide:
             logger.warning(
                 "%d feature banks of %.2f GB exceed half of memory_gb = %g; some are built again "
                 "and again; lower entries to %d or raise memory_gb",
-                self.entries, size / 1e9, self.run.memory_gb, most,
+                self.statistics.entries, size / 1e9, self.run.memory_gb, most,
             )  # fmt: skip
         while len(self._kept) >= most:
             del self._kept[next(iter(self._kept))]
-
-    def _positions(self, number: int) -> Tensor:
-        """Class-sorted positions of a view's real images; small classes give all they have."""
-        if not self.batch_real:
-            return self._order
-        draw = self.run.generator("batch_real", number)
-        chosen = []
-        for label in range(self.real.num_classes):
-            own = self.real.of_class(label)
-            chosen.append(own[torch.randperm(len(own), generator=draw)[: self.batch_real]])
-        return torch.cat(chosen)
 
     @torch.no_grad()
     def _computed(self, plan: RealView) -> RealView:
         self.built += 1
         began, classes = time.monotonic(), self.real.num_classes
         frequencies = _NONE if self.keeps else self._frequencies(plan.number)
-        positions = self._positions(plan.number)
+        positions = self.draws.positions(plan.number)
         labels = self.real.labels[positions].to(self.run.device)
         mean, kept = SegmentMean(classes), []
         for rows in cuts(len(positions), self._chunk(int(positions[0]))):
-            images = self.real.batch(positions[rows], self.run.device)
-            values = self._fits.over(lambda part: self._values(part, plan, frequencies), images)
+            images = self.draws.images(plan.number, positions, rows)
+            look = partial(self._values, view=plan, frequencies=frequencies)
+            values = self._fits.over(look, images, labels[rows])
             if self.keeps:
                 kept.append(values)
             else:
@@ -239,14 +175,17 @@ class RealSide:
         self._write(view, time.monotonic() - began)
         return view
 
-    def features(self, images: Tensor, view: RealView) -> Tensor:
-        """Features (n, d) of RGB images (n, c, h, w), real or synthetic, in a view."""
+    def features(self, images: Tensor, labels: Tensor, view: RealView) -> Tensor:
+        """Features (n, d) of RGB images (n, c, h, w) of these classes, on either side of a view."""
         extractor = self.networks.at(view.number)
-        return extractor.features(images, self.dsa, view.augment, normalize=self.normalize)
+        augment = self.draws.of_images(view.augment, labels)
+        return extractor.features(images, self.dsa, augment, normalize=self.normalize)
 
-    def _values(self, images: Tensor, view: RealView, frequencies: Tensor) -> Tensor:
+    def _values(
+        self, images: Tensor, labels: Tensor, view: RealView, frequencies: Tensor
+    ) -> Tensor:
         """What is kept, or averaged over a class, of each image: features or embedding (n, q)."""
-        features = self.features(images, view)
+        features = self.features(images, labels, view)
         if self.embedding.keeps_features:
             return features
         return features.half() if self.keeps else self.embedding.embed(features, frequencies)

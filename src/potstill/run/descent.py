@@ -11,11 +11,12 @@ import torch
 from torch import Tensor
 
 from potstill.run.fields import Decay, OneOf, Positive, Steps, check_value
+from potstill.run.mean_adam import MeanAdam
 from potstill.run.parts import Part
 
 __all__ = ["Course", "Descent", "Optimizer", "Rate", "Schedule", "cosine", "pack", "unpack"]
 
-Optimizer = Annotated[str, OneOf("adam", "sgd")]
+Optimizer = Annotated[str, OneOf("adam", "mean_adam", "sgd")]
 _PATIENCE = 500  # plateau: steps without improvement before the rate is halved
 Course = Annotated[str, OneOf("constant", "cosine", "plateau")]  # of the step size
 
@@ -39,7 +40,8 @@ class Descent(Part):
 
     steps: Steps = 20_000  # optimisation steps, all classes together in each
     lr_images: Positive = 1e-3  # step size of the images
-    optimizer: Optimizer = "adam"  # "adam" (0.9, 0.999) or "sgd"
+    # "adam" (0.9, 0.999), "mean_adam" (one second moment: weights of classes stay) or "sgd"
+    optimizer: Optimizer = "adam"
     momentum: Decay = 0.5  # of SGD
     schedule: Course = "constant"  # step size over time: "constant", "cosine" or "plateau"
 
@@ -69,6 +71,8 @@ class Descent(Part):
             groups.append(group | ({"momentum": rate.momentum} if self.optimizer == "sgd" else {}))
         if self.optimizer == "sgd":
             return torch.optim.SGD(groups, lr=own.lr)
+        if self.optimizer == "mean_adam":
+            return MeanAdam(groups, lr=own.lr)
         # fused: without temporaries of the size of the largest leaf
         return torch.optim.Adam(groups, lr=own.lr, fused=True)
 

@@ -145,18 +145,19 @@ class Portion:
             )  # fmt: skip
         self._told = True
 
-    def over(self, work: Callable[[Tensor], Tensor], things: Tensor) -> Tensor:
-        """Return ``work(things)``, whose rows are those of ``things``, in pieces where needed.
+    def over(self, work: Callable[..., Tensor], *things: Tensor) -> Tensor:
+        """Return ``work(*things)``, whose rows are those of each, in pieces where needed.
 
         Raises:
             InputError: one row is too much.
         """
         while True:
-            parts = things.split(max(1, min(self.most, len(things))))
+            most = max(1, min(self.most, len(things[0])))
+            parts = list(zip(*(thing.split(most) for thing in things), strict=True))
             try:
-                done = [work(part) for part in parts]
+                done = [work(*part) for part in parts]
                 return done[0] if len(done) == 1 else torch.cat(done)
             except MEMORY_ERRORS as error:
                 if not out_of_memory(error):
                     raise
-                self.halve(len(parts[0]), error)
+                self.halve(len(parts[0][0]), error)

@@ -22,16 +22,18 @@ from potstill.losses import REMEDIES, adjust, cross_entropy
 from potstill.match.spectral import segment_mean
 from potstill.methods.base import Objective
 from potstill.networks import Networks
-from potstill.networks.real_statistics import RealSide, RealStatistics, SiameseViews
+from potstill.networks.real_statistics import RealSide
+from potstill.networks.view_draws import RealStatistics, SiameseViews
 from potstill.run import InputError, Run
 from potstill.run.fields import NotNegative, OneOf
 from potstill.run.memory import cuts
 from potstill.run.objective import Term
 from potstill.run.parts import Part
 
-__all__ = ["CANVASES", "Calibration", "ClassMatching", "Comparison"]
+__all__ = ["CANVASES", "TRAINED", "Calibration", "ClassMatching", "Comparison"]
 
 CANVASES = ("pixels", "tiled", "multi-formation", "frequency")
+TRAINED = ("pool", "snapshots")  # networks that can calibrate
 Removed = Annotated[str, OneOf("adjusted", "none")]
 
 
@@ -90,16 +92,17 @@ class ClassMatching(Objective):
         )
 
     def terms(self, step: int, canvas: Canvas, piece: int) -> Iterator[Term]:
-        """Matching, then calibration (NCFM sec. 4.3; DANCE sec. 3.3)."""
-        view = self.side.at(step)
-        for part in cuts(canvas.classes, piece):
-            first, last = part.start, part.stop
-            images, labels = canvas.decode(first, last)
-            features = self.side.features(images, view)
-            values, facts = self.comparison.class_distance(
-                view, features, labels - first, first, last
-            )
-            yield Term("match", values * self.weight, first, facts)
+        """Matching, then calibration (NCFM sec. 4.3; DANCE sec. 3.3) behind the last view."""
+        weight = self.weight / self.side.statistics.views_per_step
+        for view in self.side.views(step):
+            for part in cuts(canvas.classes, piece):
+                first, last = part.start, part.stop
+                images, labels = canvas.decode(first, last)
+                features = self.side.features(images, labels, view)
+                values, facts = self.comparison.class_distance(
+                    view, features, labels - first, first, last
+                )
+                yield Term("match", values * weight, first, facts)
         if self.calibration is not None:
             yield from self.calibration.terms(step, view.number, canvas, piece)
 

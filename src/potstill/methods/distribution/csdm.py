@@ -27,12 +27,17 @@ from potstill.data import ImageSet
 from potstill.match.amplitude import amplitude_weights, noise_laws, reliability_weights
 from potstill.match.spectral import spectral_mean, split, unbiased_amplitude
 from potstill.methods.base import Matcher, MethodInfo
-from potstill.methods.distribution.class_matching import CANVASES, Calibration, ClassMatching
+from potstill.methods.distribution.class_matching import (
+    CANVASES,
+    TRAINED,
+    Calibration,
+    ClassMatching,
+)
 from potstill.methods.distribution.sdm import Power, spectral_matching
 from potstill.methods.distribution.spectrum import QUICK, SpectralComparison, Spectrum
 from potstill.networks import Networks, NetworkSpec, PoolNets
-from potstill.networks.real_statistics import RealStatistics, SiameseViews
 from potstill.networks.real_views import ClassMeans
+from potstill.networks.view_draws import RealStatistics, SiameseViews
 from potstill.run import InputError, Run
 from potstill.run.fields import Inside, OneOf, Positive
 
@@ -73,7 +78,7 @@ class CSDM(Matcher):
         "quick": QUICK,
         "standard": {"steps": 5000, "pool_epochs": 40, "frequencies": 1024},
     }
-    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": ("pool", "random")}
+    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": (*TRAINED, "random")}
 
     canvas: CanvasSpec = Tiled()  # mosaics of real images (NCFM's "mix")
     networks: NetworkSpec = PoolNets()
@@ -105,7 +110,7 @@ class CSDM(Matcher):
         schedule = "log_linear" if by_noise else self.alpha_schedule
         alpha = amplitude_weights(real.counts, self.alpha_head, schedule, self.alpha_balanced)
         length = self.spectrum.length_on(real, networks, run, self.normalize)
-        comparison = _ClassAware(self.spectrum, length, alpha.to(run.device), self.power, run)
+        comparison = _ClassAware(self, real, length, alpha, run)
         most = self.statistics.batch_real or max(real.counts)
         comparison.seen = torch.tensor(real.counts).clamp_max(most)
         comparison.debias = self.debias
@@ -118,7 +123,7 @@ class CSDM(Matcher):
     def _reliability(self, objective: ClassMatching, seen: Tensor, counts: Sequence[int]) -> Tensor:
         view: ClassMeans = objective.side.at(0)
         images, labels = objective.canvas.decode()
-        features = objective.side.features(images, view)
+        features = objective.side.features(images, labels, view)
         b = spectral_mean(features, view.frequencies, labels, objective.canvas.classes)
         amplitude, phase = split(view.table, b)
         noise = noise_laws(view.table, seen)

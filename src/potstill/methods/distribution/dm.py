@@ -23,10 +23,15 @@ from potstill.data import ImageSet
 from potstill.match.moments import mean_distance
 from potstill.match.spectral import segment_mean
 from potstill.methods.base import Matcher, MethodInfo
-from potstill.methods.distribution.class_matching import CANVASES, ClassMatching, Comparison
+from potstill.methods.distribution.class_matching import (
+    CANVASES,
+    TRAINED,
+    ClassMatching,
+    Comparison,
+)
 from potstill.networks import Networks, NetworkSpec, RandomNets
-from potstill.networks.real_statistics import RealStatistics, SiameseViews
 from potstill.networks.real_views import ClassMeans
+from potstill.networks.view_draws import RealStatistics, SiameseViews
 from potstill.run import Run
 from potstill.run.descent import Descent
 
@@ -70,7 +75,7 @@ class DM(Matcher):
         },
         "standard": {"steps": 5000, "real_side": "rolling", "entries": 200, "refresh": 10},
     }
-    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": ("random", "pool", "evolving")}
+    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": ("random", *TRAINED, "evolving")}
 
     canvas: CanvasSpec = Pixels(bounded=False)
     networks: NetworkSpec = RandomNets()

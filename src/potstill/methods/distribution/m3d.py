@@ -19,10 +19,15 @@ from potstill.canvas import Canvas, CanvasSpec, Tiled
 from potstill.data import ImageSet
 from potstill.match.mmd import class_mmd2
 from potstill.methods.base import Matcher, MethodInfo
-from potstill.methods.distribution.class_matching import CANVASES, ClassMatching, Comparison
+from potstill.methods.distribution.class_matching import (
+    CANVASES,
+    TRAINED,
+    ClassMatching,
+    Comparison,
+)
 from potstill.networks import Networks, NetworkSpec, RandomNets
-from potstill.networks.real_statistics import RealStatistics, SiameseViews
 from potstill.networks.real_views import ClassFeatures
+from potstill.networks.view_draws import RealStatistics, SiameseViews
 from potstill.run import Run
 from potstill.run.descent import Descent
 
@@ -62,7 +67,7 @@ class M3D(Matcher):
         "standard": {"steps": 5000, "entries": 100},
     }
 
-    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": ("random", "pool")}
+    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": ("random", *TRAINED)}
 
     canvas: CanvasSpec = Tiled()  # "factor and up-sampling"
     networks: NetworkSpec = RandomNets()

@@ -26,12 +26,17 @@ from potstill.canvas import Canvas, CanvasSpec, Tiled
 from potstill.data import ImageSet
 from potstill.match.spectral import characteristic, segment_mean, spectral_distance
 from potstill.methods.base import Matcher, MethodInfo
-from potstill.methods.distribution.class_matching import CANVASES, Calibration, ClassMatching
+from potstill.methods.distribution.class_matching import (
+    CANVASES,
+    TRAINED,
+    Calibration,
+    ClassMatching,
+)
 from potstill.methods.distribution.sdm import Power, spectral_matching
 from potstill.methods.distribution.spectrum import QUICK, SpectralComparison, Spectrum
 from potstill.networks import Networks, NetworkSpec, PoolNets
-from potstill.networks.real_statistics import RealStatistics, SiameseViews
 from potstill.networks.real_views import ClassMeans
+from potstill.networks.view_draws import RealStatistics, SiameseViews
 from potstill.run import InputError, Run
 from potstill.run.checkpoint import under
 from potstill.run.descent import Descent, pack, unpack
@@ -63,7 +68,7 @@ class NCFM(Matcher):
         "quick": QUICK,
         "standard": {"steps": 5000, "pool_epochs": 40, "frequencies": 2048},
     }
-    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": ("pool", "random")}
+    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": (*TRAINED, "random")}
 
     canvas: CanvasSpec = Tiled()  # mosaics of real images ("mix")
     networks: NetworkSpec = PoolNets()
@@ -93,21 +98,25 @@ class NCFM(Matcher):
                 f"real_side is {self.statistics.real_side!r} with a sampling network, whose "
                 "frequencies change at every step; use real_side=features"
             )
+        if self.sampling_network and self.statistics.views_per_step > 1:
+            raise InputError(
+                f"views_per_step is {self.statistics.views_per_step} with a sampling network, "
+                "which climbs on one; use views_per_step=1"
+            )
 
     def prepare(
         self, real: ImageSet, canvas: Canvas, networks: Networks, run: Run
     ) -> ClassMatching:
         """Make psi where asked for."""
-        alpha = torch.full((real.num_classes,), self.alpha).to(run.device)
+        alpha = torch.full((real.num_classes,), self.alpha)
         length = self.spectrum.length_on(real, networks, run, self.normalize)
         if not self.sampling_network:
-            comparison = SpectralComparison(self.spectrum, length, alpha, self.power, run)
+            comparison = SpectralComparison(self, real, length, alpha, run)
             return spectral_matching(self, real, canvas, networks, run, comparison)
-        adversary = _Adversary(self.spectrum, length, alpha, self.power, run)
+        adversary = _Adversary(self, real, length, alpha, run)
         adversary.meet(networks.dim, self.lr_sampler)
         found = spectral_matching(self, real, canvas, networks, run, adversary, _MinMax)
-        most = self.statistics.batch_real or max(real.counts)
-        found.adversary, found.counts = adversary, [min(count, most) for count in real.counts]
+        found.adversary, found.rows = adversary, found.side.draws.rows
         return found
 
 
@@ -146,7 +155,7 @@ class _MinMax(ClassMatching):
     """Matching, then one step up for psi on the features just seen."""
 
     adversary: _Adversary
-    counts: list[int]  # rows of each class in the bank of real features
+    rows: list[int]  # of each class in the bank of real features
 
     def terms(self, step: int, canvas: Canvas, piece: int) -> Iterator[Term]:
         """As SDM; then psi climbs."""
@@ -176,7 +185,7 @@ class _MinMax(ClassMatching):
         """
         draw = self.adversary.run.generator("psi/real", step)
         rows, start = [], 0
-        for count in self.counts:
+        for count in self.rows:
             rows.append(start + torch.randperm(count, generator=draw)[:128])
             start += count
         return torch.cat(rows)

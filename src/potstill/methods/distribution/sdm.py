@@ -30,6 +30,7 @@ from potstill.match.mmd import class_mmd2
 from potstill.methods.base import Matcher, MethodInfo
 from potstill.methods.distribution.class_matching import (
     CANVASES,
+    TRAINED,
     Calibration,
     ClassMatching,
     Comparison,
@@ -42,8 +43,8 @@ from potstill.methods.distribution.spectrum import (
     step_size,
 )
 from potstill.networks import Networks, NetworkSpec, PoolNets
-from potstill.networks.real_statistics import RealStatistics, SiameseViews
 from potstill.networks.real_views import ClassFeatures, ClassMeans
+from potstill.networks.view_draws import RealStatistics, SiameseViews
 from potstill.run import InputError, Run
 from potstill.run.fields import OneOf, Positive
 
@@ -148,7 +149,7 @@ class SDM(Matcher):
         "quick": QUICK,
         "standard": {"steps": 5000, "pool_epochs": 40, "frequencies": 1024},
     }
-    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": ("pool", "random")}
+    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": (*TRAINED, "random")}
 
     canvas: CanvasSpec = Tiled()  # mosaics of real images (NCFM's "mix")
     networks: NetworkSpec = PoolNets()
@@ -183,6 +184,6 @@ class SDM(Matcher):
         elif self.spectrum.kernel == "linear":
             comparison = _HalfMean()
         else:  # amplitude and phase weigh alike
-            alpha = torch.full((real.num_classes,), 0.5).to(run.device)
-            comparison = SpectralComparison(self.spectrum, length, alpha, self.power, run)
+            alpha = torch.full((real.num_classes,), 0.5)
+            comparison = SpectralComparison(self, real, length, alpha, run)
         return spectral_matching(self, real, canvas, networks, run, comparison)

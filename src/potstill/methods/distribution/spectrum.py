@@ -12,18 +12,25 @@ from torch import Tensor
 from potstill.data import ImageSet
 from potstill.match.amplitude import median_distance
 from potstill.match.kernels import Kernel, kernel
-from potstill.match.spectral import characteristic, spectral_distance, spectral_mean, split
+from potstill.match.spectral import (
+    above_noise,
+    characteristic,
+    spectral_distance,
+    spectral_mean,
+    split,
+)
 from potstill.methods.distribution.class_matching import Comparison
 from potstill.networks import Networks
 from potstill.networks.real_views import ClassMeans
 from potstill.run import Run
 from potstill.run.descent import Descent
-from potstill.run.fields import NotNegative, Positive, Range
+from potstill.run.fields import NotNegative, OneOf, Positive, Range
 from potstill.run.parts import Part
 
 __all__ = ["QUICK", "SpectralComparison", "Spectrum", "step_size"]
 
 Frequencies = Annotated[int, Range(1, 2**16)]
+Floor = Annotated[str, OneOf("none", "stop", "shrink")]
 QUICK = {  # the quick budget of all three
     "steps": 500,
     "network": "convnet-w32-in",
@@ -46,8 +53,8 @@ def step_size(descent: Descent, classes: int) -> float:
 
     One step of all classes replaces 2C steps of Adam, which move sqrt(2C) as far.
     """
-    adam = descent.optimizer == "adam"
-    return descent.lr_images * math.sqrt(2 * classes) if adam else descent.lr_images
+    plain = descent.optimizer == "sgd"
+    return descent.lr_images if plain else descent.lr_images * math.sqrt(2 * classes)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +66,9 @@ class Spectrum(Part):
     length: NotNegative = 0.0  # fixed kernel length instead; 0 = use scale
     frequencies: Frequencies = 2048  # T; whole blocks if a multiple of the feature dimension
     orthogonal: bool = True  # orthogonal frequency directions, else i.i.d.
+    # sampling noise of the real side: "none" = fitted as well; "stop" = a class whose distance lies
+    # within it rests; "shrink" = frequencies count by the share of theirs that stands above it
+    floor: Floor = "none"
 
     def check(self, method: Any, real: ImageSet | None = None) -> None:
         """Refuse an unknown kernel."""
@@ -85,15 +95,16 @@ class SpectralComparison(Comparison):
     """SDD per class: E_w [alpha A + (1 - alpha) P], or its root per frequency (``power`` 1).
 
     Args:
+        method: with the parts ``spectrum`` and ``statistics``, and ``power``.
         length: of the kernel, see :meth:`Spectrum.length_on`.
-        alpha: (C,) amplitude weight of each class, on the run's device.
+        alpha: (C,) amplitude weight of each class.
     """
 
-    def __init__(
-        self, spectrum: Spectrum, length: float, alpha: Tensor, power: int, run: Run
-    ) -> None:
-        self.spectrum, self.length, self.alpha, self.power = spectrum, length, alpha, power
-        self.law: Kernel = kernel(spectrum.kernel, length)
+    def __init__(self, method: Any, real: ImageSet, length: float, alpha: Tensor, run: Run) -> None:
+        self.spectrum, self.power = method.spectrum, method.power
+        self.length, self.alpha = length, alpha.to(run.device)
+        self.counts = torch.tensor(real.counts).to(run.device)
+        self.law: Kernel = kernel(self.spectrum.kernel, length)
         self.run = run
         self._sets: dict[int, Tensor] = {}
         self._rotations: dict[int, tuple[Tensor, Tensor]] = {}
@@ -142,9 +153,10 @@ class SpectralComparison(Comparison):
         self, view: ClassMeans, features: Tensor, labels: Tensor, first: int, last: int
     ) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the spectral distance of each class."""
-        a = self.target(view, first, last)
+        a, own = self.target(view, first, last), slice(first, last)
         b = spectral_mean(features, view.frequencies, labels, last - first)
-        values = spectral_distance(a, b, self.alpha[first:last], power=self.power)
+        share = above_noise(a, b.detach(), self.counts[own], self.spectrum.floor)
+        values = spectral_distance(a, b, self.alpha[own], power=self.power, share=share)
         return values, spectral_facts(a, b.detach())
 
 

@@ -19,7 +19,7 @@ from potstill.methods.gradient.dc import DC
 from potstill.methods.gradient.gradient_matching import PAIRS, GradientObjective, Gradients
 from potstill.networks import Networks, NetworkSpec
 from potstill.networks.evolving import EvolvingNets
-from potstill.networks.real_statistics import SiameseViews
+from potstill.networks.view_draws import SiameseViews
 from potstill.run import Run
 from potstill.run.descent import Descent
 
