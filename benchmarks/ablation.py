@@ -1,12 +1,14 @@
-"""Which parts of CSDM and of LAD matter, measured on images held out of the real training set.
+"""Which parts of CSDM, of any spectral matcher and of LAD matter, on held-out training images.
 
 200 images per class are cut from the balanced training set before it is made long-tailed; no test
 image is looked at. Every variant of a family starts from the same images and shares the pool or the
 experts of its seed where it can. One line of JSON per variant: accuracy of three students over all,
 head, medium and tail classes, and for CSDM the amplitude's share of the distance in the largest and
-the smallest class over the last tenth of the steps, for LAD the learned student step size.
+the smallest class over the last tenth of the steps, for LAD the learned student step size. Variants
+of the family "parts" differ from SDM's quick budget in one thing each. Lines that ``--out`` holds
+are not made again; ``--table`` prints their means over seeds, and nothing is made.
 
-    python benchmarks/ablation.py --data FOLDER [--family csdm|lad] [--imbalance-factor 200]
+    python benchmarks/ablation.py --data FOLDER [--family csdm|parts|lad] [--imbalance-factor 200]
 """
 
 from __future__ import annotations
@@ -16,14 +18,15 @@ import json
 import os
 import statistics
 import time
+from pathlib import Path
 from typing import Any
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
 
-from potstill.data import load
-from potstill.evaluation import PROTOCOLS, train_students
+from potstill.data import ImageSet, load
+from potstill.evaluation import PROTOCOLS, Protocol, train_students
 from potstill.evaluation.metrics import overall
 from potstill.evaluation.student import synthetic_examples
 from potstill.methods import find
@@ -40,6 +43,28 @@ CSDM: list[tuple[str, dict[str, Any]]] = [
     ("csdm", {"alpha_head": 0.8, "scale": 0.5}),
     ("csdm", {"alpha_head": 0.2, "scale": 0.5}),
     ("sdm", {"calibration": 0.0}),
+]
+_SNAPSHOTS = {"networks": "snapshots", "judge_ahead": 6}
+PARTS: list[tuple[str, dict[str, Any]]] = [
+    ("mosaic", {}),
+    ("sdm", {}),
+    ("csdm", {"alpha_schedule": "two_level", "alpha_head": 0.9}),
+    ("sdm", {"augment_per": "class"}),
+    ("sdm", {"entries": 100}),
+    ("sdm", {"entries": 100, "views_per_step": 3}),
+    ("sdm", {"floor": "stop"}),
+    ("sdm", {"floor": "shrink"}),
+    ("sdm", {"optimizer": "mean_adam"}),
+    ("sdm", {"tail_images": 256}),
+    ("sdm", {"pool_prior": "balanced_softmax"}),
+    ("sdm", {"pool_epochs": 20}),
+    ("sdm", {"calibration": 2.5}),
+    ("sdm", {**_SNAPSHOTS}),
+    ("sdm", {**_SNAPSHOTS, "calibration": 2.5}),
+    ("sdm", {**_SNAPSHOTS, "calibration": 2.5, "pool_prior": "balanced_softmax"}),
+    ("sdm", {"start": "crops"}),
+    ("sdm", {"start": "crops", "steps": 0}),
+    ("sdm", {"network": "convnet-w64-in"}),
 ]
 LAD: list[tuple[str, dict[str, Any]]] = [  # figure 6a: base, + DAM, + DAM + ED; then one by one
     ("lad", {"matching": "plain", "adjustment": "none"}),
@@ -59,75 +84,122 @@ LAD: list[tuple[str, dict[str, Any]]] = [  # figure 6a: base, + DAM, + DAM + ED;
 ]
 
 
+FAMILIES = {"csdm": CSDM, "parts": PARTS, "lad": LAD}
+
+
+def known(out: Path | None) -> list[dict[str, Any]]:
+    """Lines that were made before."""
+    return [json.loads(line) for line in out.read_text().splitlines()] if out else []
+
+
+def table(lines: list[dict[str, Any]]) -> None:
+    """Print means over distillation seeds, with the spread of these, largest first."""
+    rows: dict[str, list[dict[str, Any]]] = {}
+    for line in lines:
+        rows.setdefault(f"{line['method']} {json.dumps(line['asked'])}", []).append(line)
+    means = {name: statistics.mean(one["accuracy"] for one in own) for name, own in rows.items()}
+    for name in sorted(means, key=means.__getitem__, reverse=True):
+        own, found = rows[name], [one["accuracy"] for one in rows[name]]
+        spread = f"{statistics.stdev(found):4.2f}" if len(found) > 1 else "   -"
+        groups = [
+            statistics.mean(one[group] for one in own) for group in ("head", "medium", "tail")
+        ]
+        told = " ".join(f"{value:5.1f}" for value in groups)
+        print(f"{means[name]:6.2f} {spread} {len(own)}  {told}  {name}")
+
+
+def measure(
+    name: str,
+    given: dict[str, Any],
+    real: ImageSet,
+    held_out: ImageSet,
+    protocol: Protocol,
+    run: Run,
+) -> dict[str, Any]:  # fmt: skip
+    """Distil once and train three students; return a line."""
+    records: list[dict[str, Any]] = []
+
+    def watch(step: int, record: dict[str, Any], canvas: Any, to: Any = records) -> None:
+        to.append(record)
+
+    asked = given["asked"]
+    fields = asked if name == "mosaic" else {"steps": given["steps"], **asked}
+    fields = {key: value for key, value in fields.items() if value is not None}
+    method = find(name).budget("quick", **fields)
+    began = time.perf_counter()
+    syn = method(real, 10, run.with_(watch=watch))
+    seconds = time.perf_counter() - began
+    outcome = train_students(
+        synthetic_examples(syn, "auto"),
+        protocol.training_for(10, syn.syn_lr),
+        protocol,
+        network="convnet-w32-in",
+        test=held_out,
+        runs=3,
+        run=run.with_(seed=0),
+        label=name,
+    )
+    accuracies = overall(outcome.last, held_out.counts)
+    groups = {name: outcome.last[:, list(own)].mean() for name, own in real.groups.items()}
+    shares = [
+        [r["classes"]["amplitude_share"][label] for r in records[-len(records) // 10 :]]
+        for label in (0, -1)
+        if records and "amplitude_share" in records[-1]["classes"]
+    ]
+    return {
+        "benchmark": "ablation on held-out training images",
+        **given,
+        "accuracy": round(statistics.mean(accuracies), 2),
+        "std": round(statistics.stdev(accuracies), 2),
+        **{group: round(float(value), 1) for group, value in groups.items()},
+        "amplitude_share": [round(statistics.mean(share), 2) for share in shares],
+        "loss": records[-1]["loss"] if records else None,
+        "syn_lr": syn.syn_lr,
+        "seconds": round(seconds, 1),
+        "device": describe(run.device)["device"],
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--data", default="../shared/data/cifar10")
-    parser.add_argument("--family", choices=("csdm", "lad"), default="csdm")
+    parser.add_argument("--family", choices=FAMILIES, default="csdm")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of variants, from 0")
     parser.add_argument("--set", type=json.loads, default={}, help="fields of all, as JSON")
     parser.add_argument("--imbalance-factor", type=float, default=200)
     parser.add_argument("--steps", type=int, help="default: CSDM 300, LAD's quick budget")
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--out", type=Path, help="JSON lines, of which known ones are left out")
+    parser.add_argument("--table", action="store_true", help="print what --out holds")
     parser.add_argument("--threads", type=int, default=0)
     parser.add_argument("--device", default="auto")
     options = parser.parse_args()
+    if options.out:
+        options.out.touch()
+    done = known(options.out)
+    if options.table:
+        return table(done)
     tune_allocator()
     if options.threads:
         torch.set_num_threads(options.threads)
     run = Run(seed=options.seed, device=options.device, quiet=True)
     rest, held_out = load(options.data, quiet=True).hold_out(200, seed=0)
     real = rest.long_tailed(options.imbalance_factor)
-    protocol = PROTOCOLS["quick" if options.family == "csdm" else "lad-quick"]
-    variants = CSDM if options.family == "csdm" else LAD
-    if options.family == "csdm":
+    protocol = PROTOCOLS["lad-quick" if options.family == "lad" else "quick"]
+    if options.family != "lad":
         options.steps = options.steps or 300
-    for number, (name, fields) in enumerate(variants):
-        if options.only is not None and number not in options.only:
+    for number, (name, fields) in enumerate(FAMILIES[options.family]):
+        asked = {**options.set, **fields}
+        given = {"method": name, "asked": asked, "seed": options.seed, "steps": options.steps}
+        given["imbalance_factor"] = options.imbalance_factor
+        made = any(given.items() <= line.items() for line in done)
+        if made or (options.only is not None and number not in options.only):
             continue
-        records: list[dict[str, Any]] = []
-
-        def watch(step: int, record: dict[str, Any], canvas: Any, to: Any = records) -> None:
-            to.append(record)
-
-        fields = {**options.set, **fields}
-        if options.steps and name != "mosaic":
-            fields["steps"] = options.steps
-        method = find(name).budget("quick", **fields)
-        began = time.perf_counter()
-        syn = method(real, 10, run.with_(watch=watch))
-        seconds = time.perf_counter() - began
-        outcome = train_students(
-            synthetic_examples(syn, "auto"),
-            protocol.training_for(10, syn.syn_lr),
-            protocol,
-            network="convnet-w32-in",
-            test=held_out,
-            runs=3,
-            run=run.with_(seed=0),
-            label=name,
-        )
-        accuracies = overall(outcome.last, held_out.counts)
-        groups = {name: outcome.last[:, list(own)].mean() for name, own in real.groups.items()}
-        shares = [
-            [r["classes"]["amplitude_share"][label] for r in records[-len(records) // 10 :]]
-            for label in (0, -1)
-            if records and "amplitude_share" in records[-1]["classes"]
-        ]
-        line = {
-            "benchmark": "ablation on held-out training images",
-            "method": name,
-            **fields,
-            "seed": options.seed,
-            "accuracy": round(statistics.mean(accuracies), 2),
-            "std": round(statistics.stdev(accuracies), 2),
-            **{group: round(float(value), 1) for group, value in groups.items()},
-            "amplitude_share": [round(statistics.mean(share), 2) for share in shares],
-            "loss": records[-1]["loss"] if records else None,
-            "syn_lr": syn.syn_lr,
-            "seconds": round(seconds, 1),
-            "device": describe(run.device)["device"],
-        }
+        line = measure(name, given, real, held_out, protocol, run)
         print(json.dumps(line), flush=True)
+        if options.out:
+            with options.out.open("a") as file:
+                file.write(json.dumps(line) + "\n")
 
 
 if __name__ == "__main__":
