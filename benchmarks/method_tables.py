@@ -31,8 +31,6 @@ from typing import Any
 from potstill.methods import CATALOGUE
 
 ROOT = Path(__file__).parents[1]
-BUDGETS = ("paper", "standard", "quick")
-HEAD = ("field", *BUDGETS, "what it is", "source")
 BLOCK = re.compile(r"(?<=<!-- fields -->\n).*?(?=<!-- /fields -->)", re.DOTALL)
 BEFORE = re.compile(r"^\| field \|.*\n\|[-| ]+\|\n(?:\|.*\n)+", re.MULTILINE)  # no marks yet
 ROW = re.compile(r"^\| `(\w+)` \| (.*) \|$", re.MULTILINE)
@@ -110,12 +108,18 @@ def _joined(lines: Any, comments: dict[int, str]) -> str:
     return " ".join(comments[line] for line in lines if line in comments)
 
 
+def budgets_of(name: str) -> tuple[str, ...]:
+    """Budgets of a method, the largest first."""
+    return tuple(reversed(CATALOGUE[name].budgets()))
+
+
 def fields_of(name: str) -> dict[str, dict[str, Any]]:
     """Values of each field at each budget; the method's own fields stand first."""
-    values = {budget: CATALOGUE[name].budget(budget).fields() for budget in BUDGETS}
+    budgets = budgets_of(name)
+    values = {budget: CATALOGUE[name].budget(budget).fields() for budget in budgets}
     names = list(dict.fromkeys(field for one in values.values() for field in one))
     names.sort(key=lambda field: field not in vars(CATALOGUE[name]).get("__annotations__", {}))
-    return {field: {b: values[b][field] for b in BUDGETS if field in values[b]} for field in names}
+    return {field: {b: values[b][field] for b in budgets if field in values[b]} for field in names}
 
 
 def comments(owner: Any) -> dict[str, str]:
@@ -130,7 +134,7 @@ def comments(owner: Any) -> dict[str, str]:
 
 def comment_of(name: str, field: str) -> str:
     """What stands beside a field, at the largest budget that has it."""
-    for budget in BUDGETS:
+    for budget in budgets_of(name):
         found = comments(CATALOGUE[name].budget(budget)).get(field)
         if found:
             return QUOTED.sub(r"`\1`", found).replace("|", r"\|")
@@ -167,10 +171,12 @@ def table(name: str, text: str) -> str:
     inert = INERT.search(text)
     without = set(re.findall(r"`(\w+)`", inert[1])) if inert else set()
     written = by_hand(text)
-    lines = [f"| {' | '.join(HEAD)} |", "|---" * len(HEAD) + "|"]
+    budgets = budgets_of(name)
+    head = ("field", *budgets, "what it is", "source")
+    lines = [f"| {' | '.join(head)} |", "|---" * len(head) + "|"]
     for field, values in fields_of(name).items():
         if field not in without:
-            sizes = [shown(values[b]) if b in values else "–" for b in BUDGETS]
+            sizes = [shown(values[b]) if b in values else "–" for b in budgets]
             comment = comment_of(name, field)
             last = " · ".join(filter(None, kept(written.get(field, ""), comment)))
             cells = [f"`{field}`", *sizes, comment, last]

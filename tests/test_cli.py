@@ -167,7 +167,7 @@ VALUES = {
     "--pool-cutmix 2": "cutmix is 2.0",
     "--steps -1": "steps is -1",
     "--lr-images 0": "--lr-images is 0",
-    "--optimizer lion": "use one of adam, sgd",
+    "--optimizer lion": "use one of adam, mean_adam, sgd",
     "--momentum 1": "momentum is 1",
     "--schedule warm": "schedule is 'warm'",
     "--start rael": "start is 'rael'",

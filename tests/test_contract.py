@@ -302,8 +302,11 @@ def test_memory_error_halves_the_chunk_and_goes_on(make_blobs, run, caplog, monk
 
 def test_budgets_exist_for_every_method_and_unknown_names_are_refused():
     for method in CATALOGUE.values():
-        for budget in ("quick", "standard", "paper"):
+        assert {"quick", "standard", "paper"} <= set(method.budgets())
+        for budget in method.budgets():
             assert method.budget(budget).fields() is not None
+    for name in ("sdm", "csdm", "ncfm", "lad"):
+        CATALOGUE[name].budget("overnight").check()
     assert (
         CATALOGUE["csdm"].budget("quick").descent.steps
         < CATALOGUE["csdm"].budget("paper").descent.steps
@@ -311,6 +314,8 @@ def test_budgets_exist_for_every_method_and_unknown_names_are_refused():
     )
     with pytest.raises(InputError, match="did you mean 'quick'"):
         CATALOGUE["csdm"].budget("quik")
+    with pytest.raises(InputError, match="'overnight' with method 'dm'; choose one of"):
+        CATALOGUE["dm"].budget("overnight")
     with pytest.raises(InputError, match="did you mean 'alpha_head'"):
         CATALOGUE["csdm"].budget("quick", alpha_heat=0.3)
 

@@ -49,6 +49,10 @@ class Composed:
             return vars(self.part) | {"steps": self.steps}
 
     @classmethod
+    def budgets(cls) -> tuple[str, ...]:
+        return "quick", "standard", "paper"
+
+    @classmethod
     def budget(cls, name: str) -> Method:
         return cls.Method(Part(), {"paper": 100, "standard": 10, "quick": 0}[name])
 

@@ -245,7 +245,7 @@ def method_flags(kind: Any, budget: str, job: Any, about: str, words: list[str])
     method = kind.budget(budget, **chosen_kinds(words, kind()))
     _refuse_other_kinds(words, method)
     data = data_flags(method.fields())
-    sizes = tyro.conf.arg(help="size of the defaults: quick, standard or paper")
+    sizes = tyro.conf.arg(help=f"size of the defaults: {', '.join(kind.budgets())}")
     rooms: list[Any] = []
     for name, part in parts_of(method):
         if len(part.kinds) > 1:

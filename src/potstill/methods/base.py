@@ -34,7 +34,7 @@ from potstill.synthetic.started import kept, started
 
 __all__ = ["BUDGETS", "Matcher", "Method", "MethodInfo", "Objective", "Selector"]
 
-BUDGETS = ("quick", "standard", "paper")
+BUDGETS = ("quick", "overnight", "standard", "paper")
 
 
 @dataclass(frozen=True)
@@ -63,8 +63,13 @@ class Method:
     pairs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
 
     @classmethod
+    def budgets(cls) -> tuple[str, ...]:
+        """Return the names of the sizes that there are; only some methods have "overnight"."""
+        return tuple(name for name in BUDGETS if name != "overnight" or name in cls.sizes)
+
+    @classmethod
     def budget(cls, name: str, **fields: Any) -> Self:
-        """Return the method at a named size: "quick", "standard" or "paper" (the defaults).
+        """Return the method at a named size: one of :meth:`budgets`; "paper" is the defaults.
 
         ``fields`` override single entries of the flat table, kinds of parts among them. What a
         budget says of a part of another kind is left out.
@@ -72,8 +77,9 @@ class Method:
         Raises:
             InputError: there is no such budget, field or kind.
         """
-        if name not in BUDGETS:
-            raise InputError(f"budget is {name!r}{nearest(name, BUDGETS)}")
+        if name not in cls.budgets():
+            told = nearest(name, cls.budgets())
+            raise InputError(f"budget is {name!r} with method {cls.info.name!r}{told}")
         own = cls()
         kinds = {k: v for k, v in fields.items() if isinstance(getattr(own, k, None), Part)}
         own = changed(own, kinds, cls.info.name)

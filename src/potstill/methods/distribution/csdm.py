@@ -34,7 +34,7 @@ from potstill.methods.distribution.class_matching import (
     ClassMatching,
 )
 from potstill.methods.distribution.sdm import Power, spectral_matching
-from potstill.methods.distribution.spectrum import QUICK, SpectralComparison, Spectrum
+from potstill.methods.distribution.spectrum import SIZES, SpectralComparison, Spectrum
 from potstill.networks import Networks, NetworkSpec, PoolNets
 from potstill.networks.real_views import ClassMeans
 from potstill.networks.view_draws import RealStatistics, SiameseViews
@@ -74,10 +74,7 @@ class CSDM(Matcher):
         cost="as SDM",
     )
 
-    sizes = {
-        "quick": QUICK,
-        "standard": {"steps": 5000, "pool_epochs": 40, "frequencies": 1024},
-    }
+    sizes = SIZES
     pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": (*TRAINED, "random")}
 
     canvas: CanvasSpec = Tiled()  # mosaics of real images (NCFM's "mix")

@@ -33,7 +33,7 @@ from potstill.methods.distribution.class_matching import (
     ClassMatching,
 )
 from potstill.methods.distribution.sdm import Power, spectral_matching
-from potstill.methods.distribution.spectrum import QUICK, SpectralComparison, Spectrum
+from potstill.methods.distribution.spectrum import SIZES, SpectralComparison, Spectrum
 from potstill.networks import Networks, NetworkSpec, PoolNets
 from potstill.networks.real_views import ClassMeans
 from potstill.networks.view_draws import RealStatistics, SiameseViews
@@ -65,7 +65,7 @@ class NCFM(Matcher):
         cost="as SDM; with the sampling network real features stay in memory",
     )
     sizes = {
-        "quick": QUICK,
+        **SIZES,
         "standard": {"steps": 5000, "pool_epochs": 40, "frequencies": 2048},
     }
     pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": (*TRAINED, "random")}

@@ -37,7 +37,7 @@ from potstill.methods.distribution.class_matching import (
 )
 from potstill.methods.distribution.dm import MeanDistance
 from potstill.methods.distribution.spectrum import (
-    QUICK,
+    SIZES,
     SpectralComparison,
     Spectrum,
     step_size,
@@ -145,10 +145,7 @@ class SDM(Matcher):
         long_tail="per-class distributions; calibration without the class prior",
         cost="trains a pool of networks once; real side cached as one vector per class",
     )
-    sizes = {
-        "quick": QUICK,
-        "standard": {"steps": 5000, "pool_epochs": 40, "frequencies": 1024},
-    }
+    sizes = SIZES
     pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": (*TRAINED, "random")}
 
     canvas: CanvasSpec = Tiled()  # mosaics of real images (NCFM's "mix")

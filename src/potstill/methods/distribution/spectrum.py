@@ -27,11 +27,11 @@ from potstill.run.descent import Descent
 from potstill.run.fields import NotNegative, OneOf, Positive, Range
 from potstill.run.parts import Part
 
-__all__ = ["QUICK", "SpectralComparison", "Spectrum", "step_size"]
+__all__ = ["SIZES", "SpectralComparison", "Spectrum", "step_size"]
 
 Frequencies = Annotated[int, Range(1, 2**16)]
 Floor = Annotated[str, OneOf("none", "stop", "shrink")]
-QUICK = {  # the quick budget of all three
+_QUICK = {
     "steps": 500,
     "network": "convnet-w32-in",
     "members": 4,
@@ -43,6 +43,27 @@ QUICK = {  # the quick budget of all three
     "batch_real": 256,
     "frequencies": 512,
     "schedule": "cosine",
+}
+# On two cores, by the seconds of single steps: networks an hour, entries and steps an hour and a
+# half, of which students leave the rest of the night (docs/speed.md)
+_OVERNIGHT = {
+    "steps": 1500,
+    "network": "convnet-w128-in",
+    "members": 3,
+    "pool_epochs": 20,
+    "pool_lr": 0.05,
+    "pool_cutmix": 0.0,
+    "pool_prior": "logit_adjusted",
+    "real_side": "fixed",
+    "entries": 100,
+    "batch_real": 1024,
+    "frequencies": 1024,
+    "schedule": "cosine",
+}
+SIZES: dict[str, dict[str, Any]] = {  # of all three
+    "quick": _QUICK,
+    "overnight": _OVERNIGHT,
+    "standard": {"steps": 5000, "pool_epochs": 40, "frequencies": 1024},
 }
 _SETS = 8  # distinct frequency draws kept in memory; views rotate them
 _ROTATIONS = 1024  # kept in memory, the newest: numbers that come only once are without end

@@ -131,6 +131,7 @@ class LAD(MatchesTrajectories, Matcher):
             "classifier_steps": 40,
         },
     }
+    sizes["overnight"] = sizes["quick"] | {"network": "convnet-w64-in", "experts": 6, "steps": 150}
     pairs = PAIRS
 
     canvas: CanvasSpec = Pixels(start="correct", bounded=False)  # right by classifier experts
