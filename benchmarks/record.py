@@ -4,8 +4,9 @@
     python benchmarks/record.py runs/dm10 recipes/dm/cifar10-lt10-ipc10-quick.toml
     python benchmarks/results_table.py
 
-A run that was made with other data, method, hyper-parameters or seed than the recipe names is
-refused, and so is one without a score by the recipe's student, protocol and number of runs.
+A run that was made with other data, method or hyper-parameters than the recipe names is refused,
+and so is one without a score by the recipe's student, protocol and number of runs. Its seed may be
+another (``potstill recipe FILE --seed 1``): the table shows the mean over all seeds of a recipe.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from potstill.evaluation.inheritance import fits, inheritance
 from potstill.evaluation.record import names_of
 from potstill.nets import parse
 from potstill.run import InputError
+from potstill.run.checkpoint import digest
 from potstill.run.fields import fields_of
 
 
@@ -34,7 +36,6 @@ def differences(recipe: dict[str, Any], job: dict[str, Any], data: dict[str, Any
     """
     asked, method = recipe["distill"], method_of(recipe)
     wanted = {"method": asked["method"], "ipc": asked.get("ipc", 10), "fields": method.fields()}
-    wanted["seed"] = asked.get("seed", 0)
     found = [key for key, value in wanted.items() if job[key] != value]
     options = asdict(Data(**recipe.get("data", {})))
     options.pop("data")
@@ -106,6 +107,7 @@ def measured(run: dict[str, Any], score: dict[str, Any], made: dict[str, Any]) -
     return {
         **{key: score[key] for key in ("date", "device", "threads")},
         **{"seconds": run["seconds"], "steps": steps, "seed": run["job"]["seed"]},
+        **{"fields": digest([run["job"]["fields"]])[:8]},  # seeds of equal ones stand in one row
         **{"imbalance_factor": made["data"].get("imbalance_factor")},  # that the set has
         **{"views": (score.get("mosaic") or {}).get("views", 1)},  # training images in a stored one
         **{"accuracy": score["accuracy"]["mean"], "std": score["accuracy"]["std"]},

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import statistics
 import sys
 from collections import Counter
 from collections.abc import Iterable, Iterator
@@ -38,16 +39,40 @@ Entry = tuple[str, dict[str, Any], dict[str, Any]]  # recipe's name, recipe, mea
 
 
 def entries(root: Path) -> Iterator[Entry]:
-    """Each recipe with its newest measurement per student, protocol and device."""
+    """Each recipe with its newest measurement per student, protocol and device, over all seeds."""
     for path in sorted((root / "recipes").rglob("*.toml")):
-        recipe, newest = read_recipe(path), {}
+        recipe, newest = read_recipe(path), dict[tuple[str, ...], dict[Any, dict[str, Any]]]()
         for number, row in enumerate(recipe.get("measured", [])):
             missing = [key for key in NEEDED if key not in row]
             if missing:
                 raise InputError(f"{path}: [[measured]] {number + 1} lacks {', '.join(missing)}")
-            newest[row["network"], row["protocol_hash"], row["device"]] = row
-        for row in newest.values() or [{}]:
+            seeds = newest.setdefault((row["network"], row["protocol_hash"], row["device"]), {})
+            if any(row.get("fields") != other.get("fields") for other in seeds.values()):
+                seeds.clear()  # of another version of the method
+            seeds[row.get("seed")] = row
+        for row in [merged([*seeds.values()]) for seeds in newest.values()] or [{}]:
             yield path.relative_to(root / "recipes").with_suffix("").as_posix(), recipe, row
+
+
+def merged(rows: list[dict[str, Any]]) -> dict[str, Any]:
+    """One measurement of several distillation seeds: means, and the spread of all students.
+
+    Its square is the mean of the squared spreads of the seeds plus the variance of their means.
+    """
+    if len(rows) == 1:
+        return rows[0]
+    found = {key: value for key, value in rows[-1].items() if all(key in row for row in rows)}
+    for key in found:
+        values = [row[key] for row in rows]
+        if key.endswith("std"):
+            means = [row[f"{key.removesuffix('std')}accuracy"] for row in rows]
+            within = statistics.mean(value**2 for value in values)
+            found[key] = (within + statistics.pvariance(means)) ** 0.5
+        elif key in ("head", "medium", "tail", "seconds") or key.endswith("accuracy"):
+            found[key] = statistics.mean(values)
+        elif key == "peak_memory_gb":
+            found[key] = max(values)
+    return found | {"seeds": len(rows)}
 
 
 def order(entry: Entry) -> tuple[Any, ...]:
@@ -141,6 +166,7 @@ def cells(
         return "–" if found is None else spread(found, row.get(f"{name}_std")) + alone + trained
 
     random = beside("random")
+    students = f"{row['seeds']} x {row['runs']}" if "seeds" in row else row["runs"]
     gained = row["accuracy"] - row["start_accuracy"] if "start_accuracy" in row else None
     ceiling = row if "ceiling_accuracy" in row else most.get(of_ceiling(recipe, row), {})
     share = 100 * row["accuracy"] / ceiling["ceiling_accuracy"] if ceiling else None
@@ -154,7 +180,7 @@ def cells(
         imbalance(data, row),
         about.get("ipc", 10), about.get("budget", "quick"), row["network"],
         f"{row['protocol']} `{row['protocol_hash']}`", row.get("updates", "–"),
-        f"{spread(row['accuracy'], row.get('std'))} ({row['runs']})", " / ".join(groups) or "–",
+        f"{spread(row['accuracy'], row.get('std'))} ({students})", " / ".join(groups) or "–",
         beside("start"), "–" if gained is None else f"{gained:+.1f}",
         random, mosaic(recipe, row, known), beside("full"),
         beside("ceiling"), "–" if share is None else f"{share:.1f}", beside("inherited"), published,

@@ -257,7 +257,6 @@ def test_record_keeps_mosaics_the_full_protocol_and_the_factor_of_the_set(root):
         ({"fields": {"steps": 7}}, "fields"),
         ({"data": {"data": "cifar10", "imbalance_factor": 10}}, "imbalance_factor"),
         ({"data": {"imbalance_factor": 200, "image_size": 16}}, "image_size"),
-        ({"seed": 3}, "seed"),
         ({"fingerprint": "f2"}, "fingerprint"),
         ({"train_checksum": "t2"}, "train_checksum"),
     ],
@@ -284,6 +283,24 @@ def test_record_refuses_a_score_taken_otherwise(root, change, message):
     recipe = root / "recipes" / "dm" / "cell.toml"
     with pytest.raises(InputError, match=message):
         record.record(fake_run(root / "run", recipe, score=change), recipe)
+
+
+def test_seeds_of_one_recipe_stand_in_one_row(root):
+    recipe = root / "recipes" / "dm" / "cell.toml"
+    scores = {0: (50.0, 1.0), 1: (52.0, 2.0), 2: (51.0, 2.0)}
+    for seed, (mean, std) in scores.items():
+        score = {"accuracy": {"mean": mean, "std": std}}
+        record.record(fake_run(root / f"run{seed}", recipe, score=score, seed=seed), recipe)
+    # students: mean of squares (1 + 4 + 4) / 3, means about 51: (1 + 1 + 0) / 3
+    assert f"| 51.0 ± {(3 + 2 / 3) ** 0.5:.1f} (3 x 5) |" in results.table(root, "dm")
+    again = {"accuracy": {"mean": 53.0, "std": 2.0}}
+    record.record(fake_run(root / "run3", recipe, score=again, seed=2), recipe)
+    assert "| 51.7 ±" in results.table(root, "dm")  # the newest of each seed
+    text = recipe.read_text()
+    kept, _, last = text.rpartition("[[measured]]")  # a version of the method with other fields
+    fields = tomllib.loads(text)["measured"][-1]["fields"]
+    recipe.write_text(f"{kept}[[measured]]{last.replace(fields, 'ffff0000')}")
+    assert "| 53.0 ± 2.0 (5) |" in results.table(root, "dm")
 
 
 def test_a_single_student_has_no_spread(root):
