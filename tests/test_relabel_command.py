@@ -85,6 +85,25 @@ def test_each_kind_of_label_is_made_scored_and_shown(made, capsys, monkeypatch, 
     assert relabel(made, flags + " --seed 1 --force") == 0
 
 
+def test_mosaics_stay_mosaics_with_a_soft_label_for_each_tile(made, capsys):
+    data = f"--data {made.parent}/set.npz --test {made.parent}/test.npz"
+    stored = made.parent / "m"
+    words = f"distill mosaic --ipc 2 --factor 2 --out {stored} {data} {MACHINE}"
+    assert main(shlex.split(words)) == 0
+    assert relabel(stored, "--labels soft --teacher mlp-w8") == 0
+    before, found = SyntheticSet.load(stored), SyntheticSet.load(made.parent / "b")
+    assert torch.equal(found.images, before.images) and found.decode == before.decode
+    assert found.soft_labels.shape == (6, 4, 3)
+    assert found.nbytes == before.nbytes + 6 * 4 * 3 * 4
+    out = made.parent / "b"
+    words = f"evaluate {out} --network mlp-w8 --protocol quick --runs 1 {MACHINE}"
+    assert main(shlex.split(words)) == 0
+    (score,) = json.loads((out / "scores.json").read_text())["scores"]
+    assert score["label_tier"] == "static" and score["receiver_bytes"] == found.nbytes
+    assert score["mosaic"] is not None and main(["report", str(out)]) == 0
+    assert "Soft labels" in (out / "report.html").read_text()
+
+
 def test_a_set_with_labels_gets_others_and_none_of_its_scores(made, capsys):
     words = f"evaluate {made} --network mlp-w8 --protocol quick --runs 1 {MACHINE}"
     assert main(shlex.split(words)) == 0

@@ -65,13 +65,19 @@ def test_plain_artifacts_keep_their_images():
     assert found.label_tier == "static" and "soft_labels" not in syn.provenance
 
 
-def test_tiled_artifacts_get_a_label_for_each_decoded_image():
-    syn = synthetic(decode=TILED)
-    found = with_soft_labels(syn, [teacher()])
-    images, labels, soft, _ = found.decoded()
+def test_tiled_artifacts_keep_their_storage_and_get_a_label_for_each_decoded_image():
+    syn = synthetic(decode=TILED, weights=torch.tensor([1.0, 2.0, 0.5]))
+    found = with_soft_labels(syn, [teacher()], temperature=2.0)
+    assert torch.equal(found.images, syn.images) and found.decode == TILED
+    images, labels, soft, weights = found.decoded()
     assert torch.equal(images, syn.decoded()[0]) and labels.tolist() == [0] * 4 + [1] * 4 + [2] * 4
-    assert soft.shape == (12, 3)
-    assert torch.equal(soft, soft_labels([teacher()], images, TRANSFORM))
+    assert found.soft_labels.shape == (3, 4, 3) and soft.shape == (12, 3)
+    said = predict(teacher(), images, TRANSFORM)
+    torch.testing.assert_close(soft, (said / 2).softmax(1))
+    assert not torch.allclose(soft[0], soft[1])  # each tile has its own
+    assert torch.equal(weights, syn.weights.repeat_interleave(4))
+    assert found.nbytes == syn.nbytes + 12 * 3 * 4 == receiver_bytes(found, "static")
+    assert receiver_bytes(found, "hard") == syn.nbytes
 
 
 def test_bytes_count_stored_labels_only_where_they_are_used():

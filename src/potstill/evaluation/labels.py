@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill.canvas import canvas_spec
+from potstill.canvas import views_per_image
 from potstill.data.transform import Transform
 from potstill.data.views import Views
 from potstill.experts.heads import Head
@@ -126,14 +126,13 @@ def with_soft_labels(
 ) -> SyntheticSet:
     """Return the artifact with a teacher's soft label for every training image (tier "static").
 
-    The teachers see images behind the artifact's own transform. A tiled artifact is decoded first,
-    because a label belongs to one training image; that costs bytes, which the score shows.
-    Arguments and errors are those of :func:`soft_labels`.
+    The teachers see decoded images behind the artifact's own transform. What is stored stays: the
+    labels of a tiled set are (n, v, K), one for each of the v training images that a stored image
+    decodes to. Arguments and errors are those of :func:`soft_labels`.
     """
-    images, labels, _, weights = syn.decoded()
     soft = soft_labels(
         teachers,
-        images,
+        syn.decoded()[0],
         syn.transform,
         temperature=temperature,
         counts=counts,
@@ -141,13 +140,10 @@ def with_soft_labels(
         device=device,
     )
     facts = _facts(teachers, counts, tau) | {"temperature": temperature}
+    v = views_per_image(syn.decode)
     return replace(
         syn,
-        images=images,
-        labels=labels,
-        weights=weights,
-        decode=canvas_spec(),
-        soft_labels=soft,
+        soft_labels=soft if v == 1 else soft.unflatten(0, (len(syn), v)),
         start=None,
         provenance=_unscored(syn) | {"soft_labels": facts},
     )
