@@ -45,6 +45,7 @@ def relabel(made: Path, more: str) -> int:
     [
         ("--epochs 2 --teacher mlp-w8 --top 2 --cutmix 0.5 --flip 0", "stored"),
         ("--labels soft --teacher mlp-w8 --temperature 2", "static"),
+        ("--labels soft --teacher mlp-w8 --calibration adsa --hard-share 0.25", "static"),
         ("--labels projected --teacher {made.parent}/backbone --flip 0", "projected"),
     ],
 )
@@ -120,6 +121,26 @@ def test_a_set_with_labels_gets_others_and_none_of_its_scores(made, capsys):
     assert "--out is" in capsys.readouterr().err
 
 
+def test_what_is_asked_for_is_what_labels_become(made):
+    how = "--labels soft --teacher mlp-w8 --teacher-prior plain"
+    found = {}
+    for name, more in {
+        "plain": "",
+        "mixed": " --hard-share 0.25",
+        "adsa": " --calibration adsa",
+    }.items():
+        assert relabel(made, f"{how}{more} --force") == 0
+        found[name] = SyntheticSet.load(made.parent / "b")
+    own = torch.eye(3)[found["plain"].labels]
+    expected = 0.25 * own + 0.75 * found["plain"].soft_labels
+    torch.testing.assert_close(found["mixed"].soft_labels, expected)
+    tau = found["adsa"].provenance["soft_labels"]["tau"]
+    counts = torch.tensor([14.0, 9.0, 4.0])  # of the real set: a source with a test split
+    assert tau > 0.05
+    shifted = found["plain"].soft_labels * (counts / counts.sum()) ** -tau
+    torch.testing.assert_close(found["adsa"].soft_labels, shifted / shifted.sum(1, keepdim=True))
+
+
 def test_the_same_seed_draws_the_same_views(made):
     assert relabel(made, "--epochs 2 --teacher mlp-w8") == 0
     out = made.parent / "b"
@@ -141,6 +162,10 @@ def test_the_same_seed_draws_the_same_views(made):
         ("--labels soft --top 2", "--top is 2 with labels 'soft'; it belongs to --labels views"),
         ("--labels views --temperature 2", "--temperature is 2.0 with labels 'views'"),
         ("--labels views --teacher mpl-w8", "is 'mpl-w8'"),
+        ("--labels views --hard-share 0.5", "--hard-share is 0.5 with labels 'views'"),
+        ("--labels soft --hard-share 1", "--hard-share is 1.0; use a number from 0 to below 1"),
+        ("--labels soft --calibration asda", "--calibration is 'asda'"),
+        ("--labels projected --teacher x --calibration adsa", "--labels soft or views"),
         ("--epochs 0", "--epochs is 0"),
         ("--flip 2", "--flip is 2"),
         ("--protocol probe", "a probe; name one that trains networks"),
