@@ -46,6 +46,7 @@ def relabel(made: Path, more: str) -> int:
         ("--epochs 2 --teacher mlp-w8 --top 2 --cutmix 0.5 --flip 0", "stored"),
         ("--labels soft --teacher mlp-w8 --temperature 2", "static"),
         ("--labels soft --teacher mlp-w8 --calibration adsa --hard-share 0.25", "static"),
+        ("--labels soft --teacher wrn16-w4-bn --teacher-epochs 2 --teachers 2", "static"),
         ("--labels projected --teacher {made.parent}/backbone --flip 0", "projected"),
     ],
 )
@@ -141,6 +142,18 @@ def test_what_is_asked_for_is_what_labels_become(made):
     torch.testing.assert_close(found["adsa"].soft_labels, shifted / shifted.sum(1, keepdim=True))
 
 
+def test_two_teachers_are_asked_and_averaged(made):
+    how = "--labels soft --teacher wrn16-w4-bn --teacher-epochs 2"
+    assert relabel(made, how) == 0
+    one = SyntheticSet.load(made.parent / "b")
+    assert relabel(made, how + " --teachers 2 --force") == 0
+    both = SyntheticSet.load(made.parent / "b")
+    about = both.provenance["soft_labels"]
+    assert (about["teachers"], about["teacher"]["epochs"]) == (2, 2)
+    second = 2 * both.soft_labels - one.soft_labels  # what the other one must have said
+    assert bool((second > 0).all()) and not torch.allclose(second, one.soft_labels, atol=1e-3)
+
+
 def test_the_same_seed_draws_the_same_views(made):
     assert relabel(made, "--epochs 2 --teacher mlp-w8") == 0
     out = made.parent / "b"
@@ -166,6 +179,9 @@ def test_the_same_seed_draws_the_same_views(made):
         ("--labels soft --hard-share 1", "--hard-share is 1.0; use a number from 0 to below 1"),
         ("--labels soft --calibration asda", "--calibration is 'asda'"),
         ("--labels projected --teacher x --calibration adsa", "--labels soft or views"),
+        ("--teacher-epochs 0", "--teacher-epochs is 0"),
+        ("--teachers 0", "--teachers is 0"),
+        ("--labels projected --teacher x --teachers 2", "--teachers is 2 with labels 'projected'"),
         ("--epochs 0", "--epochs is 0"),
         ("--flip 2", "--flip is 2"),
         ("--protocol probe", "a probe; name one that trains networks"),

@@ -17,7 +17,7 @@ from potstill.data.views import Views
 from potstill.evaluation import (
     Protocol,
     find_protocol,
-    trained_teacher,
+    trained_teachers,
     with_projection,
     with_soft_labels,
     with_view_labels,
@@ -36,6 +36,7 @@ from potstill.run.fields import (
     OneOf,
     Positive,
     PositiveShare,
+    Runs,
     Seed,
     Share,
     check_fields,
@@ -61,6 +62,9 @@ class Teacher:
     teacher_prior: Annotated[str, OneOf(*priors())] = (
         "balanced_softmax"  # what is done about uneven classes in its training
     )
+    teachers: Runs = 1  # how many such networks, trained side by side; labels are their mean
+    # default: 40 of residual networks, 120 of others, as the ceiling; and at least 5000 steps
+    teacher_epochs: Epochs | None = None
     protocol: str | None = None  # of the students it is trained beside; default quick, no GPU
     temperature: Positive = 1.0  # of soft labels; above 1 flattens (students choose that of views)
     # adsa: take so much of the real images' log class prior out of the teacher's logits that its
@@ -117,6 +121,8 @@ class Teacher:
 
 _OF = {  # what belongs to some kinds of labels alone
     "protocol": ("soft", "views"),
+    "teacher_epochs": ("soft", "views"),
+    "teachers": ("soft", "views"),
     "temperature": ("soft",),
     "hard_share": ("soft",),
     "calibration": ("soft", "views"),
@@ -178,17 +184,20 @@ def relabel(
 
 def _networks(syn: SyntheticSet, train: ImageSet, how: Teacher, run: Run) -> SyntheticSet:
     name = str(how.teacher)  # there, see Teacher.complete
-    net, about = trained_teacher(name, how.teacher_prior, how.beside(), train, syn.transform, run)
+    training: dict[str, Any] = {"epochs": how.teacher_epochs, "members": how.teachers}
+    nets, about = trained_teachers(
+        name, how.teacher_prior, how.beside(), train, syn.transform, run, **training
+    )
     shift: dict[str, Any] = {}
     if how.calibration != "none":
         shift = {"counts": train.counts, "tau": how.calibration}
     if how.labels == "soft":
         mixed: dict[str, Any] = {"temperature": how.temperature, "hard_share": how.hard_share}
-        found = with_soft_labels(syn, [net], **mixed, **shift, device=str(run.device))
+        found = with_soft_labels(syn, nets, **mixed, **shift, device=str(run.device))
     else:
         views = Views(crop_min=how.crop_min, flip=how.flip, noise=0.0)
         kept: dict[str, Any] = {"cutmix": how.cutmix, "top": how.top}
-        found = with_view_labels(syn, [net], run, epochs=how.epochs, views=views, **kept, **shift)
+        found = with_view_labels(syn, nets, run, epochs=how.epochs, views=views, **kept, **shift)
     what = "soft_labels" if how.labels == "soft" else "view_labels"
     told = {**found.provenance, what: found.provenance[what] | {"teacher": about}}
     return replace(found, provenance=told)
