@@ -59,3 +59,12 @@ def test_a_thin_residual_teacher_learns_is_kept_and_has_company(make_blobs, run,
     first = predict(net, test.rows(), transform)
     assert torch.equal(predict(again, test.rows(), transform), first)
     assert not torch.allclose(predict(other, test.rows(), transform), first, atol=1e-2)
+
+
+@pytest.mark.parametrize("prior", ["plain", "remix_drw", "post_hoc", "crt_trained", "glmc"])
+def test_every_kind_of_prior_goes_with_a_residual_teacher(make_blobs, run, prior):
+    real = make_blobs((20, 12, 6))
+    how = {"epochs": 2, "beside": UPRIGHT, "real": real, "transform": Normalize.fit(real)}
+    (net,), facts = trained_teachers("resnet10-w4-bn", prior, **how, run=run)
+    assert facts["prior"] == prior
+    assert predict(net, real.rows(), Normalize.fit(real)).isfinite().all()
