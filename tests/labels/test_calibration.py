@@ -59,6 +59,20 @@ def test_it_is_the_first_minimum_of_the_spread(seed):
     assert 0 < found < 2
 
 
+def test_being_sure_of_nothing_is_no_balance():
+    """With a tail that has no images a large τ takes all confidence from every class: no spread."""
+    counts, labels = (10**4, 10**3, 10**2, 1), torch.arange(3).repeat(10)
+    draw = torch.Generator().manual_seed(0)
+    z = 2.0 * torch.eye(4, dtype=torch.float64)[labels]
+    z = z + torch.randn(z.shape, generator=draw, dtype=torch.float64)
+    z = z + 0.5 * (torch.tensor(counts).double() / sum(counts)).log()
+    found = adsa_tau(z, labels, counts)
+    assert 0.3 < found < 0.7
+    assert spread(z, labels, counts, 2.0) < spread(z, labels, counts, found)  # and yet not chosen
+    near = [spread(z, labels, counts, found + d) for d in (-1e-3, 0, 1e-3)]
+    assert min(near) == near[1]
+
+
 def test_it_stays_within_its_bounds():
     z, labels = said(9.0)
     assert adsa_tau(z, labels, COUNTS) == 2

@@ -122,6 +122,10 @@ def test_confidence_is_of_all_tiles_of_a_class(told):
         (torch.full((4, 4, 3), 1 / 3), "soft_labels has type"),
         (torch.full((4, 4, 2), 0.4), "not probabilities"),
         (torch.full((4, 4, 2), 0.5).index_fill_(1, torch.tensor([3]), -0.5), "not probabilities"),
+        (
+            torch.tensor([0.25, 0.75]).repeat(4, 2, 1).repeat_interleave(2, 2).reshape(4, 4, 2),
+            "not probabilities",
+        ),  # tiles that sum to 0.5 and to 1.5
         (torch.full((4, 0, 2), 0.5), "soft_labels has type"),
     ],
 )
