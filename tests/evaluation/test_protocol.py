@@ -19,6 +19,7 @@ CHANGES = {
     "epochs_by_ipc": ((1, 3),), "labels": "hard", "learned_lr": True, "held_out": 2,
     "mixing": "remix", "max_norm": 0.1, "prior": "balanced_softmax", "loss": "squared_error",
     "temperature": 2.0, "epoch_images": 3, "nesterov": True, "warmup": 0.2,
+    "drop_last": True,
 }  # fmt: skip
 
 

@@ -23,7 +23,8 @@ def test_residual_networks_have_their_own_recipe(name):
     assert how.lr_at(0) == pytest.approx(0.01) and how.lr_at(4) == 0.05  # four epochs of rise
     assert how.lr_at(39) < 1e-3 and how.augment.ops == ("crop", "flip")
     assert teacher_training(name, UPRIGHT, 11_203).augment.ops == ("crop",)
-    assert teacher_training(name, QUICK, 100).epochs == 2500  # 5000 steps
+    assert how.drop_last and how.steps(11_203) == 175
+    assert teacher_training(name, QUICK, 150).epochs == 2500  # 5000 steps
     assert teacher_training(name, QUICK, 100, epochs=3) == replace(how, epochs=3)
 
 
@@ -43,14 +44,14 @@ def test_epochs_that_are_none_are_refused():
 def test_a_thin_residual_teacher_learns_is_kept_and_has_company(make_blobs, run, monkeypatch):
     from potstill.experts import pool
 
-    real, test = make_blobs((60, 30, 12), size=12), make_blobs((20, 20, 20), size=12, seed=1)
+    real, test = make_blobs((100, 60, 34), size=12), make_blobs((20, 20, 20), size=12, seed=1)
     transform, calls = Normalize.fit(real), []
     original = pool.train_many
     monkeypatch.setattr(pool, "train_many", lambda *a, **k: calls.append(k) or original(*a, **k))
     # upright: a mirrored blob is another class
-    how = {"epochs": 12, "beside": UPRIGHT, "real": real, "transform": transform, "run": run}
+    how = {"epochs": 10, "beside": UPRIGHT, "real": real, "transform": transform, "run": run}
     (net,), facts = trained_teachers("wrn16-w8-bn", "balanced_softmax", **how)
-    assert facts["epochs"] == 12 and facts["network"] == "wrn16-w8-bn" and not net.training
+    assert facts["epochs"] == 10 and facts["network"] == "wrn16-w8-bn" and not net.training
     found = predict(net, test.rows(), transform).argmax(1)
     assert (found == test.labels).float().mean() > 0.8  # a third by chance
     (again, other), _ = trained_teachers("wrn16-w8-bn", "balanced_softmax", **how, members=2)

@@ -166,8 +166,24 @@ def test_nesterov_steps_are_the_formula():
     assert found.tolist() == pytest.approx(w, rel=1e-12)
 
 
+def test_a_small_last_batch_is_left_out_where_asked(monkeypatch):
+    seen, original = [], Feed.batch
+    monkeypatch.setattr(
+        Feed, "batch", lambda *at: seen.append(at[-1].tolist()) or original(*at)
+    )  # fmt: skip
+    training = Training(epochs=3, batch=8, lr=0.05, drop_last=True)
+    train(members(1), training, examples=toy(20))
+    assert [len(rows) for rows in seen] == [8, 8] * 3
+    assert len({*seen[0], *seen[1]}) == 16 and len({row for rows in seen for row in rows}) > 16
+    seen.clear()
+    train(members(1), training, examples=toy(5))  # all there is
+    assert [len(rows) for rows in seen] == [5] * 3
+    assert [training.steps(n) for n in (5, 8, 20, 24)] == [1, 1, 2, 3]
+    assert [SGD.steps(n) for n in (5, 8, 20, 24)] == [1, 1, 3, 3]
+
+
 def test_later_fields_are_in_no_key_of_before():
-    assert not {"nesterov", "warmup"} & {*SGD.facts}
+    assert not {"nesterov", "warmup", "drop_last"} & {*SGD.facts}
     assert {"nesterov": True, "warmup": 0.5}.items() <= Training(
         epochs=1, batch=1, nesterov=True, warmup=0.5
     ).facts.items()

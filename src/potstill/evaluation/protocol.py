@@ -185,8 +185,8 @@ class Protocol:
         if self.epochs_by_ipc:
             steps = ", ".join(f"{e} from ipc {i}" for i, e in self.epochs_by_ipc)
             epochs = f"epochs by ipc ({steps})"
-        momentum = f" momentum {t.momentum:g}," if t.optimizer == "sgd" else ""
-        momentum = momentum.replace(" ", " Nesterov ", 1) if t.nesterov else momentum
+        kind = " Nesterov momentum" if t.nesterov else " momentum"
+        momentum = f"{kind} {t.momentum:g}," if t.optimizer == "sgd" else ""
         schedule = t.schedule
         if t.schedule == "step":
             at = "/".join(f"{m:.3g}" for m in t.milestones)

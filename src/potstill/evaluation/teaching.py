@@ -43,7 +43,7 @@ def teaching(
     """Return who labels views for students of ``syn``; None where labels are stored.
 
     Args:
-        real: what a protocol's teacher is trained on (cached), as the ceiling on it is.
+        real: what a protocol's teacher is trained on (cached), see :func:`teacher_training`.
         sender: where the backbone of a projection is, if its name leads nowhere any more.
 
     Raises:
@@ -60,8 +60,9 @@ def teaching(
 # at an epoch of 175 steps is worth the noise; no label smoothing, which takes from a teacher's
 # labels what students learn by them (Mueller et al., NeurIPS 2019).
 _RESIDUAL = Training(
-    epochs=40, batch=64, optimizer="sgd", lr=0.05, momentum=0.9, nesterov=True, weight_decay=5e-4,
-    schedule="cosine", warmup=0.1, augment=DSA.parse("crop_flip", rule="idc"), cutmix=0.5,
+    epochs=40, batch=64, drop_last=True, optimizer="sgd", lr=0.05, momentum=0.9, nesterov=True,
+    weight_decay=5e-4, schedule="cosine", warmup=0.1,
+    augment=DSA.parse("crop_flip", rule="idc"), cutmix=0.5,
 )  # fmt: skip
 _STEPS = 5000  # at least so many, of small sets
 
@@ -84,7 +85,7 @@ def teacher_training(
     ceiling = reference("ceiling", beside, images).training
     training = ceiling
     if parse(name).family in RESIDUAL:
-        least = -(-_STEPS // -(-images // _RESIDUAL.batch))
+        least = -(-_STEPS // _RESIDUAL.steps(images))
         training = replace(_RESIDUAL, epochs=max(_RESIDUAL.epochs, least))
         if ceiling.augment is not None and "flip" not in ceiling.augment.ops:
             training = replace(training, augment=DSA(("crop",), rule="idc"))

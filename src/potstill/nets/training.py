@@ -46,6 +46,7 @@ class Training:
 
     epochs: Epoch
     batch: Batch  # images per step; the last batch of an epoch may be smaller
+    drop_last: bool = False  # leave such a batch out; few images make a poor batch norm
     optimizer: Annotated[str, OneOf("sgd", "adamw")] = "sgd"  # "sgd" or "adamw" (betas .9, .999)
     lr: NotNegative = 0.01
     momentum: Decay = 0.9  # sgd only
@@ -82,11 +83,15 @@ class Training:
         """Every field, for keys and hashes; later additions are left out at their default."""
         facts = asdict(self)  # keys made before there was such a field stay what they were
         later: dict[str, Any] = {"sharpness": None, "mixing": "none", "max_norm": None}
-        later |= {"epoch_images": 0, "nesterov": False, "warmup": 0.0}
+        later |= {"epoch_images": 0, "nesterov": False, "warmup": 0.0, "drop_last": False}
         for name, default in later.items():
             if facts[name] == default:
                 del facts[name]
         return facts
+
+    def steps(self, images: int) -> int:
+        """Return the steps of an epoch of so many images."""
+        return max(1, images // self.batch) if self.drop_last else -(-images // self.batch)
 
     def under(self, prior: str) -> Training:
         """Return the same training with sampling and mixing of a row of ``losses.REMEDIES``.
