@@ -116,6 +116,23 @@ def whole_network(width: int) -> None:
     compare("network training", train(ours), train(other), **facts)
 
 
+def thin_residual(width: int) -> None:
+    """A training step of thin residual networks with channels last, and without."""
+    x = noise(64, 3, 32, 32)
+
+    def train(name: str, last: bool) -> Work:
+        net = nets.create(name, channels=3, size=32, classes=10, generator=RUN.generator("net"))
+        seen = x
+        if last:
+            net.channels_last_()
+            seen = x.contiguous(memory_format=torch.channels_last)
+        return lambda: net(seen).square().mean().backward()
+
+    for name in (f"wrn16-w{width}-bn", f"resnet10-w{width}-bn", f"wrn16-w{width}-in"):
+        facts = {"network": name, "batch": 64, "against": "contiguous"}
+        compare("channels last", train(name, True), train(name, False), **facts)
+
+
 def allocator(width: int) -> None:
     """A forward of 256 images in one pass, in processes with and without a tuned allocator."""
     seconds = {}
@@ -177,6 +194,7 @@ def main() -> None:
     torch.set_num_threads(1)
     layers(width)
     whole_network(width)
+    thin_residual(width // 4)
     allocator(width)
     together(width)
 

@@ -45,6 +45,8 @@ def relabel(made: Path, more: str) -> int:
     [
         ("--epochs 2 --teacher mlp-w8 --top 2 --cutmix 0.5 --flip 0", "stored"),
         ("--labels soft --teacher mlp-w8 --temperature 2", "static"),
+        ("--labels soft --teacher mlp-w8 --calibration adsa --hard-share 0.25", "static"),
+        ("--labels soft --teacher wrn16-w4-bn --teacher-epochs 2 --teachers 2", "static"),
         ("--labels projected --teacher {made.parent}/backbone --flip 0", "projected"),
     ],
 )
@@ -85,6 +87,25 @@ def test_each_kind_of_label_is_made_scored_and_shown(made, capsys, monkeypatch, 
     assert relabel(made, flags + " --seed 1 --force") == 0
 
 
+def test_mosaics_stay_mosaics_with_a_soft_label_for_each_tile(made, capsys):
+    data = f"--data {made.parent}/set.npz --test {made.parent}/test.npz"
+    stored = made.parent / "m"
+    words = f"distill mosaic --ipc 2 --factor 2 --out {stored} {data} {MACHINE}"
+    assert main(shlex.split(words)) == 0
+    assert relabel(stored, "--labels soft --teacher mlp-w8") == 0
+    before, found = SyntheticSet.load(stored), SyntheticSet.load(made.parent / "b")
+    assert torch.equal(found.images, before.images) and found.decode == before.decode
+    assert found.soft_labels.shape == (6, 4, 3)
+    assert found.nbytes == before.nbytes + 6 * 4 * 3 * 4
+    out = made.parent / "b"
+    words = f"evaluate {out} --network mlp-w8 --protocol quick --runs 1 {MACHINE}"
+    assert main(shlex.split(words)) == 0
+    (score,) = json.loads((out / "scores.json").read_text())["scores"]
+    assert score["label_tier"] == "static" and score["receiver_bytes"] == found.nbytes
+    assert score["mosaic"] is not None and main(["report", str(out)]) == 0
+    assert "Soft labels" in (out / "report.html").read_text()
+
+
 def test_a_set_with_labels_gets_others_and_none_of_its_scores(made, capsys):
     words = f"evaluate {made} --network mlp-w8 --protocol quick --runs 1 {MACHINE}"
     assert main(shlex.split(words)) == 0
@@ -99,6 +120,38 @@ def test_a_set_with_labels_gets_others_and_none_of_its_scores(made, capsys):
     assert found.label_tier == "static" and found.view_labels is None
     assert main(shlex.split(f"relabel {made} --out {made} --force {MACHINE}")) == 2
     assert "--out is" in capsys.readouterr().err
+
+
+def test_what_is_asked_for_is_what_labels_become(made):
+    how = "--labels soft --teacher mlp-w8 --teacher-prior plain"
+    found = {}
+    for name, more in {
+        "plain": "",
+        "mixed": " --hard-share 0.25",
+        "adsa": " --calibration adsa",
+    }.items():
+        assert relabel(made, f"{how}{more} --force") == 0
+        found[name] = SyntheticSet.load(made.parent / "b")
+    own = torch.eye(3)[found["plain"].labels]
+    expected = 0.25 * own + 0.75 * found["plain"].soft_labels
+    torch.testing.assert_close(found["mixed"].soft_labels, expected)
+    tau = found["adsa"].provenance["soft_labels"]["tau"]
+    counts = torch.tensor([14.0, 9.0, 4.0])  # of the real set: a source with a test split
+    assert tau > 0.05
+    shifted = found["plain"].soft_labels * (counts / counts.sum()) ** -tau
+    torch.testing.assert_close(found["adsa"].soft_labels, shifted / shifted.sum(1, keepdim=True))
+
+
+def test_two_teachers_are_asked_and_averaged(made):
+    how = "--labels soft --teacher wrn16-w4-bn --teacher-epochs 2"
+    assert relabel(made, how) == 0
+    one = SyntheticSet.load(made.parent / "b")
+    assert relabel(made, how + " --teachers 2 --force") == 0
+    both = SyntheticSet.load(made.parent / "b")
+    about = both.provenance["soft_labels"]
+    assert (about["teachers"], about["teacher"]["epochs"]) == (2, 2)
+    second = 2 * both.soft_labels - one.soft_labels  # what the other one must have said
+    assert bool((second > 0).all()) and not torch.allclose(second, one.soft_labels, atol=1e-3)
 
 
 def test_the_same_seed_draws_the_same_views(made):
@@ -122,6 +175,13 @@ def test_the_same_seed_draws_the_same_views(made):
         ("--labels soft --top 2", "--top is 2 with labels 'soft'; it belongs to --labels views"),
         ("--labels views --temperature 2", "--temperature is 2.0 with labels 'views'"),
         ("--labels views --teacher mpl-w8", "is 'mpl-w8'"),
+        ("--labels views --hard-share 0.5", "--hard-share is 0.5 with labels 'views'"),
+        ("--labels soft --hard-share 1", "--hard-share is 1.0; use a number from 0 to below 1"),
+        ("--labels soft --calibration asda", "--calibration is 'asda'"),
+        ("--labels projected --teacher x --calibration adsa", "--labels soft or views"),
+        ("--teacher-epochs 0", "--teacher-epochs is 0"),
+        ("--teachers 0", "--teachers is 0"),
+        ("--labels projected --teacher x --teachers 2", "--teachers is 2 with labels 'projected'"),
         ("--epochs 0", "--epochs is 0"),
         ("--flip 2", "--flip is 2"),
         ("--protocol probe", "a probe; name one that trains networks"),

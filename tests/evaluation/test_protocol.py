@@ -18,7 +18,8 @@ CHANGES = {
     "reset_momentum": True, "augment": "crop", "cutmix": 0.1, "sampling": "balanced",
     "epochs_by_ipc": ((1, 3),), "labels": "hard", "learned_lr": True, "held_out": 2,
     "mixing": "remix", "max_norm": 0.1, "prior": "balanced_softmax", "loss": "squared_error",
-    "temperature": 2.0, "epoch_images": 3,
+    "temperature": 2.0, "epoch_images": 3, "nesterov": True, "warmup": 0.2,
+    "drop_last": True,
 }  # fmt: skip
 
 
@@ -32,6 +33,13 @@ def test_every_fact_changes_the_hash(field):
 def test_the_changes_above_cover_every_field():
     covered = {*CHANGES, "name", "training", "selection", "test_every", "teacher", "teacher_prior"}
     assert covered == {f.name for f in fields(Training)} | {f.name for f in fields(Protocol)}
+
+
+def test_how_it_descends_is_told():
+    changed = TINY.with_(nesterov=True, warmup=0.25, schedule="cosine")
+    assert "Nesterov momentum 0.9, weight decay" in changed.describe()
+    assert "cosine after a rise over 0.25 of the epochs" in changed.describe()
+    assert "Nesterov" not in TINY.describe() and "rise" not in TINY.describe()
 
 
 def test_selection_and_its_interval_change_the_hash():

@@ -145,6 +145,7 @@ def artifacts(root: Path) -> dict[str, Path]:
         "images": torch.rand(3, 1, 8, 8, generator=draw),
         "decode": {"kind": "tiled", "factor": 2, "formation": "multi"},
     }
+    labelled = tiled | {"soft_labels": torch.softmax(torch.randn(3, 5, 3, generator=draw), 2)}
     whitened = {"transform": _zca(draw)}
     learned = {"regression_targets": torch.randn(3, 3, generator=draw)}
     views = ViewLabels.of(
@@ -159,7 +160,7 @@ def artifacts(root: Path) -> dict[str, Path]:
     viewed = {"view_labels": views, "projection": projection}
     made = {
         "hard": {}, "soft": soft, "tiled": tiled, "whitened": whitened, "learned": learned,
-        "viewed": viewed,
+        "viewed": viewed, "labelled": labelled,
     }  # fmt: skip
     return {name: SyntheticSet(**plain | more).save(root / name) for name, more in made.items()}
 

@@ -1,4 +1,5 @@
 import copy
+import math
 import time
 
 import pytest
@@ -141,7 +142,60 @@ def test_schedules():
     cosine = Training(epochs=4, batch=1, lr=2.0, schedule="cosine")
     assert [cosine.lr_at(e) for e in range(4)] == pytest.approx([2, 1.70710678, 1, 0.29289322])
     assert Training(epochs=4, batch=1, lr=2.0, milestones=(0.5,)).lr_at(3) == 2.0
+    rising = Training(epochs=10, batch=1, lr=3.0, warmup=0.2, schedule="cosine")
+    expected = [1, 2, *(1.5 * (1 + math.cos(math.pi * k / 8)) for k in range(8))]
+    assert [rising.lr_at(e) for e in range(10)] == pytest.approx(expected)
+    short = Training(epochs=3, batch=1, lr=3.0, warmup=0.2)  # no whole epoch to rise in
+    assert [short.lr_at(e) for e in range(3)] == [3, 3, 3]
     assert step == Training(**{**vars(step)}) and hash(step) == hash(Training(**vars(step)))
+
+
+def test_nesterov_steps_are_the_formula():
+    """v <- m v + g, w <- w - lr (g + m v), with g the slope of the loss and of the decay."""
+    training = Training(epochs=1, batch=1, lr=0.1, momentum=0.8, nesterov=True, weight_decay=0.5)
+    found, w, v = torch.tensor([2.0, -1.0], dtype=torch.float64, requires_grad=True), [2.0, -1.0], 0
+    optimizer, v = training.optimizer_for([found]), [0.0, 0.0]
+    for _ in range(3):
+        optimizer.zero_grad()
+        (found**3).sum().backward()
+        optimizer.step()
+        for k in range(2):
+            g = 3 * w[k] ** 2 + 0.5 * w[k]
+            v[k] = 0.8 * v[k] + g
+            w[k] -= 0.1 * (g + 0.8 * v[k])
+    assert found.tolist() == pytest.approx(w, rel=1e-12)
+
+
+def test_a_small_last_batch_is_left_out_where_asked(monkeypatch):
+    seen, original = [], Feed.batch
+    monkeypatch.setattr(
+        Feed, "batch", lambda *at: seen.append(at[-1].tolist()) or original(*at)
+    )  # fmt: skip
+    training = Training(epochs=3, batch=8, lr=0.05, drop_last=True)
+    train(members(1), training, examples=toy(20))
+    assert [len(rows) for rows in seen] == [8, 8] * 3
+    assert len({*seen[0], *seen[1]}) == 16 and len({row for rows in seen for row in rows}) > 16
+    seen.clear()
+    train(members(1), training, examples=toy(5))  # all there is
+    assert [len(rows) for rows in seen] == [5] * 3
+    assert [training.steps(n) for n in (5, 8, 20, 24)] == [1, 1, 2, 3]
+    assert [SGD.steps(n) for n in (5, 8, 20, 24)] == [1, 1, 3, 3]
+
+
+def test_later_fields_are_in_no_key_of_before():
+    assert not {"nesterov", "warmup", "drop_last"} & {*SGD.facts}
+    assert {"nesterov": True, "warmup": 0.5}.items() <= Training(
+        epochs=1, batch=1, nesterov=True, warmup=0.5
+    ).facts.items()
+
+
+def test_channels_last_on_a_cpu_agrees_to_rounding():
+    (plain,), (other,) = (
+        train(members(1, "wrn16-w4-bn"), channels_last=last) for last in (False, True)
+    )
+    assert not equal(plain, other)  # otherwise nothing was laid out in another way
+    for name, value in plain.state_dict().items():
+        torch.testing.assert_close(value, other.state_dict()[name], atol=2e-3, rtol=1e-3)
 
 
 @pytest.mark.parametrize("backend", ["sequential", "stacked"])
@@ -352,7 +406,9 @@ def test_predict():
     ("fields", "words"),
     [({"optimizer": "adam"}, "optimizer is 'adam'"), ({"batch": 0}, "batch is 0"),
      ({"schedule": "linear"}, "schedule is 'linear'"), ({"milestones": (20.0,)}, "milestones is"),
-     ({"cutmix": 1.5}, "cutmix is 1.5"), ({"lr": float("nan")}, "lr is nan")],
+     ({"cutmix": 1.5}, "cutmix is 1.5"), ({"lr": float("nan")}, "lr is nan"),
+     ({"warmup": 1.0}, "warmup is 1"), ({"nesterov": True, "momentum": 0.0}, "to sgd with mom"),
+     ({"nesterov": True, "optimizer": "adamw"}, "nesterov is True with adamw")],
 )  # fmt: skip
 def test_bad_trainings(fields, words):
     with pytest.raises(InputError, match=words):

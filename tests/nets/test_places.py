@@ -9,6 +9,7 @@ import pytest
 import torch
 from test_many import AUGMENTED, SGD, equal, members, toy, train
 
+from potstill.data.augment import DSA
 from potstill.losses import cross_entropy
 from potstill.nets import Sharpness, Training
 from potstill.nets.feed import Feed
@@ -92,6 +93,20 @@ def test_killed_at_every_step(kind, tmp_path, steps):
         assert equal(found, whole) and [*folder.iterdir()]
         places.forget(0)
         assert not [*folder.iterdir()]
+
+
+def test_a_thin_residual_network_with_channels_last(tmp_path):
+    how = Training(
+        epochs=2, batch=8, lr=0.05, nesterov=True, warmup=0.5, schedule="cosine",
+        augment=DSA.parse("crop_flip", rule="idc"), cutmix=0.5,
+    )  # fmt: skip
+    (whole,) = train(members(1, "wrn16-w4-bn"), how, channels_last=True)
+    for at in (1, 4):
+        folder = tmp_path / f"{at}"
+        with pytest.raises(Killed):
+            resumed(members(1, "wrn16-w4-bn"), how, folder, loss=dying(at), channels_last=True)
+        ((found,), _) = resumed(members(1, "wrn16-w4-bn"), how, folder, channels_last=True)
+        assert equal(found, whole)
 
 
 def test_a_frozen_body(tmp_path):

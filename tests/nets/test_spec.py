@@ -12,7 +12,8 @@ from potstill.nets.layers import Network
 from potstill.nets.vgg import vgg11
 from potstill.run import InputError
 
-SMALL = ["convnet-w8", "resnet18-in", "resnet18-bn", "vgg11-in", "alexnet", "mlp-w8", "lenet"]
+SMALL = ["convnet-w8", "resnet18-in", "resnet18-bn", "resnet10-w8-in", "wrn16-w8-in", "vgg11-in",
+         "alexnet", "mlp-w8", "lenet"]  # fmt: skip
 
 
 def make(name, seed=0, channels=3, size=32, classes=10):
@@ -31,6 +32,7 @@ def parameters(network):
 @pytest.mark.parametrize(
     "name",
     ["convnet-w128-in", "convnet-d3-w32-bn-max", "convnet-d4-w64-none", "resnet18-bn", "vgg11-gn",
+     "resnet10-w24-bn", "wrn16-w16-bn",
      "alexnet", "mlp-w64", "lenet"],
 )  # fmt: skip
 def test_names_round_trip(name):
@@ -42,13 +44,16 @@ def test_defaults_and_case():
     assert str(nets.parse("ConvNet")) == "convnet-w128-in"
     assert str(nets.parse("convnet-d3-avg")) == "convnet-d3-w128-in"
     assert str(nets.parse("resnet18")) == "resnet18-in"
+    assert str(nets.parse("resnet10-bn")) == "resnet10-w32-bn"
+    assert str(nets.parse("wrn16")) == "wrn16-w32-in"
     assert all(nets.parse(name) for name in spec.NAMES)
 
 
 @pytest.mark.parametrize(
     ("name", "hint"),
     [("resnet-18", "resnet18-in"), ("convnet-d3-w128-im", "convnet-d3-w128-in"),
-     ("convnet-d0", "convnet"), ("alexnet-bn", "alexnet"), ("zzz", "choose"), ("", "choose")],
+     ("convnet-d0", "convnet"), ("alexnet-bn", "alexnet"), ("zzz", "choose"), ("", "choose"),
+     ("wrn16-2-bn", "wrn16-w32-bn"), ("resnet18-w32-bn", "resnet10-w32-bn")],
 )  # fmt: skip
 def test_unknown_names_get_a_suggestion(name, hint):
     with pytest.raises(InputError, match=f"network is {re.escape(repr(name))}.*{hint}"):
@@ -70,6 +75,11 @@ def test_published_counts():
     assert parameters(make("convnet")) == 320_010
     # He et al.'s CIFAR ResNet-18 (the same number with either affine norm)
     assert parameters(make("resnet18-bn")) == parameters(make("resnet18-in")) == 11_173_962
+    # Zagoruyko & Komodakis, table 4 and their repository: WRN-16-1 0.2 M, WRN-16-2 0.7 M
+    assert parameters(make("wrn16-w16-bn")) == 175_066
+    assert parameters(make("wrn16-w32-bn")) == 691_674
+    assert parameters(make("resnet10-w64-bn")) == 4_903_242  # ResNet-18 less four blocks
+    assert make("resnet10-w24-in").feature_dim == 192 and make("wrn16-w24-in").feature_dim == 96
     assert make("vgg11-bn").feature_dim == make("resnet18-in").feature_dim == 512
     assert make("alexnet").feature_dim == 192 * 4 * 4
     assert parameters(make("mlp")) == 3072 * 128 + 128 + 128 * 128 + 128 + 1290
@@ -105,6 +115,14 @@ def test_vanishing_maps_are_refused(name):
         make(name, size=size)
 
 
+@pytest.mark.parametrize("norm", ["bn", "in"])
+def test_a_wide_resnet_refuses_images_of_which_single_pixels_would_be_left(norm):
+    assert make(f"wrn16-w8-{norm}", size=5)(noise(2, 3, 5, 5)).shape == (2, 10)
+    for size in (4, 1):
+        with pytest.raises(InputError, match=rf"'wrn16-w8-{norm}'.*{size}x{size}.*use 'convnet'"):
+            make(f"wrn16-w8-{norm}", size=size)
+
+
 @pytest.mark.parametrize("argument", ["channels", "size", "classes"])
 def test_non_positive_arguments_are_refused(argument):
     with pytest.raises(InputError, match=f"{argument} is 0"):
@@ -135,7 +153,9 @@ def test_same_generator_same_network():
     assert all(torch.equal(v, c.state_dict()[k]) for k, v in a.state_dict().items())
 
 
-@pytest.mark.parametrize("name", ["convnet-w8", "resnet18-in", "vgg11-in", "lenet"])
+@pytest.mark.parametrize(
+    "name", ["convnet-w8", "resnet18-in", "resnet10-w8-in", "wrn16-w8-in", "vgg11-in", "lenet"]
+)
 def test_functional_stacked_and_copied(name):
     members = [make(name, seed, size=16) for seed in range(2)]
     x = noise(2, 2, 3, 16, 16)
@@ -166,3 +186,56 @@ def test_convnet_is_the_plain_one():
     x = noise(4, 3, 8, 8)
     assert torch.allclose(network(x), plain(x), atol=1e-5)
     assert isinstance(make("convnet-w8-max").body[3], nn.MaxPool2d)
+
+
+def batch_norm(x, layer, training):
+    """Batch norm written out; running statistics where not in training."""
+    mean, var = layer.running_mean, layer.running_var
+    if training:
+        mean, var = x.mean((0, 2, 3)), x.var((0, 2, 3), correction=0)
+    shape = (1, -1, 1, 1)
+    x = (x - mean.view(shape)) / (var.view(shape) + layer.eps).sqrt()
+    return x * layer.weight.view(shape) + layer.bias.view(shape)
+
+
+def conv(x, weight, stride=1):
+    return nn.functional.conv2d(x, weight, stride=stride, padding=weight.shape[2] // 2)
+
+
+@pytest.mark.parametrize("training", [True, False])
+@pytest.mark.parametrize("name", ["wrn16-w8-bn", "resnet10-w8-bn"])
+def test_residual_networks_are_the_published_formulas(name, training):
+    """Blocks written out from the papers' figures, layer by layer, in float64."""
+    network = make(name, size=12).double().train(training)
+    x = noise(4, 3, 12, 12).double()
+    layers = [m for m in network.body.modules() if isinstance(m, nn.Conv2d | nn.BatchNorm2d)]
+    for layer in layers:
+        if isinstance(layer, nn.BatchNorm2d):
+            layer.running_mean.copy_(noise(layer.num_features)), layer.running_var.fill_(1.7)
+            layer.weight.data.add_(0.3 * noise(layer.num_features, seed=2))
+    wide, (stem, *rest) = name.startswith("wrn"), layers
+    if wide:
+        y, widths = conv(x, stem.weight), [(8, 1), (8, 1), (16, 2), (16, 1), (32, 2), (32, 1)]
+        here = 16
+    else:
+        y = batch_norm(conv(x, stem.weight), rest.pop(0), training).relu()
+        widths, here = [(8, 1), (16, 2), (32, 2), (64, 2)], 8
+    for width, stride in widths:
+        projected = stride > 1 or width != here
+        if wide:  # norm and ReLU first; the shortcut sees what they made
+            one, up, two, down, *rest = rest
+            active = batch_norm(y, one, training).relu()
+            inner = batch_norm(conv(active, up.weight, stride), two, training).relu()
+            y = conv(active, rest.pop(0).weight, stride) if projected else y
+            y = conv(inner, down.weight) + y
+        else:
+            up, one, down, two, *rest = rest
+            inner = batch_norm(conv(y, up.weight, stride), one, training).relu()
+            inner = batch_norm(conv(inner, down.weight), two, training)
+            if projected:
+                y = batch_norm(conv(y, rest.pop(0).weight, stride), rest.pop(0), training)
+            y = (inner + y).relu()
+        here = width
+    y = batch_norm(y, rest.pop(0), training).relu() if wide else y
+    assert not rest
+    torch.testing.assert_close(network.features(x), y.mean((2, 3)), atol=1e-12, rtol=1e-12)

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from safetensors.torch import load
 
-from potstill.canvas import canvas_spec
+from potstill.canvas import canvas_spec, views_per_image
 from potstill.data import ZCA, Normalize
 from potstill.run import ArtifactError
 from potstill.synthetic import SyntheticSet
@@ -39,14 +39,16 @@ def sets(draw: Any) -> SyntheticSet:
     size = math.prod(shape)
     zca = ZCA(torch.rand(size), torch.eye(size) * 2, torch.eye(size) / 2, shape)
     normalize = Normalize(torch.rand(shape[0], generator=seed), torch.ones(shape[0]) / 2)
+    decode = canvas_spec(draw(st.integers(1, 2)), draw(st.sampled_from(("single", "multi"))))
     soft = torch.rand(n, k, generator=seed).softmax(1)
+    tiles = torch.rand(n, views_per_image(decode), k, generator=seed).softmax(2)
     return SyntheticSet(
         images=torch.randn(n, *shape, generator=seed),
         labels=torch.randint(0, k, (n,), generator=seed),
         classes=tuple(draw(st.lists(NAME, min_size=k, max_size=k))),
         transform=draw(st.sampled_from((zca, normalize))),
-        decode=canvas_spec(draw(st.integers(1, 2)), draw(st.sampled_from(("single", "multi")))),
-        soft_labels=draw(st.sampled_from((None, soft))),
+        decode=decode,
+        soft_labels=draw(st.sampled_from((None, soft, tiles))),
         weights=draw(st.sampled_from((None, torch.rand(n, generator=seed)))),
         syn_lr=draw(st.none() | st.floats(1e-30, 1e30)),
         source_indices=draw(st.none() | st.just(torch.arange(draw(st.integers(0, 5))))),

@@ -17,11 +17,12 @@ from potstill.data.views import Views
 from potstill.evaluation import (
     Protocol,
     find_protocol,
-    trained_teacher,
+    trained_teachers,
     with_projection,
     with_soft_labels,
     with_view_labels,
 )
+from potstill.evaluation.labels import HardShare
 from potstill.experts.backbones import backbone_for, check_backbone
 from potstill.experts.heads import train_head
 from potstill.losses import priors
@@ -35,6 +36,7 @@ from potstill.run.fields import (
     OneOf,
     Positive,
     PositiveShare,
+    Runs,
     Seed,
     Share,
     check_fields,
@@ -60,8 +62,15 @@ class Teacher:
     teacher_prior: Annotated[str, OneOf(*priors())] = (
         "balanced_softmax"  # what is done about uneven classes in its training
     )
+    teachers: Runs = 1  # how many such networks, trained side by side; labels are their mean
+    # default: 40 of residual networks, 120 of others, as the ceiling; and at least 5000 steps
+    teacher_epochs: Epochs | None = None
     protocol: str | None = None  # of the students it is trained beside; default quick, no GPU
     temperature: Positive = 1.0  # of soft labels; above 1 flattens (students choose that of views)
+    # adsa: take so much of the real images' log class prior out of the teacher's logits that its
+    # confidence in the classes of the set differs least (ADSA, NeurIPS 2025)
+    calibration: Annotated[str, OneOf("none", "adsa")] = "none"
+    hard_share: HardShare = 0.0  # soft: share of the class itself in a label
     epochs: Epochs = 100  # views: of how many epochs; longer trainings begin again
     top: Count | None = None  # views: keep the likeliest classes alone
     crop_min: PositiveShare = 0.08  # views: smallest crop as a share of the area; 1 = no crops
@@ -112,7 +121,11 @@ class Teacher:
 
 _OF = {  # what belongs to some kinds of labels alone
     "protocol": ("soft", "views"),
+    "teacher_epochs": ("soft", "views"),
+    "teachers": ("soft", "views"),
     "temperature": ("soft",),
+    "hard_share": ("soft",),
+    "calibration": ("soft", "views"),
     "epochs": ("views",),
     "top": ("views",),
     "cutmix": ("views",),
@@ -148,7 +161,11 @@ def relabel(
     refuse_unfinished(record, folder, syn.checksum)
     if syn.weights is not None and how.labels != "soft":
         raise InputError(f"{folder} has images with weights; labels of views know none, use soft")
-    facts = {name: value for name, value in vars(how).items() if value is not None}
+    facts = {
+        name: value
+        for name, value in vars(how).items()
+        if value is not None and how.labels in _OF.get(name, (how.labels,))
+    }
     key = digest([syn.checksum, facts, run.seed])
     with claimed(out, key, force) as finished:
         if finished:
@@ -167,15 +184,20 @@ def relabel(
 
 def _networks(syn: SyntheticSet, train: ImageSet, how: Teacher, run: Run) -> SyntheticSet:
     name = str(how.teacher)  # there, see Teacher.complete
-    net, about = trained_teacher(name, how.teacher_prior, how.beside(), train, syn.transform, run)
+    training: dict[str, Any] = {"epochs": how.teacher_epochs, "members": how.teachers}
+    nets, about = trained_teachers(
+        name, how.teacher_prior, how.beside(), train, syn.transform, run, **training
+    )
+    shift: dict[str, Any] = {}
+    if how.calibration != "none":
+        shift = {"counts": train.counts, "tau": how.calibration}
     if how.labels == "soft":
-        device = str(run.device)
-        found = with_soft_labels(syn, [net], temperature=how.temperature, device=device)
+        mixed: dict[str, Any] = {"temperature": how.temperature, "hard_share": how.hard_share}
+        found = with_soft_labels(syn, nets, **mixed, **shift, device=str(run.device))
     else:
         views = Views(crop_min=how.crop_min, flip=how.flip, noise=0.0)
-        found = with_view_labels(
-            syn, [net], run, epochs=how.epochs, views=views, cutmix=how.cutmix, top=how.top
-        )
+        kept: dict[str, Any] = {"cutmix": how.cutmix, "top": how.top}
+        found = with_view_labels(syn, nets, run, epochs=how.epochs, views=views, **kept, **shift)
     what = "soft_labels" if how.labels == "soft" else "view_labels"
     told = {**found.provenance, what: found.provenance[what] | {"teacher": about}}
     return replace(found, provenance=told)

@@ -22,7 +22,7 @@ from potstill.evaluation.scores import (
     write_scores,
 )
 from potstill.evaluation.student import train_students
-from potstill.evaluation.teaching import trained_teacher
+from potstill.evaluation.teaching import trained_teachers
 
 __all__ = [
     "PROBES",
@@ -46,7 +46,7 @@ __all__ = [
     "some_networks",
     "summary",
     "train_students",
-    "trained_teacher",
+    "trained_teachers",
     "with_projection",
     "with_soft_labels",
     "with_view_labels",

@@ -9,22 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
+from torch.nn.functional import one_hot
 
-from potstill.canvas import canvas_spec
+from potstill.canvas import views_per_image
 from potstill.data.transform import Transform
 from potstill.data.views import Views
 from potstill.experts.heads import Head
-from potstill.labels import Projection, ViewLabels
+from potstill.labels import Projection, ViewLabels, adsa_tau
 from potstill.losses import adjust
 from potstill.nets import Network, predict
 from potstill.run import InputError, Run, nearest
+from potstill.run.fields import OneOf, Range, check_value
 from potstill.synthetic import SyntheticSet
 
 __all__ = [
+    "HardShare",
     "TIERS",
     "receiver_bytes",
     "soft_labels",
@@ -45,6 +48,8 @@ TIERS = {
 }
 
 
+HardShare = Annotated[float, Range(0, 1, below=True)]
+_Rule = Annotated[str, OneOf("adsa")]
 _TIER_OF = {"hard": "hard", "soft": "static", "views": "stored", "projected": "projected"}
 
 
@@ -103,16 +108,41 @@ def soft_labels(
     Raises:
         InputError: no teacher, or a temperature that is not positive.
     """
+    return _softened(_logits(teachers, images, transform, device), temperature, counts, tau)
+
+
+def _logits(
+    teachers: Sequence[Network], images: Tensor, transform: Transform, device: str
+) -> list[Tensor]:
+    """What each teacher says of images, (n, K) on the CPU."""
     if not teachers:
         raise InputError("teachers is empty; give at least one network")
+    return [predict(teacher, images, transform, device=device).cpu() for teacher in teachers]
+
+
+def _softened(
+    said: Sequence[Tensor], temperature: float, counts: Sequence[int] | None, tau: float
+) -> Tensor:
+    """See :func:`soft_labels`."""
     if not temperature > 0:
         raise InputError(f"temperature is {temperature}; use a positive number")
-    total = torch.zeros(len(images), teachers[0].classifier.out_features)
-    for teacher in teachers:
-        logits = predict(teacher, images, transform, device=device).cpu()
+    total = torch.zeros(said[0].shape)
+    for logits in said:
         logits = logits if counts is None else adjust(logits, counts, tau)
         total += (logits.float() / temperature).softmax(1)
     return total / total.sum(1, keepdim=True)
+
+
+def _calibrated(
+    tau: float | str, said: Sequence[Tensor], labels: Tensor, counts: Sequence[int] | None
+) -> float:
+    """The number that ``tau`` stands for."""
+    if not isinstance(tau, str):
+        return tau
+    check_value("tau", tau, _Rule)
+    if counts is None:
+        raise InputError("tau is 'adsa' without counts; give the real images per class")
+    return adsa_tau(torch.stack([*said]), labels, counts)
 
 
 def with_soft_labels(
@@ -121,33 +151,38 @@ def with_soft_labels(
     *,
     temperature: float = 1.0,
     counts: Sequence[int] | None = None,
-    tau: float = 1.0,
+    tau: float | str = 1.0,
+    hard_share: float = 0.0,
     device: str = "cpu",
 ) -> SyntheticSet:
     """Return the artifact with a teacher's soft label for every training image (tier "static").
 
-    The teachers see images behind the artifact's own transform. A tiled artifact is decoded first,
-    because a label belongs to one training image; that costs bytes, which the score shows.
-    Arguments and errors are those of :func:`soft_labels`.
+    The teachers see decoded images behind the artifact's own transform. What is stored stays: the
+    labels of a tiled set are (n, v, K), one for each of the v training images that a stored image
+    decodes to.
+
+    Args:
+        teachers, temperature, counts, device: as for :func:`soft_labels`.
+        tau: how much of the prior of ``counts`` to take out, or "adsa" for what evens out the
+            classes best, see :func:`potstill.labels.adsa_tau`; before the temperature.
+        hard_share: S in [0, 1): a label is S times the class plus 1 - S times the soft label.
+
+    Raises:
+        InputError: as :func:`soft_labels`, or a share that is out of range.
     """
-    images, labels, _, weights = syn.decoded()
-    soft = soft_labels(
-        teachers,
-        images,
-        syn.transform,
-        temperature=temperature,
-        counts=counts,
-        tau=tau,
-        device=device,
-    )
-    facts = _facts(teachers, counts, tau) | {"temperature": temperature}
+    check_value("hard_share", hard_share, HardShare)
+    images, labels, *_ = syn.decoded()
+    said = _logits(teachers, images, syn.transform, device)
+    number = _calibrated(tau, said, labels, counts)
+    soft = _softened(said, temperature, counts, number)
+    if hard_share:
+        soft = hard_share * one_hot(labels.cpu(), soft.shape[1]) + (1 - hard_share) * soft
+    facts = _facts(teachers, counts, number, tau)
+    facts |= {"temperature": temperature, "hard_share": hard_share}
+    v = views_per_image(syn.decode)
     return replace(
         syn,
-        images=images,
-        labels=labels,
-        weights=weights,
-        decode=canvas_spec(),
-        soft_labels=soft,
+        soft_labels=soft if v == 1 else soft.unflatten(0, (len(syn), v)),
         start=None,
         provenance=_unscored(syn) | {"soft_labels": facts},
     )
@@ -163,12 +198,12 @@ def with_view_labels(
     cutmix: float = 0.0,
     top: int | None = None,
     counts: Sequence[int] | None = None,
-    tau: float = 1.0,
+    tau: float | str = 1.0,
 ) -> SyntheticSet:
     """Return the artifact with labels of the views of so many epochs (tier "stored").
 
     Args:
-        teachers, counts, tau: as for :func:`soft_labels`; a receiver chooses the temperature.
+        teachers, counts, tau: as for :func:`with_soft_labels`; a receiver chooses the temperature.
         run: seed of what is drawn, device. epochs: E; longer trainings begin again.
         views: crops and flips; by default crops from 0.08 of the area and mirrors, as for ImageNet.
         cutmix, top: see :meth:`potstill.labels.ViewLabels.of`.
@@ -176,14 +211,17 @@ def with_view_labels(
     Raises:
         InputError: no teacher, or a number out of range.
     """
-    views = views or Views(noise=0.0)
+    views, device = views or Views(noise=0.0), str(run.device)
+    images, labels, *_ = syn.decoded()
+    said = _logits(teachers, images, syn.transform, device) if isinstance(tau, str) else []
+    number = _calibrated(tau, said, labels, counts)
 
     def logits(x: Tensor) -> Tensor:
-        how: dict[str, Any] = {"counts": counts, "tau": tau, "device": run.device}
+        how: dict[str, Any] = {"counts": counts, "tau": number, "device": device}
         return soft_labels(teachers, x, syn.transform, **how).log()
 
     found = ViewLabels.of(
-        syn.decoded()[0],
+        images,
         logits,
         epochs,
         lambda purpose, epoch: run.generator(f"labels/{purpose}", epoch),
@@ -191,7 +229,8 @@ def with_view_labels(
         cutmix=cutmix,
         top=top,
     )
-    facts = _facts(teachers, counts, tau) | {"views": views.facts, "cutmix": cutmix, "top": top}
+    facts = _facts(teachers, counts, number, tau)
+    facts |= {"views": views.facts, "cutmix": cutmix, "top": top}
     told = _unscored(syn) | {"view_labels": facts | {"epochs": epochs}}
     return replace(syn, view_labels=found, provenance=told, start=None)
 
@@ -218,7 +257,10 @@ def _unscored(syn: SyntheticSet) -> dict[str, Any]:
     return {name: value for name, value in syn.provenance.items() if name != "scores"}
 
 
-def _facts(teachers: Sequence[Network], counts: Sequence[int] | None, tau: float) -> dict[str, Any]:
+def _facts(
+    teachers: Sequence[Network], counts: Sequence[int] | None, tau: float, asked: float | str
+) -> dict[str, Any]:
     """What the provenance says of teachers."""
     adjusted = counts is not None
-    return {"teachers": len(teachers), "adjusted": adjusted, "tau": tau if adjusted else None}
+    facts = {"teachers": len(teachers), "adjusted": adjusted, "tau": tau if adjusted else None}
+    return facts | ({"calibration": asked} if isinstance(asked, str) else {})

@@ -185,12 +185,14 @@ class Protocol:
         if self.epochs_by_ipc:
             steps = ", ".join(f"{e} from ipc {i}" for i, e in self.epochs_by_ipc)
             epochs = f"epochs by ipc ({steps})"
-        momentum = f" momentum {t.momentum:g}," if t.optimizer == "sgd" else ""
+        kind = " Nesterov momentum" if t.nesterov else " momentum"
+        momentum = f"{kind} {t.momentum:g}," if t.optimizer == "sgd" else ""
         schedule = t.schedule
         if t.schedule == "step":
             at = "/".join(f"{m:.3g}" for m in t.milestones)
             schedule = f"lr x{t.gamma:g} at {at} of the epochs"
             schedule += " with momentum reset" if t.reset_momentum else ""
+        schedule += f" after a rise over {t.warmup:.3g} of the epochs" if t.warmup else ""
         rate = f"lr {t.lr:g}" + (" (or the artifact's learned one)" if self.learned_lr else "")
         augment = f"{'_'.join(t.augment.ops)} ({t.augment.rule} rule)" if t.augment else "none"
         augment += f", CutMix {t.cutmix:g}" if t.cutmix else ""

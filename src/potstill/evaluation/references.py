@@ -42,6 +42,6 @@ def reference(what: str, beside: Protocol, images: int) -> Protocol:
     seen = beside.training.augment
     mirror = "" if seen is not None and "flip" in seen.ops else "-noflip"
     training = PROTOCOLS[f"quick{mirror}"].training
-    steps = -(-images // training.batch)
-    training = replace(training, epochs=max(_EPOCHS, -(-_STEPS // steps)))
+    least = -(-_STEPS // training.steps(images))
+    training = replace(training, epochs=max(_EPOCHS, least))
     return Protocol(name=what + mirror, training=training, prior=prior_of(what, beside.prior))

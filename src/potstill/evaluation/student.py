@@ -237,7 +237,7 @@ def updates_of(examples: Examples, training: Training) -> int:
     """
     groups = groups_of(examples.labels)
     length = epoch_length(training.sampling, groups, training.epoch_images)
-    return training.epochs * -(-length // training.batch)
+    return training.epochs * training.steps(length)
 
 
 def _test(

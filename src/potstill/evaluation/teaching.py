@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from potstill.data import ImageSet
+from potstill.data.augment import DSA
 from potstill.data.transform import Transform
 from potstill.data.views import clean_view
 from potstill.evaluation.labels import tier_of
@@ -17,12 +18,13 @@ from potstill.evaluation.protocol import Protocol
 from potstill.evaluation.references import reference
 from potstill.experts.backbones import backbone_for
 from potstill.experts.pool import train_pool
-from potstill.nets import Network, create_for
+from potstill.nets import RESIDUAL, Network, Training, create_for, parse
 from potstill.run import InputError, Run
+from potstill.run.fields import Epochs, check_value
 from potstill.synthetic import SyntheticSet
 from potstill.synthetic.tensors import checksum
 
-__all__ = ["Teaching", "teaching", "trained_teacher"]
+__all__ = ["Teaching", "teacher_training", "teaching", "trained_teachers"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -41,7 +43,7 @@ def teaching(
     """Return who labels views for students of ``syn``; None where labels are stored.
 
     Args:
-        real: what a protocol's teacher is trained on (cached), as the ceiling on it is.
+        real: what a protocol's teacher is trained on (cached), see :func:`teacher_training`.
         sender: where the backbone of a projection is, if its name leads nowhere any more.
 
     Raises:
@@ -54,28 +56,78 @@ def teaching(
     return None if name is None else _network(name, syn, real, protocol, run)
 
 
-def trained_teacher(
-    name: str, prior: str, beside: Protocol, real: ImageSet, transform: Transform, run: Run
-) -> tuple[Network, dict[str, Any]]:
-    """Return a network trained on all of ``real`` (or read from the cache), and facts about it.
+# Ours, after Zagoruyko & Komodakis (BMVC 2016) and CutMix: half of their batch and step size, which
+# at an epoch of 175 steps is worth the noise; no label smoothing, which takes from a teacher's
+# labels what students learn by them (Mueller et al., NeurIPS 2019).
+_RESIDUAL = Training(
+    epochs=40, batch=64, drop_last=True, optimizer="sgd", lr=0.05, momentum=0.9, nesterov=True,
+    weight_decay=5e-4, schedule="cosine", warmup=0.1,
+    augment=DSA.parse("crop_flip", rule="idc"), cutmix=0.5,
+)  # fmt: skip
+_STEPS = 5000  # at least so many, of small sets
+
+
+def teacher_training(
+    name: str, beside: Protocol, images: int, epochs: int | None = None
+) -> Training:
+    """Return how a teacher is trained on so many real images.
+
+    Residual networks have SGD for 40 epochs (and at least 5000 steps), crops, flips and CutMix; all
+    others are trained as the ceiling is, see :mod:`potstill.evaluation.references`.
+
+    Args:
+        name: of the network. beside: the students' protocol, which says whether images are
+            mirrored. epochs: instead of the recipe's.
+
+    Raises:
+        InputError: ``epochs`` is out of range.
+    """
+    ceiling = reference("ceiling", beside, images).training
+    training = ceiling
+    if parse(name).family in RESIDUAL:
+        least = -(-_STEPS // _RESIDUAL.steps(images))
+        training = replace(_RESIDUAL, epochs=max(_RESIDUAL.epochs, least))
+        if ceiling.augment is not None and "flip" not in ceiling.augment.ops:
+            training = replace(training, augment=DSA(("crop",), rule="idc"))
+    if epochs is not None:
+        check_value("teacher_epochs", epochs, Epochs)
+        training = replace(training, epochs=epochs)
+    return training
+
+
+def trained_teachers(
+    name: str,
+    prior: str,
+    beside: Protocol,
+    real: ImageSet,
+    transform: Transform,
+    run: Run,
+    *,
+    epochs: int | None = None,
+    members: int = 1,
+) -> tuple[list[Network], dict[str, Any]]:
+    """Return networks trained on all of ``real`` (or read from the cache), and facts about them.
 
     Args:
         name: of the network. prior: of :data:`potstill.losses.REMEDIES`.
-        beside: the students' protocol; a teacher is trained as the ceiling beside them is, see
-            :mod:`potstill.evaluation.references`.
+        beside, epochs: see :func:`teacher_training`.
+        members: how many; a CPU trains one per core at a time.
     """
-    training = reference("ceiling", beside, len(real)).training
-    pool = train_pool(real, transform, name, 1, training, run, prior=prior)
-    net = create_for(real, name, torch.Generator().manual_seed(0))  # overwritten at once
-    net.load_state_dict(pool.trained[0])
-    facts = {"network": name, "prior": prior, "epochs": training.epochs, "key": pool.key}
-    return net.to(run.device).eval(), facts
+    training = teacher_training(name, beside, len(real), epochs)
+    pool = train_pool(real, transform, name, members, training, run, prior=prior)
+    nets = []
+    for state in pool.trained:
+        net = create_for(real, name, torch.Generator().manual_seed(0))  # overwritten at once
+        net.load_state_dict(state)
+        nets.append(net.to(run.device).eval())
+    return nets, {"network": name, "prior": prior, "epochs": training.epochs, "key": pool.key}
 
 
 def _network(
     name: str, syn: SyntheticSet, real: ImageSet, protocol: Protocol, run: Run
 ) -> Teaching:
-    net, facts = trained_teacher(name, protocol.teacher_prior, protocol, real, syn.transform, run)
+    prior = protocol.teacher_prior
+    (net,), facts = trained_teachers(name, prior, protocol, real, syn.transform, run)
     held = sum(value.nbytes for value in net.state_dict().values())
 
     @torch.no_grad()

@@ -188,7 +188,7 @@ class _Trainer:
             loss=row.loss_for(self.real.counts),
             device=self.run.device,
             precision=self.run.precision if self.run.on_gpu else "fp32",
-            channels_last=self.run.on_gpu,
+            channels_last=self.run.on_gpu or parse(self.network).thin,
             quiet=self.run.quiet,
             generators=draws,
             on_epoch=None if staged else keep,

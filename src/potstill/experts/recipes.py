@@ -69,7 +69,7 @@ class Stage:
         return REMEDIES[self.prior].loss_for(counts)
 
 
-_SHORT = {"epochs": 10, "schedule": "cosine", "milestones": (), "cutmix": 0.0}
+_SHORT = {"epochs": 10, "schedule": "cosine", "milestones": (), "cutmix": 0.0, "warmup": 0.0}
 _DECAYED = {"weight_decay": 5e-3, "schedule": "cosine", "milestones": ()}
 RECIPES: dict[str, tuple[Stage, ...]] = {
     "crt": (Stage(), Stage(prior="class_aware", changes=_SHORT, body=False, fresh=True)),

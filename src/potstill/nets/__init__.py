@@ -3,10 +3,11 @@
 from potstill.nets.layers import Network, initialise, predict
 from potstill.nets.many import train_many
 from potstill.nets.sharpness import Sharpness
-from potstill.nets.spec import create, create_for, parse
+from potstill.nets.spec import RESIDUAL, create, create_for, parse
 from potstill.nets.training import Examples, Training
 
 __all__ = [
+    "RESIDUAL",
     "Examples",
     "Network",
     "Sharpness",

@@ -61,7 +61,7 @@ class Feed:
     @property
     def steps(self) -> int:
         """Steps of an epoch."""
-        return -(-self.length // self.training.batch)
+        return self.training.steps(self.length)
 
     def order(self, member: int, epoch: int) -> Tensor:
         """Return the positions of an epoch, (length,)."""

@@ -73,7 +73,7 @@ def train_many(
             with buffers (batch norm) or of unlike structure are trained in turn, never stacked.
         on_epoch: called by one thread at a time, not always the caller's; may read the network.
         precision: "fp32", or "bf16" autocast on a GPU.
-        channels_last: memory layout on a GPU, except when stacked.
+        channels_last: memory layout, except when stacked; sums round differently in it.
         quiet: no progress bar. label: what the bar says.
         start_epoch: epochs that the given weights have already been trained (one number, or one
             per member); draws and schedule go on from there, as if nothing had come between. A
@@ -102,12 +102,12 @@ def train_many(
             if isinstance(start, Place):
                 network.load_state_dict(start.network)
             network.to(device)
-            if channels_last and device.type == "cuda":
+            if channels_last:
                 network.channels_last_()
         batches = feed(examples, training, generators, networks[0])
         places = [start if isinstance(start, Place) else None for start in starts]
         job = Job(
-            batches, loss, device, precision, channels_last and device.type == "cuda",
+            batches, loss, device, precision, channels_last,
             _spans(starts, stop, batches.steps), places, kept,
         )  # fmt: skip
         _train(job, networks, on_epoch, backend, threads, label, quiet)

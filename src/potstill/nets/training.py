@@ -46,10 +46,13 @@ class Training:
 
     epochs: Epoch
     batch: Batch  # images per step; the last batch of an epoch may be smaller
+    drop_last: bool = False  # leave such a batch out; few images make a poor batch norm
     optimizer: Annotated[str, OneOf("sgd", "adamw")] = "sgd"  # "sgd" or "adamw" (betas .9, .999)
     lr: NotNegative = 0.01
     momentum: Decay = 0.9  # sgd only
+    nesterov: bool = False  # sgd only: the gradient is taken where the momentum leads
     weight_decay: NotNegative = 5e-4
+    warmup: Decay = 0.0  # share of the epochs over which lr rises evenly, before the schedule
     # cosine: to zero; either changes once per epoch
     schedule: Annotated[str, OneOf("constant", "step", "cosine")] = "constant"
     milestones: tuple[PositiveShare, ...] = ()  # "step": shares of the epochs, each: lr * gamma
@@ -69,16 +72,26 @@ class Training:
         check_fields(self)
         if self.cutmix and self.mixing != "none":
             raise InputError(f"mixing is {self.mixing!r} with cutmix {self.cutmix}; use cutmix=0")
+        if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
+            raise InputError(
+                f"nesterov is True with {self.optimizer} and momentum {self.momentum:g}; it "
+                "belongs to sgd with momentum"
+            )
 
     @property
     def facts(self) -> dict[str, Any]:
         """Every field, for keys and hashes; later additions are left out at their default."""
         facts = asdict(self)  # keys made before there was such a field stay what they were
-        later = {"sharpness": None, "mixing": "none", "max_norm": None, "epoch_images": 0}
+        later: dict[str, Any] = {"sharpness": None, "mixing": "none", "max_norm": None}
+        later |= {"epoch_images": 0, "nesterov": False, "warmup": 0.0, "drop_last": False}
         for name, default in later.items():
             if facts[name] == default:
                 del facts[name]
         return facts
+
+    def steps(self, images: int) -> int:
+        """Return the steps of an epoch of so many images."""
+        return max(1, images // self.batch) if self.drop_last else -(-images // self.batch)
 
     def under(self, prior: str) -> Training:
         """Return the same training with sampling and mixing of a row of ``losses.REMEDIES``.
@@ -104,10 +117,14 @@ class Training:
 
     def lr_at(self, epoch: int) -> float:
         """Return the learning rate of ``epoch`` (from 0)."""
+        rising = int(self.warmup * self.epochs + 1e-9)  # see milestones_before
+        if epoch < rising:
+            return self.lr * (epoch + 1) / (rising + 1)
         if self.schedule == "step":
             return self.lr * self.gamma ** self.milestones_before(epoch)
         if self.schedule == "cosine":
-            return self.lr * 0.5 * (1 + math.cos(math.pi * epoch / self.epochs))
+            done, total = epoch - rising, self.epochs - rising
+            return self.lr * 0.5 * (1 + math.cos(math.pi * done / total))
         return self.lr
 
     def optimizer_for(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -115,7 +132,8 @@ class Training:
         wanted, decay = [p for p in parameters if p.requires_grad], self.weight_decay
         if self.optimizer == "adamw":
             return torch.optim.AdamW(wanted, self.lr, weight_decay=decay, fused=True)
-        return torch.optim.SGD(wanted, self.lr, self.momentum, weight_decay=decay, fused=True)
+        how: dict[str, Any] = {"weight_decay": decay, "nesterov": self.nesterov, "fused": True}
+        return torch.optim.SGD(wanted, self.lr, self.momentum, **how)
 
 
 @dataclass(frozen=True, eq=False)

@@ -78,10 +78,11 @@ def label_confidence(
     The largest entry, and the entry of the image's own class; means over the images of a class.
 
     Args:
-        soft_labels: (n, K) probabilities. labels: (n,). counts: real training images per class.
+        soft_labels: (n, K) probabilities, or (n, v, K) of v tiles. labels: (n,). counts: real
+            training images per class.
     """
     rows = range(len(labels))
-    values = {"largest": soft_labels.max(1).values, "own class": soft_labels[rows, labels]}
+    values = {"largest": soft_labels.amax(-1), "own class": soft_labels[rows, ..., labels]}
     lines = {}
     for name, each in values.items():
         of = [each[labels == label].double() for label in range(len(classes))]

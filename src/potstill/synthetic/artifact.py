@@ -43,7 +43,7 @@ class SyntheticSet:
     classes: tuple[str, ...]  # class names; their position is the label
     transform: Transform  # what a receiver applies to decoded images before a network
     decode: dict[str, Any] = field(default_factory=lambda: {"kind": "pixels"})  # see canvas_spec
-    soft_labels: Tensor | None = None  # float32 (n, K), rows sum to 1
+    soft_labels: Tensor | None = None  # float32 (n, K) or, a label per tile, (n, v, K); sum to 1
     weights: Tensor | None = None  # float32 (n,), not negative
     syn_lr: float | None = None  # step size learned with the images
     regression_targets: Tensor | None = None  # float32 (n, K), learned by squared error
@@ -117,8 +117,15 @@ class SyntheticSet:
 
         Images (n * v, c, h, w), labels (n * v,), soft labels (n * v, K) or None and weights
         (n * v,) or None, where v is the number of views of a stored image (1 for plain pixels).
+        Soft labels (n, K) of stored images are repeated over their views.
         """
-        return decode_images(self.images, self.labels, self.decode, self.soft_labels, self.weights)  # type: ignore[return-value]
+        soft = self.soft_labels
+        own = None if soft is None or soft.ndim == 2 else soft.flatten(0, 1)
+        repeated = soft if own is None else None
+        images, labels, repeated, weights = decode_images(
+            self.images, self.labels, self.decode, repeated, self.weights
+        )
+        return images, labels, repeated if own is None else own, weights
 
     def decoded_targets(self) -> Tensor | None:
         """Return the regression targets (n * v, K) of :meth:`decoded`, or None."""

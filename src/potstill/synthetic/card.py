@@ -151,7 +151,10 @@ def _about_labels(s: SyntheticSet) -> str:
         return f": a map that labels any view from features of {s.projection.backbone}"
     if s.regression_targets is not None:
         return ": real numbers per image and class, learned by squared error (decoded_targets())"
-    return ": one stored soft label per image" if s.soft_labels is not None else " labels"
+    if s.soft_labels is None:
+        return " labels"
+    each = "image" if s.soft_labels.ndim == 2 else "training image"
+    return f": one stored soft label per {each}"
 
 
 def _class_rows(synthetic: SyntheticSet) -> list[dict[str, Any]]:

@@ -34,7 +34,7 @@ def save_iterate(
 
     Args:
         folder: of the run. images: float32 (n, c, h, w), RGB.
-        soft_labels: float32 (n, K). syn_lr: the student's step size.
+        soft_labels: float32 (n, K) or (n, v, K). syn_lr: the student's step size.
     """
     tensors = {"images": images.float()}
     if soft_labels is not None:
@@ -84,10 +84,13 @@ def load_iterate(path: Path, like: SyntheticSet) -> SyntheticSet:
         for name in ("soft_labels", "syn_lr"):
             if (name in tensors) != (getattr(like, name) is not None):
                 raise InputError(f"only one of the two has {name}")
+        soft, last = tensors.get("soft_labels"), like.soft_labels
+        if soft is not None and last is not None and soft.shape != last.shape:
+            raise InputError(f"its soft labels are {tuple(soft.shape)}")
         return replace(
             like,
             images=tensors["images"],
-            soft_labels=tensors.get("soft_labels"),
+            soft_labels=soft,
             syn_lr=None if syn_lr is None else float(syn_lr),
         )
     except (InputError, KeyError, RuntimeError) as error:

@@ -23,8 +23,9 @@ def fault(s: SyntheticSet) -> str | None:
     return (
         _names_fault(s.classes)
         or _images_fault(s)
-        or _labels_fault(s)
         or _decode_fault(s)
+        or _labels_fault(s)
+        or _targets_fault(s)
         or _views_fault(s)
     )
 
@@ -67,26 +68,6 @@ def _labels_fault(s: SyntheticSet) -> str | None:
         )
     if int(s.labels.min()) < 0 or int(s.labels.max()) >= k:
         return f"labels run from {int(s.labels.min())} to {int(s.labels.max())} with {k} classes"
-    soft = s.soft_labels
-    if soft is not None:
-        if soft.dtype != torch.float32 or soft.shape != (n, k):
-            return (
-                f"soft_labels has type {soft.dtype} and shape {tuple(soft.shape)}; "
-                f"float32 ({n}, {k}) is expected"
-            )
-        if not bool((soft >= 0).all()) or not bool(((soft.sum(1) - 1).abs() < 1e-3).all()):
-            return "soft_labels has rows that are not probabilities (not negative, sum 1)"
-    goals = s.regression_targets
-    if goals is not None:
-        if goals.dtype != torch.float32 or goals.shape != (n, k):
-            return (
-                f"regression_targets has type {goals.dtype} and shape {tuple(goals.shape)}; "
-                f"float32 ({n}, {k}) is expected"
-            )
-        if not bool(torch.isfinite(goals).all()):
-            return "regression_targets has NaN or infinite values"
-        if soft is not None or s.weights is not None:
-            return "regression_targets stands beside soft labels or weights; store one of them"
     w = s.weights
     if w is not None:
         if w.dtype != torch.float32 or w.shape != (n,):
@@ -105,6 +86,32 @@ def _labels_fault(s: SyntheticSet) -> str | None:
         )
     if s.syn_lr is not None and not 0 < s.syn_lr < float("inf"):
         return f"syn_lr is {s.syn_lr}; a positive number is expected"
+    return None
+
+
+def _targets_fault(s: SyntheticSet) -> str | None:
+    """Numbers per class; needs a decode spec that is in order."""
+    n, k, v = len(s.images), len(s.classes), views_per_image(s.decode)
+    soft = s.soft_labels
+    if soft is not None:
+        if soft.dtype != torch.float32 or soft.shape not in ((n, k), (n, v, k)):
+            return (
+                f"soft_labels has type {soft.dtype} and shape {tuple(soft.shape)}; "
+                f"float32 ({n}, {k}) or, one per training image, ({n}, {v}, {k}) is expected"
+            )
+        if not bool((soft >= 0).all()) or not bool(((soft.sum(-1) - 1).abs() < 1e-3).all()):
+            return "soft_labels has rows that are not probabilities (not negative, sum 1)"
+    goals = s.regression_targets
+    if goals is not None:
+        if goals.dtype != torch.float32 or goals.shape != (n, k):
+            return (
+                f"regression_targets has type {goals.dtype} and shape {tuple(goals.shape)}; "
+                f"float32 ({n}, {k}) is expected"
+            )
+        if not bool(torch.isfinite(goals).all()):
+            return "regression_targets has NaN or infinite values"
+        if soft is not None or s.weights is not None:
+            return "regression_targets stands beside soft labels or weights; store one of them"
     return None
 
 

@@ -28,12 +28,12 @@ if TYPE_CHECKING:
 
 __all__ = ["checksum", "facts_of", "read", "tensors_of", "to_file"]
 
-FORMAT, VERSIONS = "potstill-synthetic", (1, 2, 3)  # 2: regression targets, 3: labels of views
+FORMAT, VERSIONS = "potstill-synthetic", (1, 2, 3, 4)  # see _version
 _PREFIX, _VIEWS, _PROJECTION = "transform.", "views.", "projection."
-_EXPECTED = {  # name -> (dtype in the header, rank)
+_EXPECTED: dict[str, tuple[str, int | tuple[int, ...]]] = {  # name -> (dtype in the header, rank)
     "images": ("F32", 4),
     "labels": ("I64", 1),
-    "soft_labels": ("F32", 2),
+    "soft_labels": ("F32", (2, 3)),
     "weights": ("F32", 1),
     "regression_targets": ("F32", 2),
     "syn_lr": ("F64", 0),
@@ -68,15 +68,23 @@ def tensors_of(synthetic: SyntheticSet) -> dict[str, Tensor]:
 
 def facts_of(synthetic: SyntheticSet) -> dict[str, Any]:
     """Return what the tensors alone do not say."""
-    of_views = synthetic.view_labels is not None or synthetic.projection is not None
     facts = {
         "format": FORMAT,
-        "version": 3 if of_views else 2 if synthetic.regression_targets is not None else 1,
+        "version": _version(synthetic),
         "classes": list(synthetic.classes),
         "decode": dict(synthetic.decode),
         "transform": synthetic.transform.kind,
     }
     return facts | ({"projection": synthetic.projection.facts} if synthetic.projection else {})
+
+
+def _version(synthetic: SyntheticSet) -> int:
+    """The first format that could hold the set, so that files keep their bytes as formats grow."""
+    if synthetic.soft_labels is not None and synthetic.soft_labels.ndim == 3:
+        return 4
+    if synthetic.view_labels is not None or synthetic.projection is not None:
+        return 3
+    return 1 if synthetic.regression_targets is None else 2
 
 
 def checksum(tensors: dict[str, Tensor], facts: dict[str, Any]) -> str:
@@ -182,7 +190,7 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise ArtifactError("this safetensors file was not written by SyntheticSet.save")
         if facts.get("version") not in VERSIONS:
             raise ArtifactError(
-                f"its format is {str(facts.get('version'))[:20]}, this potstill reads 1 to 3; "
+                f"its format is {str(facts.get('version'))[:20]}, this potstill reads 1 to 4; "
                 "install the version that wrote it"
             )
         header = {}
@@ -209,11 +217,13 @@ def _header_fault(header: dict[str, tuple[str, tuple[int, ...]]]) -> str | None:
         if name not in _EXPECTED:
             return f"the tensor {name[:80]!r} is unknown"
         expected, rank = _EXPECTED[name]
-        if dtype != expected or len(shape) != rank:
+        ranks = (rank,) if isinstance(rank, int) else rank
+        if dtype != expected or len(shape) not in ranks:
             return (
-                f"{name} has type {dtype} and shape {shape}; {expected} of rank {rank} is expected"
+                f"{name} has type {dtype} and shape {shape}; {expected} of rank "
+                f"{' or '.join(map(str, ranks))} is expected"
             )
-        if rank and shape[0] != n and not name.startswith(_NOT_PER_IMAGE):
+        if shape and shape[0] != n and not name.startswith(_NOT_PER_IMAGE):
             return f"{name} has {shape[0]} rows for {n} images"
     return shape_fault(header["images"][1])
 
