@@ -9,21 +9,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
-from typing import Annotated, Any
+from typing import Any
 
-import torch
 from torch import Tensor
-from torch.nn.functional import one_hot
 
 from potstill.canvas import views_per_image
-from potstill.data.transform import Transform
 from potstill.data.views import Views
 from potstill.experts.heads import Head
-from potstill.labels import Projection, ViewLabels, adsa_tau
-from potstill.losses import adjust
-from potstill.nets import Network, predict
+from potstill.experts.labelling import (
+    HardShare,
+    calibrated,
+    logits_of,
+    mixed,
+    soft_labels,
+    softened,
+)
+from potstill.labels import Projection, ViewLabels
+from potstill.nets import Network
 from potstill.run import InputError, Run, nearest
-from potstill.run.fields import OneOf, Range, check_value
+from potstill.run.fields import check_value
 from potstill.synthetic import SyntheticSet
 
 __all__ = [
@@ -48,8 +52,6 @@ TIERS = {
 }
 
 
-HardShare = Annotated[float, Range(0, 1, below=True)]
-_Rule = Annotated[str, OneOf("adsa")]
 _TIER_OF = {"hard": "hard", "soft": "static", "views": "stored", "projected": "projected"}
 
 
@@ -85,66 +87,6 @@ def receiver_bytes(syn: SyntheticSet, tier: str, held: int = 0) -> int:
     return syn.nbytes - sum(sizes.values()) + sizes.get(tier, 0) + held
 
 
-def soft_labels(
-    teachers: Sequence[Network],
-    images: Tensor,
-    transform: Transform,
-    *,
-    temperature: float = 1.0,
-    counts: Sequence[int] | None = None,
-    tau: float = 1.0,
-    device: str = "cpu",
-) -> Tensor:
-    """Return softmax((z - τ log π) / T), the mean over teachers, float32 (n, K) on the CPU.
-
-    Args:
-        teachers: networks trained on the real set. images: (n, c, h, w), RGB 0-1.
-        transform: what the teachers were trained behind.
-        temperature: T; above 1 flattens.
-        counts: real training images per class, to take a long tail's prior π out of plainly trained
-            teachers (Menon et al., ICLR 2021, eq. 9); None leaves the logits as they are.
-        tau: τ, how much of the prior.
-
-    Raises:
-        InputError: no teacher, or a temperature that is not positive.
-    """
-    return _softened(_logits(teachers, images, transform, device), temperature, counts, tau)
-
-
-def _logits(
-    teachers: Sequence[Network], images: Tensor, transform: Transform, device: str
-) -> list[Tensor]:
-    """What each teacher says of images, (n, K) on the CPU."""
-    if not teachers:
-        raise InputError("teachers is empty; give at least one network")
-    return [predict(teacher, images, transform, device=device).cpu() for teacher in teachers]
-
-
-def _softened(
-    said: Sequence[Tensor], temperature: float, counts: Sequence[int] | None, tau: float
-) -> Tensor:
-    """See :func:`soft_labels`."""
-    if not temperature > 0:
-        raise InputError(f"temperature is {temperature}; use a positive number")
-    total = torch.zeros(said[0].shape)
-    for logits in said:
-        logits = logits if counts is None else adjust(logits, counts, tau)
-        total += (logits.float() / temperature).softmax(1)
-    return total / total.sum(1, keepdim=True)
-
-
-def _calibrated(
-    tau: float | str, said: Sequence[Tensor], labels: Tensor, counts: Sequence[int] | None
-) -> float:
-    """The number that ``tau`` stands for."""
-    if not isinstance(tau, str):
-        return tau
-    check_value("tau", tau, _Rule)
-    if counts is None:
-        raise InputError("tau is 'adsa' without counts; give the real images per class")
-    return adsa_tau(torch.stack([*said]), labels, counts)
-
-
 def with_soft_labels(
     syn: SyntheticSet,
     teachers: Sequence[Network],
@@ -172,11 +114,9 @@ def with_soft_labels(
     """
     check_value("hard_share", hard_share, HardShare)
     images, labels, *_ = syn.decoded()
-    said = _logits(teachers, images, syn.transform, device)
-    number = _calibrated(tau, said, labels, counts)
-    soft = _softened(said, temperature, counts, number)
-    if hard_share:
-        soft = hard_share * one_hot(labels.cpu(), soft.shape[1]) + (1 - hard_share) * soft
+    said = logits_of(teachers, images, syn.transform, device)
+    number = calibrated(tau, said, labels, counts)
+    soft = mixed(softened(said, temperature, counts, number), labels, hard_share)
     facts = _facts(teachers, counts, number, tau)
     facts |= {"temperature": temperature, "hard_share": hard_share}
     v = views_per_image(syn.decode)
@@ -213,8 +153,8 @@ def with_view_labels(
     """
     views, device = views or Views(noise=0.0), str(run.device)
     images, labels, *_ = syn.decoded()
-    said = _logits(teachers, images, syn.transform, device) if isinstance(tau, str) else []
-    number = _calibrated(tau, said, labels, counts)
+    said = logits_of(teachers, images, syn.transform, device) if isinstance(tau, str) else []
+    number = calibrated(tau, said, labels, counts)
 
     def logits(x: Tensor) -> Tensor:
         how: dict[str, Any] = {"counts": counts, "tau": number, "device": device}

@@ -10,15 +10,14 @@ import torch
 from torch import Tensor
 
 from potstill.data import ImageSet
-from potstill.data.augment import DSA
 from potstill.data.transform import Transform
 from potstill.data.views import clean_view
 from potstill.evaluation.labels import tier_of
 from potstill.evaluation.protocol import Protocol
 from potstill.evaluation.references import reference
 from potstill.experts.backbones import backbone_for
-from potstill.experts.pool import train_pool
-from potstill.nets import RESIDUAL, Network, Training, create_for, parse
+from potstill.experts.labelling import residual_training, train_teachers
+from potstill.nets import RESIDUAL, Network, Training, parse
 from potstill.run import InputError, Run
 from potstill.run.fields import Epochs, check_value
 from potstill.synthetic import SyntheticSet
@@ -56,17 +55,6 @@ def teaching(
     return None if name is None else _network(name, syn, real, protocol, run)
 
 
-# Ours, after Zagoruyko & Komodakis (BMVC 2016) and CutMix: half of their batch and step size, which
-# at an epoch of 175 steps is worth the noise; no label smoothing, which takes from a teacher's
-# labels what students learn by them (Mueller et al., NeurIPS 2019).
-_RESIDUAL = Training(
-    epochs=40, batch=64, drop_last=True, optimizer="sgd", lr=0.05, momentum=0.9, nesterov=True,
-    weight_decay=5e-4, schedule="cosine", warmup=0.1,
-    augment=DSA.parse("crop_flip", rule="idc"), cutmix=0.5,
-)  # fmt: skip
-_STEPS = 5000  # at least so many, of small sets
-
-
 def teacher_training(
     name: str, beside: Protocol, images: int, epochs: int | None = None
 ) -> Training:
@@ -83,16 +71,13 @@ def teacher_training(
         InputError: ``epochs`` is out of range.
     """
     ceiling = reference("ceiling", beside, images).training
-    training = ceiling
     if parse(name).family in RESIDUAL:
-        least = -(-_STEPS // _RESIDUAL.steps(images))
-        training = replace(_RESIDUAL, epochs=max(_RESIDUAL.epochs, least))
-        if ceiling.augment is not None and "flip" not in ceiling.augment.ops:
-            training = replace(training, augment=DSA(("crop",), rule="idc"))
-    if epochs is not None:
-        check_value("teacher_epochs", epochs, Epochs)
-        training = replace(training, epochs=epochs)
-    return training
+        mirror = ceiling.augment is None or "flip" in ceiling.augment.ops
+        return residual_training(images, epochs, mirror=mirror)
+    if epochs is None:
+        return ceiling
+    check_value("teacher_epochs", epochs, Epochs)
+    return replace(ceiling, epochs=epochs)
 
 
 def trained_teachers(
@@ -114,13 +99,7 @@ def trained_teachers(
         members: how many; a CPU trains one per core at a time.
     """
     training = teacher_training(name, beside, len(real), epochs)
-    pool = train_pool(real, transform, name, members, training, run, prior=prior)
-    nets = []
-    for state in pool.trained:
-        net = create_for(real, name, torch.Generator().manual_seed(0))  # overwritten at once
-        net.load_state_dict(state)
-        nets.append(net.to(run.device).eval())
-    return nets, {"network": name, "prior": prior, "epochs": training.epochs, "key": pool.key}
+    return train_teachers(name, training, prior, members, real, transform, run)[:2]
 
 
 def _network(

@@ -18,6 +18,8 @@ from torch.nn.functional import one_hot
 
 from potstill.canvas import Canvas
 from potstill.data import DSA, ImageSet
+from potstill.experts.taught_labels import Labeller
+from potstill.labels import LabelSpec
 from potstill.losses import REMEDIES, adjust, cross_entropy
 from potstill.match.spectral import segment_mean
 from potstill.methods.base import Objective
@@ -30,9 +32,10 @@ from potstill.run.memory import cuts
 from potstill.run.objective import Term
 from potstill.run.parts import Part
 
-__all__ = ["CANVASES", "TRAINED", "Calibration", "ClassMatching", "Comparison"]
+__all__ = ["CANVASES", "LABELS", "TRAINED", "Calibration", "ClassMatching", "Comparison"]
 
 CANVASES = ("pixels", "tiled", "multi-formation", "frequency")
+LABELS = ("hard", "taught")
 TRAINED = ("pool", "snapshots")  # networks that can calibrate
 Removed = Annotated[str, OneOf("adjusted", "none")]
 
@@ -82,7 +85,9 @@ class ClassMatching(Objective):
         normalize: bool = False,
         weight: float = 1.0,
         calibration: CalibrationTerm | None = None,
+        labels: LabelSpec,
     ) -> None:
+        self.labeller: Labeller | None = labels.labeller(real, networks.transform, run)
         if run.on_gpu and real.images.nbytes < run.budget.images:
             real = real.to(run.device)
         self.canvas, self.networks, self.comparison = canvas, networks, comparison
@@ -117,10 +122,23 @@ class ClassMatching(Objective):
         """Measured with one image."""
         return self.networks.at(0).image_bytes(self.canvas.pictures()[:1])
 
+    def outcome(self, canvas: Canvas) -> dict[str, Any]:
+        """Return the images, with labels by a teacher where there is one."""
+        found = super().outcome(canvas)
+        if self.labeller is not None:
+            labels, spec = canvas.labels.cpu(), canvas.spec
+            found["soft_labels"] = self.labeller.label(found["images"], labels, spec)
+        return found
+
+    def facts(self) -> dict[str, Any]:
+        """Who labelled the images."""
+        return {} if self.labeller is None else {"labelled_by": self.labeller.facts}
+
     @property
     def seconds_saved(self) -> float:  # type: ignore[override]
-        """Tables of the real side that an earlier run had left behind."""
-        return self.side.seconds_saved
+        """Tables of the real side, and teachers, that an earlier run had left behind."""
+        taught = 0.0 if self.labeller is None else self.labeller.seconds_saved
+        return self.side.seconds_saved + taught
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -29,6 +29,7 @@ from potstill.match.spectral import spectral_mean, split, unbiased_amplitude
 from potstill.methods.base import Matcher, MethodInfo
 from potstill.methods.distribution.class_matching import (
     CANVASES,
+    LABELS,
     TRAINED,
     Calibration,
     ClassMatching,
@@ -75,7 +76,7 @@ class CSDM(Matcher):
     )
 
     sizes = SIZES
-    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": (*TRAINED, "random")}
+    pairs = {"canvas": CANVASES, "labels": LABELS, "networks": (*TRAINED, "random")}
 
     canvas: CanvasSpec = Tiled()  # mosaics of real images (NCFM's "mix")
     networks: NetworkSpec = PoolNets()

@@ -25,6 +25,7 @@ from potstill.match.spectral import segment_mean
 from potstill.methods.base import Matcher, MethodInfo
 from potstill.methods.distribution.class_matching import (
     CANVASES,
+    LABELS,
     TRAINED,
     ClassMatching,
     Comparison,
@@ -75,7 +76,7 @@ class DM(Matcher):
         },
         "standard": {"steps": 5000, "real_side": "rolling", "entries": 200, "refresh": 10},
     }
-    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": ("random", *TRAINED, "evolving")}
+    pairs = {"canvas": CANVASES, "labels": LABELS, "networks": ("random", *TRAINED, "evolving")}
 
     canvas: CanvasSpec = Pixels(bounded=False)
     networks: NetworkSpec = RandomNets()
@@ -97,6 +98,7 @@ class DM(Matcher):
             MeanDistance(),
             views=self.views,
             statistics=self.statistics,
+            labels=self.labels,
         )
         objective.lr = self.descent.scaled(networks.transform.step_share)
         return objective

@@ -21,6 +21,7 @@ from potstill.match.mmd import class_mmd2
 from potstill.methods.base import Matcher, MethodInfo
 from potstill.methods.distribution.class_matching import (
     CANVASES,
+    LABELS,
     TRAINED,
     ClassMatching,
     Comparison,
@@ -67,7 +68,7 @@ class M3D(Matcher):
         "standard": {"steps": 5000, "entries": 100},
     }
 
-    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": ("random", *TRAINED)}
+    pairs = {"canvas": CANVASES, "labels": LABELS, "networks": ("random", *TRAINED)}
 
     canvas: CanvasSpec = Tiled()  # "factor and up-sampling"
     networks: NetworkSpec = RandomNets()
@@ -89,5 +90,6 @@ class M3D(Matcher):
             _Discrepancy(),
             views=self.views,
             statistics=self.statistics,
+            labels=self.labels,
             weight=1 / real.num_classes,
         )

@@ -28,6 +28,7 @@ from potstill.match.spectral import characteristic, segment_mean, spectral_dista
 from potstill.methods.base import Matcher, MethodInfo
 from potstill.methods.distribution.class_matching import (
     CANVASES,
+    LABELS,
     TRAINED,
     Calibration,
     ClassMatching,
@@ -68,7 +69,7 @@ class NCFM(Matcher):
         **SIZES,
         "standard": {"steps": 5000, "pool_epochs": 40, "frequencies": 2048},
     }
-    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": (*TRAINED, "random")}
+    pairs = {"canvas": CANVASES, "labels": LABELS, "networks": (*TRAINED, "random")}
 
     canvas: CanvasSpec = Tiled()  # mosaics of real images ("mix")
     networks: NetworkSpec = PoolNets()

@@ -30,6 +30,7 @@ from potstill.match.mmd import class_mmd2
 from potstill.methods.base import Matcher, MethodInfo
 from potstill.methods.distribution.class_matching import (
     CANVASES,
+    LABELS,
     TRAINED,
     Calibration,
     ClassMatching,
@@ -120,6 +121,7 @@ def spectral_matching(
         comparison,
         views=method.views,
         statistics=method.statistics,
+        labels=method.labels,
         normalize=method.normalize,
         weight=method.match_weight / real.num_classes,
         calibration=method.calibrating.prepared(
@@ -146,7 +148,7 @@ class SDM(Matcher):
         cost="trains a pool of networks once; real side cached as one vector per class",
     )
     sizes = SIZES
-    pairs = {"canvas": CANVASES, "labels": ("hard",), "networks": (*TRAINED, "random")}
+    pairs = {"canvas": CANVASES, "labels": LABELS, "networks": (*TRAINED, "random")}
 
     canvas: CanvasSpec = Tiled()  # mosaics of real images (NCFM's "mix")
     networks: NetworkSpec = PoolNets()

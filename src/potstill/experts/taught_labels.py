@@ -1,0 +1,97 @@
+"""Labels that a teacher gives to what a canvas has become: a soft one for each training image.
+
+A label is worth what its teacher is: residual networks reach far more on a long tail than the
+narrow networks through which images are matched, and static labels carry part of that over to the
+student (Sun et al., RDED, CVPR 2024; ADSA, NeurIPS 2025, for the long tail). The teacher plays no
+part in matching.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Annotated, Any
+
+from torch import Tensor
+
+from potstill.canvas import decode_images, views_per_image
+from potstill.data import ImageSet
+from potstill.data.transform import Transform
+from potstill.experts.labelling import (
+    HardShare,
+    calibrated,
+    logits_of,
+    mixed,
+    residual_training,
+    softened,
+    train_teachers,
+)
+from potstill.labels import LabelSpec
+from potstill.losses import priors
+from potstill.nets import Network, parse
+from potstill.run import Run
+from potstill.run.fields import Epochs, OneOf, Positive, Runs
+
+__all__ = ["Labeller", "Taught"]
+
+
+@dataclass(frozen=True, eq=False)
+class Labeller:
+    """What finished teachers say of stored images.
+
+    Attributes:
+        facts: JSON-like, for the provenance.
+        seconds_saved: what making teachers that were read from a cache once took.
+    """
+
+    label: Callable[[Tensor, Tensor, dict[str, Any]], Tensor]
+    facts: dict[str, Any]
+    seconds_saved: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class Taught(LabelSpec, kind="taught"):
+    """A soft label for each training image by residual teachers, when the images are finished."""
+
+    teacher: str = "wrn16-w32-bn"  # network of the teachers
+    teachers: Runs = 1  # how many, trained side by side; labels are their mean
+    teacher_prior: Annotated[str, OneOf(*priors())] = "balanced_softmax"  # the long-tail table
+    teacher_epochs: Epochs = 40  # of each (SGD 0.05, Nesterov, cosine, CutMix; batches of 64)
+    teacher_mirror: bool = True  # whether it sees mirrored images (no for digits and letters)
+    label_temperature: Positive = 1.0  # of the labels; above 1 flattens
+    label_calibration: Annotated[str, OneOf("none", "adsa")] = "none"  # see potstill relabel
+    hard_share: HardShare = 0.5  # share of the class itself in a label
+
+    def check(self, method: Any, real: ImageSet | None = None) -> None:
+        """Refuse an unknown network."""
+        parse(self.teacher)
+
+    def labeller(self, real: ImageSet, transform: Transform, run: Run) -> Labeller:
+        """Train the teachers or read them from the cache."""
+        training = residual_training(len(real), self.teacher_epochs, mirror=self.teacher_mirror)
+        teachers, facts, saved = train_teachers(
+            self.teacher, training, self.teacher_prior, self.teachers, real, transform, run
+        )
+        label = partial(self._label, teachers, real, transform, str(run.device))
+        return Labeller(label, facts, saved)
+
+    def _label(
+        self,
+        teachers: list[Network],
+        real: ImageSet,
+        transform: Transform,
+        device: str,
+        images: Tensor,
+        labels: Tensor,
+        spec: dict[str, Any],
+    ) -> Tensor:
+        """Labels (n, v, K), or (n, K) where a stored image is one training image."""
+        seen, own = decode_images(images, labels, spec)
+        said = logits_of(teachers, seen, transform, device)
+        adjusted = self.label_calibration == "adsa"
+        counts = real.counts if adjusted else None
+        tau = calibrated("adsa", said, own, counts) if adjusted else 0.0
+        soft = mixed(softened(said, self.label_temperature, counts, tau), own, self.hard_share)
+        v = views_per_image(spec)
+        return soft if v == 1 else soft.unflatten(0, (len(images), v))
