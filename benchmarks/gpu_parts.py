@@ -51,11 +51,7 @@ MEASURED: dict[str, tuple[str, float, tuple[str, ...], dict[str, Words]]] = {
         {"full": {}, "small": {"experts": 2, "images": 200, "width": 8, "repeats": 1}},
     ),
 }  # fmt: skip
-OWN: Score = (
-    "convnet-w32-in",
-    "quick",
-    {},
-)  # the student and protocol of most rows in docs/results.md
+OWN: Score = ("convnet-w32-in", "quick", {})  # as most rows in docs/results.md
 WIDE: Score = ("convnet-w128-in", "default", {})
 SMALL_POOL: Words = {"network": "convnet-w8-in", "members": 1, "pool_epochs": 1, "entries": 2,
                      "batch_real": 32, "frequencies": 64, "steps": 10}  # fmt: skip

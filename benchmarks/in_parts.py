@@ -90,10 +90,12 @@ def run_parts(
     folder: Path,
     minutes: float,
     environment: Mapping[str, str] | None = None,
+    start: float = 0.0,
 ) -> Iterator[Record]:
     """Run what is not finished, in order, within ``minutes`` in all; yield a record for each.
 
-    ``environment``: added to this process's own. ``seconds`` of a record are those of all calls.
+    ``environment``: added to this process's own. ``start``: seconds that each part is given beyond
+    its limit and beyond ``minutes``. ``seconds`` of a record are those of all calls.
     """
     end = time.monotonic() + 60 * minutes
     for part in parts:
@@ -107,7 +109,8 @@ def run_parts(
         elif left < LEAST:
             record |= before if before.get("seconds") else {"state": "no time"}
         else:
-            limit = min(left, max(part.least, part.share * left))
+            limit = min(left, max(part.least, part.share * left)) + start
+            end += start
             record |= {"limit_s": round(limit, 1), "state": "running"}
             record["seconds"] = before.get("seconds", 0.0)
             write_json(part.path(folder), record)

@@ -64,6 +64,13 @@ def test_each_part_has_its_share_of_what_is_left(script, tmp_path):
     parts = [p.Part(name=f"p{n}", words=("-c", ""), share=s) for n, s in enumerate(shares)]
     limits = [record["limit_s"] for record in p.run_parts(parts, tmp_path, 10)]
     assert limits == pytest.approx([300, 150, 20, 600], abs=4)  # the third has its least
+    for part in parts:
+        part.path(tmp_path).unlink()
+    later = [record["limit_s"] for record in p.run_parts(parts, tmp_path, 10, start=7)]
+    assert later == pytest.approx([307, 158.75, 27, 628], abs=4)  # starting took none of it
+    spent = p.Part(name="spent", words=("-c", "import time; time.sleep(2)"), share=1.0)
+    records = list(p.run_parts([spent, parts[0]], tmp_path, 6 / 60, start=3))
+    assert [record["state"] for record in records] == ["finished", "finished"]  # 3 s were free
 
 
 def test_what_there_is_no_time_for_is_said_and_begun_by_the_next_call(script, tmp_path):
@@ -133,7 +140,7 @@ from in_parts import Part
 code = "import time; time.sleep(60)"
 gpu.plan = lambda *args: [Part(name="long", words=("-c", code), share=1.0),
                           Part(name="later", words=("-c", ""), share=1.0)]
-gpu.machine = lambda: {{"gpu": False}}
+gpu.machine = lambda: {{"gpu": False, "start_s": 0.0}}
 sys.argv = ["gpu.py", "--out", {out!r}, "--minutes", "1"]
 sys.exit(gpu.main())
 """
