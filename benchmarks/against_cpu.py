@@ -52,7 +52,7 @@ def gradient(method: Matcher, real: ImageSet, cpu: Run, run: Run) -> Tensor:
         networks = method.open(real, cpu)
         canvas = method.start(real, IPC, networks, cpu).to(run.device)
         objective = method.prepare(real, canvas, networks, run)
-    else:  # the cache holds the networks
+    else:  # networks are drawn on the CPU by the run's seed; trained ones would differ by device
         objective, _ = method.begin(real, IPC, run)
     for term in objective.terms(0, objective.canvas, objective.canvas.classes):
         term.values.sum().backward()

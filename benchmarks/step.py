@@ -173,6 +173,7 @@ def main() -> None:
             real_per_class=options.real,
             width=options.width,
             frequencies=[options.frequencies, 4096],
+            precision=run.precision,  # ours; the plain side computes in fp32
             plain_networks="frozen" if options.frozen else "with weight gradients, as released",
             cache_entry_s=round(ours.cache_seconds, 3),
         )

@@ -109,6 +109,11 @@ def test_a_second_call_goes_on(script, tmp_path):
     parts[1].path(tmp_path).write_text("{")  # damaged: measured again
     assert [r["state"] for r in p.run_parts(parts, tmp_path, 1)] == ["finished", "finished"]
     assert log.read_text() == "dmmodm"
+    record = json.loads(parts[0].path(tmp_path).read_text()) | {"state": "running"}
+    parts[0].path(tmp_path).write_text(json.dumps(record))  # its call was killed
+    assert p.standing(parts, tmp_path)[0]["state"] == "stopped"
+    assert [r["state"] for r in p.run_parts(parts, tmp_path, 1)] == ["finished", "finished"]
+    assert log.read_text() == "dmmodmd"
 
 
 def alive(pid: int) -> bool:
