@@ -21,6 +21,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from in_parts import sole_user
+
 from potstill.app.opening import Data
 from potstill.evaluation import Score, evaluate, find_protocol, read_scores, write_scores
 from potstill.methods import find
@@ -109,7 +111,6 @@ def work(options: argparse.Namespace) -> None:
     real = asked.open(run)
     steps = method.fields().get("steps", 0)
     tell(data=asked.facts(), counts=list(real[0].counts), method=method.fields())
-    options.folder.mkdir(parents=True, exist_ok=True)
     try:
         syn = method(real[0], options.ipc, run.with_(folder=options.folder))
     except ENDED:
@@ -139,7 +140,8 @@ def main() -> int:
     options = parser.parse_args()
     tune_allocator()
     try:
-        with ending_signals():
+        # a process whose caller was killed may still be writing its checkpoint
+        with ending_signals(), sole_user(options.folder, wait=True):
             work(options)
     except PotstillError as error:
         print(error, file=sys.stderr)

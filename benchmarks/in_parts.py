@@ -11,6 +11,7 @@ Only the standard library is imported, so that a broken installation is a failed
 
 from __future__ import annotations
 
+import ctypes
 import fcntl
 import json
 import os
@@ -29,6 +30,7 @@ __all__ = ["Part", "Record", "run_parts", "sole_user", "standing", "table", "wri
 
 LEAST = 5.0  # seconds of which a part can make anything; with less left, none is begun
 GRACE = 10.0  # seconds between the polite end of a part and the other one
+_LIBC = ctypes.CDLL("libc.so.6") if sys.platform.startswith("linux") else None
 _TAIL, _LINES = 1500, 12  # characters and lines of an error
 _MUCH = 1 << 20  # bytes that are read of an output
 Record = dict[str, Any]
@@ -129,7 +131,7 @@ def _run(
         # session (a scheduler, a closed terminal) means them, too
         child = subprocess.Popen(
             [sys.executable, *part.words], stdin=subprocess.DEVNULL, stdout=out, stderr=err,
-            env=environment, process_group=0,
+            env=environment, process_group=0, preexec_fn=_ends_with_this_process,
         )  # fmt: skip
         record["state"] = "stopped"
         try:
@@ -142,6 +144,12 @@ def _run(
             record["seconds"] = round(earlier_s + time.monotonic() - began, 2)
             _read(record, out, err)
             write_json(part.path(folder), record)
+
+
+def _ends_with_this_process() -> None:
+    """Linux: a part does not outlive a call that was killed (PR_SET_PDEATHSIG)."""
+    if _LIBC is not None:
+        _LIBC.prctl(1, int(signal.SIGTERM))
 
 
 def _end(child: subprocess.Popen[bytes]) -> None:
@@ -198,8 +206,8 @@ def table(records: Sequence[Mapping[str, Any]]) -> str:
 
 
 @contextmanager
-def sole_user(folder: Path) -> Iterator[None]:
-    """Hold a folder, which is made, for one process.
+def sole_user(folder: Path, *, wait: bool = False) -> Iterator[None]:
+    """Hold a folder, which is made, for one process; ``wait`` until another one has left it.
 
     Raises:
         BlockingIOError: another one has it.
@@ -207,7 +215,7 @@ def sole_user(folder: Path) -> Iterator[None]:
     folder.mkdir(parents=True, exist_ok=True)
     handle = os.open(folder, os.O_RDONLY)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        fcntl.flock(handle, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))
         yield
     finally:
         os.close(handle)

@@ -96,6 +96,7 @@ def cell_options(cell: ModuleType, folder: Path, **changes: Any) -> argparse.Nam
     fields = {"network": "convnet-d2-w8-in", "members": 1, "pool_epochs": 1, "entries": 2,
               "batch_real": 8, "frequencies": 16, "steps": 8}  # fmt: skip
     scores = [["convnet-d2-w8-in", "quick-noflip", {"epochs": 1}]]
+    folder.mkdir(exist_ok=True)
     known = {"method": "csdm", "factor": 20.0, "folder": folder, "data": "digits", "ipc": 3,
              "budget": "quick", "runs": 1, "device": "cpu", "fields": json.dumps(fields),
              "scores": json.dumps(scores)}  # fmt: skip

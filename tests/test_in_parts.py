@@ -142,13 +142,30 @@ import sys
 sys.path.insert(0, {place!r})
 import gpu
 from in_parts import Part
-code = "import time; time.sleep(60)"
+code = "import os, time; open({out!r} + '/pid', 'w').write(str(os.getpid())); time.sleep(60)"
 gpu.plan = lambda *args: [Part(name="long", words=("-c", code), share=1.0),
                           Part(name="later", words=("-c", ""), share=1.0)]
 gpu.machine = lambda: {{"gpu": False, "start_s": 0.0}}
 sys.argv = ["gpu.py", "--out", {out!r}, "--minutes", "1"]
 sys.exit(gpu.main())
 """
+
+
+def test_a_part_does_not_outlive_a_call_that_was_killed(tmp_path):
+    code = DRIVER.format(place=str(BENCHMARKS), out=str(tmp_path))
+    call = subprocess.Popen([sys.executable, "-c", code], stdout=subprocess.DEVNULL)
+    while not (tmp_path / "pid").exists() or not (tmp_path / "pid").read_text():
+        assert call.poll() is None
+        time.sleep(0.05)
+    part = int((tmp_path / "pid").read_text())
+    assert alive(part)
+    call.kill()
+    call.wait()
+    deadline = time.monotonic() + 5
+    while alive(part) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not alive(part)
+    assert json.loads((tmp_path / "long.json").read_text())["state"] == "running"
 
 
 def test_a_polite_end_leaves_what_there_is_and_one_call_has_the_folder(tmp_path):
