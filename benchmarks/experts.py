@@ -8,7 +8,7 @@ the body's gradient thrown away; both end with the same classifiers up to roundi
 random numbers: time does not depend on them.
 
     python benchmarks/experts.py [--experts 8] [--images 2000] [--width 128] [--epochs 1]
-                                 [--repeats 3] [--device cpu]
+                                 [--repeats 3] [--backend auto] [--device cpu]
 """
 
 from __future__ import annotations
@@ -68,6 +68,7 @@ def main() -> None:
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--epochs", type=int, default=1)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--backend", default="auto", help="of all at once; on a GPU auto measures")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     tune_allocator()
@@ -106,10 +107,11 @@ def main() -> None:
 
     count = options.experts
     facts = {"experts": count, "images": len(real), "width": options.width,
-             "epochs": options.epochs, "precision": run.precision}  # fmt: skip
+             "epochs": options.epochs, "backend": options.backend,
+             "precision": run.precision}  # fmt: skip
     measure(
         "experts with GSAM together against one after the other",
-        lambda: train(new(count), first, "auto"),
+        lambda: train(new(count), first, options.backend),
         lambda: train(new(count), first, "sequential"),
         repeats=options.repeats,
         device=options.device,
@@ -123,7 +125,7 @@ def main() -> None:
     facts["disagreement"] = f"{float((gap / moved).detach()):.1e}"  # of what the weights moved
     measure(
         "classifier stage on frozen bodies against the whole network with a masked gradient",
-        lambda: train(new(count, frozen=True), second, "auto"),
+        lambda: train(new(count, frozen=True), second, options.backend),
         lambda: masked(new(count), examples, second, run),
         repeats=options.repeats,
         device=options.device,

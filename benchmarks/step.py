@@ -1,4 +1,4 @@
-"""One CSDM step with the real side cached against the released NCFM form written plainly.
+"""One CSDM or NCFM step with the real side cached against the released NCFM form written plainly.
 
 CIFAR-10 sizes: 10 classes, IPC 10, decoded 2x2 (400 images), matching + calibration. The plain side
 is the formula of NCFM's loop, class by class: real images through the network, 4096 fresh Gaussian
@@ -11,8 +11,8 @@ that nobody uses; so does the plain side here. ``--frozen`` freezes its networks
 The second line is a whole job of 5000 steps at the ``standard`` budget: each entry that these steps
 look at is built once. Training the pool of networks is outside on both sides.
 
-    python benchmarks/step.py [--real 1024] [--width 128] [--frequencies 1024] [--repeats 3]
-                              [--frozen] [--device cpu]
+    python benchmarks/step.py [--method csdm] [--real 1024] [--width 128] [--frequencies 1024]
+                              [--repeats 3] [--frozen] [--device cpu]
 """
 
 from __future__ import annotations
@@ -31,12 +31,13 @@ from torch import Tensor
 
 from potstill.canvas.tiled import tiles
 from potstill.data import DSA, ImageSet
-from potstill.methods import CSDM
+from potstill.methods import CSDM, NCFM
 from potstill.networks import PoolNetworks
 from potstill.run import Run
 from potstill.run.machine import tune_allocator
 
 STEPS = 5000
+METHODS: dict[str, type[CSDM] | type[NCFM]] = {"csdm": CSDM, "ncfm": NCFM}
 CLASSES = tuple(f"class {label}" for label in range(10))
 
 
@@ -105,10 +106,10 @@ class PlainNCFM:
         self.step_number += 1
 
 
-class CachedCSDM:
+class Cached:
     """Our step: all classes at once, the real side read from the cache."""
 
-    def __init__(self, method: CSDM, real: ImageSet, run: Run) -> None:
+    def __init__(self, method: CSDM | NCFM, real: ImageSet, run: Run) -> None:
         self.objective, _ = method.begin(real, 10, run)
         self.canvas, side = self.objective.canvas, self.objective.side
         began = time.perf_counter()
@@ -127,15 +128,16 @@ class CachedCSDM:
         self.step_number += 1
 
 
-def entries_looked_at(run: Run, steps: int = STEPS) -> int:
+def entries_looked_at(run: Run, steps: int = STEPS, name: str = "csdm") -> int:
     """Distinct entries that ``steps`` steps of the standard budget look at."""
-    method = CSDM.budget("standard", members=1, pool_epochs=0, network="convnet-d2-w8-in")
+    method = METHODS[name].budget("standard", members=1, pool_epochs=0, network="convnet-d2-w8-in")
     objective, _ = method.begin(fake_cifar(8), 1, run)
     return len({objective.side.draws.numbers(step)[0] for step in range(steps)})
 
 
 def main() -> None:
     parser = argparse.ArgumentParser()
+    parser.add_argument("--method", choices=METHODS, default="csdm")
     parser.add_argument("--real", type=int, default=1024)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--frequencies", type=int, default=1024)
@@ -149,7 +151,7 @@ def main() -> None:
         run = Run(device=options.device, cache=Path(cache), quiet=True, compile=options.compile)
         real = fake_cifar(options.real)
         network = f"convnet-d3-w{options.width}-in"
-        method = CSDM.budget(
+        method = METHODS[options.method].budget(
             "paper",
             network=network,
             members=1,
@@ -158,12 +160,12 @@ def main() -> None:
             entries=2,
             frequencies=options.frequencies,
         )
-        ours = CachedCSDM(method, real, run)
+        ours = Cached(method, real, run)
         other = method.open(real, run)  # networks of its own, of the same weights
         start = ours.canvas.images.detach()
         plain = PlainNCFM(other, real, start, run, 4096, options.frozen)
         record = measure(
-            "CSDM step, real side cached, against the released NCFM form",
+            f"{options.method.upper()} step, real side cached, against the released NCFM form",
             ours,
             plain,
             repeats=options.repeats,
@@ -171,10 +173,11 @@ def main() -> None:
             real_per_class=options.real,
             width=options.width,
             frequencies=[options.frequencies, 4096],
+            precision=run.precision,  # ours; the plain side computes in fp32
             plain_networks="frozen" if options.frozen else "with weight gradients, as released",
             cache_entry_s=round(ours.cache_seconds, 3),
         )
-        entries = entries_looked_at(run)
+        entries = entries_looked_at(run, name=options.method)
         whole = STEPS * record["ours_s"] + entries * ours.cache_seconds
         facts = {
             "benchmark": f"whole job of {STEPS} steps with {entries} entries, without the pools",

@@ -3,7 +3,10 @@
 Precision and memory layout are those of ``potstill evaluate`` on the device. The second line's
 ratio is the cost of five trained together relative to one alone (5 = no gain).
 
-    python benchmarks/students.py [--epochs 100] [--width 128] [--device cpu]
+"auto" is what the library does: threads on a CPU, on a GPU the faster of two that it times; with
+``--backend stacked`` the question is what stacking gives.
+
+    python benchmarks/students.py [--epochs 100] [--width 128] [--backend auto] [--device cpu]
 """
 
 from __future__ import annotations
@@ -27,6 +30,7 @@ def main() -> None:
     parser.add_argument("--epochs", type=int, default=100)
     parser.add_argument("--width", type=int, default=128)
     parser.add_argument("--repeats", type=int, default=3)
+    parser.add_argument("--backend", default="auto", help="of five together")
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args()
     tune_allocator()
@@ -58,10 +62,11 @@ def main() -> None:
         )
 
     facts = {"epochs": options.epochs, "width": options.width, "device": options.device}
+    facts["backend"] = options.backend
     facts |= machine_options(run)
     together = measure(
         "five students together against one after the other",
-        lambda: train(5, "auto"),
+        lambda: train(5, options.backend),
         lambda: train(5, "sequential"),
         repeats=options.repeats,
         **facts,
@@ -69,7 +74,7 @@ def main() -> None:
     alone = measure(
         "one student against five together (ratio = cost of five over one)",
         lambda: train(1, "auto"),
-        lambda: train(5, "auto"),
+        lambda: train(5, options.backend),
         repeats=options.repeats,
         **facts,
     )

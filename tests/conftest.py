@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import importlib
 import os
 import signal
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import ModuleType
 
 # read once, when the hub's library is imported; later settings would come too late
 os.environ["HF_HUB_OFFLINE"] = "1"
@@ -67,3 +70,14 @@ def shared_data() -> Path:
     if not (folder / "cifar10").is_dir():
         pytest.skip(f"real CIFAR-10 is not at {folder}; set POTSTILL_DATA")
     return folder
+
+
+@pytest.fixture
+def script(monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[[str], ModuleType]]:
+    """Import a file of benchmarks/ by its name; none stays imported."""
+    place, before = str(Path(__file__).parents[1] / "benchmarks"), set(sys.modules)
+    monkeypatch.syspath_prepend(place)
+    yield importlib.import_module
+    for name in set(sys.modules) - before:
+        if place in str(getattr(sys.modules[name], "__file__", "")):
+            del sys.modules[name]
