@@ -5,7 +5,8 @@ image is looked at. Every variant of a family starts from the same images and sh
 experts of its seed where it can. One line of JSON per variant: accuracy of three students over all,
 head, medium and tail classes, and for CSDM the amplitude's share of the distance in the largest and
 the smallest class over the last tenth of the steps, for LAD the learned student step size. Variants
-of the family "parts" differ from SDM's quick budget in one thing each. Lines that ``--out`` holds
+of the family "parts" differ from SDM's quick budget in one thing each; those of "labels" have the
+labels of a residual teacher, whose own accuracy stands beside them. Lines that ``--out`` holds
 are not made again; ``--table`` prints their means over seeds, and nothing is made.
 
     python benchmarks/ablation.py --data FOLDER [--family csdm|parts|lad] [--imbalance-factor 200]
@@ -29,9 +30,12 @@ from potstill.data import ImageSet, load
 from potstill.evaluation import PROTOCOLS, Protocol, train_students
 from potstill.evaluation.metrics import overall
 from potstill.evaluation.student import synthetic_examples
+from potstill.experts.taught_labels import Taught
 from potstill.methods import find
+from potstill.nets import predict
 from potstill.run import Run
 from potstill.run.machine import describe, tune_allocator
+from potstill.synthetic import SyntheticSet
 
 CSDM: list[tuple[str, dict[str, Any]]] = [
     ("mosaic", {}),
@@ -66,6 +70,18 @@ PARTS: list[tuple[str, dict[str, Any]]] = [
     ("sdm", {"start": "crops", "steps": 0}),
     ("sdm", {"network": "convnet-w64-in"}),
 ]
+_TAUGHT = {"labels": "taught", "teacher": "resnet10-w24-bn"}
+LABELS: list[tuple[str, dict[str, Any]]] = [  # without a step, then behind SDM's
+    (name, {**steps, **labels})
+    for steps in ({"steps": 0}, {})
+    for name, labels in (
+        ("sdm", {}),
+        ("sdm", {**_TAUGHT, "hard_share": 0.0}),
+        ("sdm", {**_TAUGHT, "hard_share": 0.5}),
+        ("sdm", {**_TAUGHT, "hard_share": 0.0, "label_temperature": 2.0}),
+        ("sdm", {**_TAUGHT, "hard_share": 0.0, "label_calibration": "adsa"}),
+    )
+]
 LAD: list[tuple[str, dict[str, Any]]] = [  # figure 6a: base, + DAM, + DAM + ED; then one by one
     ("lad", {"matching": "plain", "adjustment": "none"}),
     ("lad", {"matching": "plain"}),
@@ -84,7 +100,7 @@ LAD: list[tuple[str, dict[str, Any]]] = [  # figure 6a: base, + DAM, + DAM + ED;
 ]
 
 
-FAMILIES = {"csdm": CSDM, "parts": PARTS, "lad": LAD}
+FAMILIES = {"csdm": CSDM, "parts": PARTS, "labels": LABELS, "lad": LAD}
 
 
 def known(out: Path | None) -> list[dict[str, Any]]:
@@ -106,6 +122,18 @@ def table(lines: list[dict[str, Any]]) -> None:
         ]
         told = " ".join(f"{value:5.1f}" for value in groups)
         print(f"{means[name]:6.2f} {spread} {len(own)}  {told}  {name}")
+
+
+def teacher_accuracy(
+    method: Any, syn: SyntheticSet, real: ImageSet, held_out: ImageSet, run: Run
+) -> float | None:
+    """Percent of the held-out images that the first teacher of a method gets right."""
+    labels = getattr(method, "labels", None)
+    if not isinstance(labels, Taught):
+        return None
+    (net, *_), *_ = labels.trained(real, syn.transform, run)
+    right = predict(net, held_out.rows(), syn.transform).argmax(1).cpu() == held_out.labels
+    return round(100 * float(right.float().mean()), 2)
 
 
 def measure(
@@ -155,6 +183,7 @@ def measure(
         "amplitude_share": [round(statistics.mean(share), 2) for share in shares],
         "loss": records[-1]["loss"] if records else None,
         "syn_lr": syn.syn_lr,
+        "teacher": teacher_accuracy(method, syn, real, held_out, run),
         "seconds": round(seconds, 1),
         "device": describe(run.device)["device"],
     }

@@ -69,7 +69,7 @@ def test_a_pairing_that_a_method_names_makes_images(name, chosen, make_blobs, ru
     if "canvas" in chosen and chosen["canvas"] in ("pixels", "tiled", "multi-formation"):
         assert len(images) == 3 * views
     if "labels" in chosen:
-        assert (syn.soft_labels is not None) == (chosen["labels"] in ("soft", "teacher"))
+        assert (syn.soft_labels is not None) == (chosen["labels"] in ("soft", "teacher", "taught"))
 
 
 def unnamed() -> Iterator[tuple[str, str, str]]:

@@ -30,7 +30,7 @@ from potstill.experts.labelling import (
 from potstill.labels import LabelSpec
 from potstill.losses import priors
 from potstill.nets import Network, parse
-from potstill.run import Run
+from potstill.run import InputError, Run
 from potstill.run.fields import Epochs, OneOf, Positive, Runs
 
 __all__ = ["Labeller", "Taught"]
@@ -65,14 +65,23 @@ class Taught(LabelSpec, kind="taught"):
 
     def check(self, method: Any, real: ImageSet | None = None) -> None:
         """Refuse an unknown network."""
-        parse(self.teacher)
+        try:
+            parse(self.teacher)
+        except InputError as error:
+            raise InputError(str(error).replace("network is", "teacher is", 1)) from None
 
-    def labeller(self, real: ImageSet, transform: Transform, run: Run) -> Labeller:
-        """Train the teachers or read them from the cache."""
+    def trained(
+        self, real: ImageSet, transform: Transform, run: Run
+    ) -> tuple[list[Network], dict[str, Any], float]:
+        """Train the teachers or read them from the cache, see :func:`train_teachers`."""
         training = residual_training(len(real), self.teacher_epochs, mirror=self.teacher_mirror)
-        teachers, facts, saved = train_teachers(
+        return train_teachers(
             self.teacher, training, self.teacher_prior, self.teachers, real, transform, run
         )
+
+    def labeller(self, real: ImageSet, transform: Transform, run: Run) -> Labeller:
+        """Return what labels finished images."""
+        teachers, facts, saved = self.trained(real, transform, run)
         label = partial(self._label, teachers, real, transform, str(run.device))
         return Labeller(label, facts, saved)
 

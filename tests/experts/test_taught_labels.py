@@ -1,0 +1,86 @@
+"""Labels that residual teachers give to finished images."""
+
+import pytest
+import torch
+from tests.test_pairings import tiny
+
+from potstill.experts.labelling import residual_training
+from potstill.labels import adsa_tau
+from potstill.methods.distribution.csdm import CSDM
+from potstill.methods.distribution.dm import DM
+from potstill.nets import create_for
+from potstill.run import InputError
+
+TEACHER = {"teacher": "resnet10-w4-bn", "teacher_epochs": 2, "teachers": 2}
+
+
+@pytest.fixture
+def real(make_blobs):
+    return make_blobs((60, 20, 8), channels=3, size=16)
+
+
+def method(**changes):
+    return tiny(CSDM, labels="taught", factor=2, **TEACHER | changes)
+
+
+def nets_of(made, real, run):
+    """The teachers, trained again without the labels room."""
+    from potstill.experts.pool import train_pool
+
+    training = residual_training(len(real), 2)
+    pool = train_pool(
+        real, made.transform, "resnet10-w4-bn", 2, training, run, prior="balanced_softmax"
+    )
+    found = []
+    for state in pool.trained:
+        net = create_for(real, "resnet10-w4-bn", torch.Generator().manual_seed(0))
+        net.load_state_dict(state)
+        found.append(net.eval())
+    return found
+
+
+@pytest.mark.parametrize("calibration", ["none", "adsa"])
+def test_labels_are_the_mean_of_teachers_mixed_with_the_class(calibration, real, run):
+    made = method(hard_share=0.25, label_temperature=2.0, label_calibration=calibration)(
+        real, 2, run
+    )
+    assert made.soft_labels.shape == (6, 4, 3) and made.label_tier == "static"
+    images, labels, soft, _ = made.decoded()
+    with torch.no_grad():
+        z = torch.stack([net(made.transform.forward(images)) for net in nets_of(made, real, run)])
+    shares = torch.tensor(real.counts).double() / len(real)
+    tau = adsa_tau(z, labels, real.counts) if calibration == "adsa" else 0.0
+    own = ((z.double() - tau * shares.log()) / 2.0).softmax(2).mean(0)
+    expected = 0.25 * torch.eye(3, dtype=torch.float64)[labels] + 0.75 * own
+    assert torch.allclose(soft.double(), expected, atol=1e-5)
+    told = made.provenance["labelled_by"]
+    assert told["network"] == "resnet10-w4-bn" and told["epochs"] == 2
+
+
+def test_the_start_has_labels_of_its_own_images(real, run):
+    made = method(steps=3)(real, 1, run)
+    assert made.start.soft_labels.shape == made.soft_labels.shape
+    assert not torch.equal(made.start.soft_labels, made.soft_labels)
+    again = method(steps=0)(real, 1, run)
+    assert torch.allclose(again.soft_labels, made.start.soft_labels, atol=2e-2)  # of 8-bit images
+
+
+def test_images_do_not_depend_on_labels_and_teachers_are_kept(real, run):
+    taught = method()(real, 1, run)
+    hard = tiny(CSDM, factor=2)(real, 1, run)
+    assert torch.equal(taught.images, hard.images) and hard.soft_labels is None
+    again = method()(real, 1, run)
+    assert again.checksum == taught.checksum
+    assert again.provenance["seconds_from_cache"] > hard.provenance["seconds_from_cache"]
+
+
+def test_a_stored_image_that_is_one_has_one_label(real, run):
+    made = tiny(DM, labels="taught", canvas="pixels", start="real", **TEACHER)(real, 2, run)
+    assert made.soft_labels.shape == (6, 3)
+
+
+def test_an_unknown_teacher_is_refused_before_anything_is_opened():
+    with pytest.raises(InputError, match="teacher is 'resnet11'"):
+        CSDM.budget("quick", labels="taught", teacher="resnet11").check()
+    with pytest.raises(InputError, match="hard_share is 1"):
+        CSDM.budget("quick", labels="taught", hard_share=1.0).check()
