@@ -23,10 +23,17 @@ from potstill.app.recipe import method_of, read_recipe
 from potstill.evaluation import Probe, find_protocol
 from potstill.evaluation.inheritance import fits, inheritance
 from potstill.evaluation.record import names_of
+from potstill.methods import find
 from potstill.nets import parse
 from potstill.run import InputError
 from potstill.run.checkpoint import digest
 from potstill.run.fields import fields_of
+
+
+def unusual(method: str, fields: dict[str, Any]) -> dict[str, Any]:
+    """Fields that are not at their default: those that came later change nothing for older runs."""
+    usual = find(method)().fields()
+    return {name: value for name, value in fields.items() if value != usual.get(name)}
 
 
 def differences(recipe: dict[str, Any], job: dict[str, Any], data: dict[str, Any]) -> list[str]:
@@ -35,8 +42,10 @@ def differences(recipe: dict[str, Any], job: dict[str, Any], data: dict[str, Any
     ``data`` is what the artifact's provenance says about them.
     """
     asked, method = recipe["distill"], method_of(recipe)
-    wanted = {"method": asked["method"], "ipc": asked.get("ipc", 10), "fields": method.fields()}
-    found = [key for key, value in wanted.items() if job[key] != value]
+    name = asked["method"]
+    wanted = {"method": name, "ipc": asked.get("ipc", 10), "fields": unusual(name, method.fields())}
+    own = {**job, "fields": unusual(name, job["fields"])}
+    found = [key for key, value in wanted.items() if own[key] != value]
     options = asdict(Data(**recipe.get("data", {})))
     options.pop("data")
     asked_for = asdict(Data())
@@ -103,15 +112,17 @@ def measured(run: dict[str, Any], score: dict[str, Any], made: dict[str, Any]) -
     if beside.get("inherited_accuracy") and score["inherited"]["same_backbone"]:
         beside["inherited_alone"] = True  # the images play no part in it
     random, protocol = (score["random"] or {}).get("accuracy"), score["protocol"]
-    steps = run["job"]["fields"].get("steps", 0)
+    job = run["job"]
+    steps = job["fields"].get("steps", 0)
     return {
         **{key: score[key] for key in ("date", "device", "threads")},
-        **{"seconds": run["seconds"], "steps": steps, "seed": run["job"]["seed"]},
-        **{"fields": digest([run["job"]["fields"]])[:8]},  # seeds of equal ones stand in one row
+        **{"seconds": run["seconds"], "steps": steps, "seed": job["seed"]},
+        **{"fields": digest([unusual(job["method"], job["fields"])])[:8]},  # equal: one row
         **{"imbalance_factor": made["data"].get("imbalance_factor")},  # that the set has
         **{"views": (score.get("mosaic") or {}).get("views", 1)},  # training images in a stored one
         **{"accuracy": score["accuracy"]["mean"], "std": score["accuracy"]["std"]},
         **{"runs": score["runs"], "updates": score.get("updates")},
+        **{"tier": score.get("label_tier"), "bytes": score.get("receiver_bytes")},
         **{name: group["mean"] for name, group in score["groups"].items()},
         **({"random_accuracy": random["mean"], "random_std": random["std"]} if random else {}),
         **beside,

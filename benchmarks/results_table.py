@@ -26,13 +26,13 @@ ROOT = Path(__file__).parents[1]
 BLOCK = re.compile(r"(<!-- results(?: (\w+))? -->\n).*?(<!-- /results -->)", re.DOTALL)
 NEEDED = ("date", "device", "accuracy", "runs", "network", "protocol", "protocol_hash")
 COLUMNS = (
-    "method", "data", "imbalance", "IPC", "budget", "student", "protocol", "updates", "accuracy",
-    "head / medium / tail", "start", "over start", "random", "mosaic", "full", "ceiling",
-    "% of ceiling", "inherited head", "paper", "device", "seconds", "peak GB",
+    "method", "data", "imbalance", "IPC", "budget", "labels", "kB", "student", "protocol",
+    "updates", "accuracy", "head / medium / tail", "start", "over start", "random", "mosaic",
+    "full", "ceiling", "% of ceiling", "inherited head", "paper", "device", "seconds", "peak GB",
 )  # fmt: skip
 SPARSE = (  # left out where no row has one
-    "updates", "start", "over start", "mosaic", "full", "ceiling", "% of ceiling", "inherited head",
-    "peak GB",
+    "labels", "kB", "updates", "start", "over start", "mosaic", "full", "ceiling", "% of ceiling",
+    "inherited head", "peak GB",
 )  # fmt: skip
 AUTOMATIC = 4  # tiles of a stored image where the method chooses, from 16 pixels up
 Entry = tuple[str, dict[str, Any], dict[str, Any]]  # recipe's name, recipe, measurement or {}
@@ -178,7 +178,8 @@ def cells(
         about["method"] + (f" ({changed})" if changed else ""),
         data.get("data", "digits") + (f" ({data['subset']})" if "subset" in data else ""),
         imbalance(data, row),
-        about.get("ipc", 10), about.get("budget", "quick"), row["network"],
+        about.get("ipc", 10), about.get("budget", "quick"), row.get("tier", "–"),
+        f"{row['bytes'] / 1000:.0f}" if "bytes" in row else "–", row["network"],
         f"{row['protocol']} `{row['protocol_hash']}`", row.get("updates", "–"),
         f"{spread(row['accuracy'], row.get('std'))} ({students})", " / ".join(groups) or "–",
         beside("start"), "–" if gained is None else f"{gained:+.1f}",

@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from torch import Tensor
 
@@ -24,7 +24,7 @@ from potstill.networks import Networks, NetworkSpec, NoNets
 from potstill.run import InputError, Run, nearest
 from potstill.run.checkpoint import digest
 from potstill.run.descent import Descent
-from potstill.run.fields import Batch, check_value
+from potstill.run.fields import Batch, OneOf, check_value
 from potstill.run.loop import descend
 from potstill.run.machine import describe, peak_memory_gb
 from potstill.run.objective import Objective as Steps
@@ -34,6 +34,7 @@ from potstill.synthetic.started import kept, started
 
 __all__ = ["BUDGETS", "Matcher", "Method", "MethodInfo", "Objective", "Selector"]
 
+Bits = Annotated[int, OneOf(8, 32)]
 BUDGETS = ("quick", "overnight", "standard", "paper")
 
 
@@ -61,6 +62,8 @@ class Method:
     sizes: ClassVar[dict[str, dict[str, Any]]] = {}
     # kinds of parts that make sense together, by the name of the part; see the guide's table
     pairs: ClassVar[Mapping[str, tuple[str, ...]]] = {}
+
+    bits: Bits = 32  # of a stored value of images: 32 (float) or 8 (clipped to 0-1 and rounded)
 
     @classmethod
     def budgets(cls) -> tuple[str, ...]:
@@ -163,6 +166,10 @@ class Method:
             **describe(run.device),
         }
 
+    def stored(self, syn: SyntheticSet) -> SyntheticSet:
+        """Return the set as ``bits`` says."""
+        return syn.in_bytes() if self.bits == 8 else syn
+
     def __call__(self, real: ImageSet, ipc: int, run: Run) -> SyntheticSet:
         """Distil ``real`` into ``ipc`` stored images per class."""
         raise NotImplementedError
@@ -188,7 +195,7 @@ class Selector(Method):
         provenance = self.provenance(real, ipc, run, seconds)
         provenance["indices"] = real.indices[positions].tolist()
         provenance |= {} if networks is None else networks.facts()
-        return SyntheticSet(
+        found = SyntheticSet(
             images=real.batch(positions),
             labels=real.labels[positions].clone(),
             classes=real.classes,
@@ -197,6 +204,7 @@ class Selector(Method):
             source_indices=real.indices if real.history else None,
             provenance=provenance,
         )
+        return self.stored(found)
 
 
 class Objective(Steps):
@@ -303,4 +311,4 @@ class Matcher(Method):
             provenance=provenance | networks.facts() | objective.facts(),
             **objective.outcome(canvas),
         )
-        return started(found, first)
+        return started(self.stored(found), first)

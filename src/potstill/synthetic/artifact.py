@@ -50,6 +50,7 @@ class SyntheticSet:
     view_labels: ViewLabels | None = None  # of E views of every training image, to be replayed
     projection: Projection | None = None  # labels any view from the features of a backbone
     source_indices: Tensor | None = None  # int64 (N,), rows of the source that were distilled
+    bits: int = 32  # of a stored value: 32 (float), or 8, where all images are n / 255
     provenance: dict[str, Any] = field(default_factory=dict)  # JSON-like: where it comes from
     start: SyntheticSet | None = field(default=None, repr=False)  # as it stood before step 0
 
@@ -130,6 +131,13 @@ class SyntheticSet:
     def decoded_targets(self) -> Tensor | None:
         """Return the regression targets (n * v, K) of :meth:`decoded`, or None."""
         return decode_images(self.images, self.labels, self.decode, self.regression_targets)[2]
+
+    def in_bytes(self) -> SyntheticSet:
+        """Return the set with images clipped to [0, 1] and rounded to n / 255, stored in bytes.
+
+        A quarter of the bytes; unlike :meth:`quantized` it keeps what is stored undecoded.
+        """
+        return replace(self, images=to_uint8(self.images).to(torch.float32) / 255, bits=8)
 
     def quantized(self) -> SyntheticSet:
         """Return the 8-bit view: decoded images, clipped to [0, 1] and rounded to n / 255.

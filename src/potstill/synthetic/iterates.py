@@ -90,6 +90,7 @@ def load_iterate(path: Path, like: SyntheticSet) -> SyntheticSet:
         return replace(
             like,
             images=tensors["images"],
+            bits=32,
             soft_labels=soft,
             syn_lr=None if syn_lr is None else float(syn_lr),
         )

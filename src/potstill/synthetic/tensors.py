@@ -21,6 +21,7 @@ from potstill.labels import Projection, ViewLabels
 from potstill.labels.per_view import STORED
 from potstill.run import ArtifactError, InputError
 from potstill.run.records import require_regular
+from potstill.synthetic.eight_bit import to_uint8
 from potstill.synthetic.soundness import shape_fault
 
 if TYPE_CHECKING:
@@ -28,10 +29,10 @@ if TYPE_CHECKING:
 
 __all__ = ["checksum", "facts_of", "read", "tensors_of", "to_file"]
 
-FORMAT, VERSIONS = "potstill-synthetic", (1, 2, 3, 4)  # see _version
+FORMAT, VERSIONS = "potstill-synthetic", (1, 2, 3, 4, 5)  # see _version
 _PREFIX, _VIEWS, _PROJECTION = "transform.", "views.", "projection."
 _EXPECTED: dict[str, tuple[str, int | tuple[int, ...]]] = {  # name -> (dtype in the header, rank)
-    "images": ("F32", 4),
+    "images": ("F32", 4),  # U8 where there are 8 bits to a value
     "labels": ("I64", 1),
     "soft_labels": ("F32", (2, 3)),
     "weights": ("F32", 1),
@@ -48,7 +49,7 @@ _NOT_PER_IMAGE = ("source_indices", _PROJECTION, _VIEWS)
 def tensors_of(synthetic: SyntheticSet) -> dict[str, Tensor]:
     """Return every tensor that is stored, by name, on the CPU."""
     named: dict[str, Tensor | None] = {
-        "images": synthetic.images,
+        "images": synthetic.images if synthetic.bits == 32 else to_uint8(synthetic.images),
         "labels": synthetic.labels,
         "soft_labels": synthetic.soft_labels,
         "weights": synthetic.weights,
@@ -80,6 +81,8 @@ def facts_of(synthetic: SyntheticSet) -> dict[str, Any]:
 
 def _version(synthetic: SyntheticSet) -> int:
     """The first format that could hold the set, so that files keep their bytes as formats grow."""
+    if synthetic.bits == 8:
+        return 5
     if synthetic.soft_labels is not None and synthetic.soft_labels.ndim == 3:
         return 4
     if synthetic.view_labels is not None or synthetic.projection is not None:
@@ -120,12 +123,16 @@ def read(path: Path) -> dict[str, Any]:
         found = checksum(tensors, facts)
         if stated != found:
             raise ArtifactError(f"the checksum is {found}, not {stated!r} as its header says")
+        in_bytes = tensors["images"].dtype == torch.uint8
+        if in_bytes:
+            tensors["images"] = tensors["images"].to(torch.float32) / 255
         transform = transform_from(facts["transform"], _within(tensors, _PREFIX))
         if not _fits(transform, tensors["images"][:1]):
             raise ArtifactError("the transform does not fit the shape of the images")
         syn_lr = tensors.get("syn_lr")
         return {
             "images": tensors["images"],
+            "bits": 8 if in_bytes else 32,
             "labels": tensors["labels"],
             "classes": tuple(facts["classes"]),
             "transform": transform,
@@ -190,13 +197,15 @@ def _open(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             raise ArtifactError("this safetensors file was not written by SyntheticSet.save")
         if facts.get("version") not in VERSIONS:
             raise ArtifactError(
-                f"its format is {str(facts.get('version'))[:20]}, this potstill reads 1 to 4; "
+                f"its format is {str(facts.get('version'))[:20]}, this potstill reads 1 to 5; "
                 "install the version that wrote it"
             )
         header = {}
         for name in file.keys():  # noqa: SIM118  (safe_open is no mapping)
             part = file.get_slice(name)
             header[name] = (part.get_dtype(), tuple(part.get_shape()))
+        if facts["version"] == 5 and "images" in header and header["images"][0] == "U8":
+            header["images"] = ("F32", header["images"][1])
         wrong = _header_fault(header) or _facts_fault(facts)
         if wrong:
             raise ArtifactError(wrong)

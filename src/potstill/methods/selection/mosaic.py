@@ -51,7 +51,7 @@ class Mosaic(Method):
         canvas = start_canvas(
             real, ipc, run.generator, start="tiled", factor=self.factor, shortage=self.shortage
         )
-        return SyntheticSet(
+        found = SyntheticSet(
             images=canvas.images.detach(),
             labels=canvas.labels,
             classes=real.classes,
@@ -60,3 +60,4 @@ class Mosaic(Method):
             source_indices=real.indices if real.history else None,
             provenance=self.provenance(real, ipc, run, time.monotonic() - began),
         )
+        return self.stored(found)
