@@ -112,7 +112,9 @@ def table(lines: list[dict[str, Any]]) -> None:
     """Print means over distillation seeds, with the spread of these, largest first."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
-        rows.setdefault(f"{line['method']} {json.dumps(line['asked'])}", []).append(line)
+        rows.setdefault(f"{line['method']} {line['ipc']} {json.dumps(line['asked'])}", []).append(
+            line
+        )
     means = {name: statistics.mean(one["accuracy"] for one in own) for name, own in rows.items()}
     for name in sorted(means, key=means.__getitem__, reverse=True):
         own, found = rows[name], [one["accuracy"] for one in rows[name]]
@@ -155,11 +157,11 @@ def measure(
     fields = {key: value for key, value in fields.items() if value is not None}
     method = find(name).budget("quick", **fields)
     began = time.perf_counter()
-    syn = method(real, 10, run.with_(watch=watch))
+    syn = method(real, given["ipc"], run.with_(watch=watch))
     seconds = time.perf_counter() - began
     outcome = train_students(
         synthetic_examples(syn, "auto"),
-        protocol.training_for(10, syn.syn_lr),
+        protocol.training_for(given["ipc"], syn.syn_lr),
         protocol,
         network="convnet-w32-in",
         test=held_out,
@@ -183,6 +185,7 @@ def measure(
         "amplitude_share": [round(statistics.mean(share), 2) for share in shares],
         "loss": records[-1]["loss"] if records else None,
         "syn_lr": syn.syn_lr,
+        "kB": round(syn.nbytes / 1000),
         "teacher": teacher_accuracy(method, syn, real, held_out, run),
         "seconds": round(seconds, 1),
         "device": describe(run.device)["device"],
@@ -196,6 +199,7 @@ def main() -> None:
     parser.add_argument("--only", type=int, nargs="*", help="numbers of variants, from 0")
     parser.add_argument("--set", type=json.loads, default={}, help="fields of all, as JSON")
     parser.add_argument("--imbalance-factor", type=float, default=200)
+    parser.add_argument("--ipc", type=int, default=10)
     parser.add_argument("--steps", type=int, help="default: CSDM 300, LAD's quick budget")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path, help="JSON lines, of which known ones are left out")
@@ -220,7 +224,7 @@ def main() -> None:
     for number, (name, fields) in enumerate(FAMILIES[options.family]):
         asked = {**options.set, **fields}
         given = {"method": name, "asked": asked, "seed": options.seed, "steps": options.steps}
-        given["imbalance_factor"] = options.imbalance_factor
+        given |= {"imbalance_factor": options.imbalance_factor, "ipc": options.ipc}
         made = any(given.items() <= line.items() for line in done)
         if made or (options.only is not None and number not in options.only):
             continue
