@@ -190,6 +190,20 @@ def test_predictions_in_smaller_pieces(caplog):
     assert network.training
 
 
+def test_things_that_belong_together_are_cut_together():
+    fits, sizes = Portion("rows", "it"), []
+
+    def hungry(a, b):
+        sizes.append((len(a), len(b)))
+        if len(a) > 3:
+            raise MemoryError
+        return a[:, 0] * b
+
+    a, b = torch.arange(14.0).view(7, 2), torch.arange(7.0)
+    assert torch.equal(fits.over(hungry, a, b), a[:, 0] * b)
+    assert sizes == [(7, 7), (4, 4), *[(2, 2)] * 3, (1, 1)]
+
+
 def test_a_portion_of_one_is_the_last():
     fits = Portion("images", "a pass of the students")
 
