@@ -124,6 +124,7 @@ def main() -> None:
         for name, values in found.items():
             print(f"{step:5d}  {name:28}" + "".join(f"{values[c]:9.3f}" for c in shown), flush=True)
 
+    print(f"kernel length {sdm.comparison.length:.3f}")  # type: ignore[attr-defined]
     print(f"{'step':>5}  {'':28}" + "".join(f"{real.counts[c]:9d}" for c in shown) + "  images")
     method(real, options.ipc, run.with_(watch=watch))
     if options.out:
