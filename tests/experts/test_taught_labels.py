@@ -84,3 +84,11 @@ def test_an_unknown_teacher_is_refused_before_anything_is_opened():
         CSDM.budget("quick", labels="taught", teacher="resnet11").check()
     with pytest.raises(InputError, match="hard_share is 1"):
         CSDM.budget("quick", labels="taught", hard_share=1.0).check()
+
+
+def test_a_teacher_for_larger_images_is_refused_before_networks_are_trained(make_blobs):
+    small = make_blobs((8, 4), size=4)
+    made = CSDM.budget("quick", labels="taught", teacher="wrn16-w4-bn", network="mlp-w8")
+    made.check()
+    with pytest.raises(InputError, match="teacher is 'wrn16-w4-bn', whose maps vanish"):
+        made.check(small)
