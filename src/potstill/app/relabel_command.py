@@ -175,7 +175,8 @@ def relabel(
         write_json(out / "run.json", record)
         train, _, _ = open_data(record, run, data)
         former = dict.fromkeys(("soft_labels", "regression_targets", "view_labels", "projection"))
-        bare: SyntheticSet = replace(syn, **former, start=None)  # type: ignore[arg-type]
+        told = {k: v for k, v in syn.provenance.items() if k not in (*former, "labelled_by")}
+        bare: SyntheticSet = replace(syn, **former, start=None, provenance=told)  # type: ignore[arg-type]
         found = _LABELLED[how.labels](bare, train, how, run)
         found.save(out / "synthetic")
         write_json(out / "run.json", record | {"status": "finished", "artifact": found.checksum})
