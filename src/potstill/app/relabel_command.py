@@ -22,9 +22,9 @@ from potstill.evaluation import (
     with_soft_labels,
     with_view_labels,
 )
-from potstill.evaluation.labels import HardShare
 from potstill.experts.backbones import backbone_for, check_backbone
 from potstill.experts.heads import train_head
+from potstill.experts.labelling import HardShare
 from potstill.losses import priors
 from potstill.nets import parse as parse_network
 from potstill.nets.backbone import is_own_network
