@@ -9,7 +9,8 @@ of the family "parts" differ from SDM's quick budget in one thing each; those of
 labels of a residual teacher, whose own accuracy stands beside them. Lines that ``--out`` holds
 are not made again; ``--table`` prints their means over seeds, and nothing is made.
 
-    python benchmarks/ablation.py --data FOLDER [--family csdm|parts|lad] [--imbalance-factor 200]
+    python benchmarks/ablation.py --data FOLDER [--family csdm|parts|labels|lad]
+                                  [--imbalance-factor 200]
 """
 
 from __future__ import annotations

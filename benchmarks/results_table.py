@@ -57,7 +57,8 @@ def entries(root: Path) -> Iterator[Entry]:
 def merged(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """One measurement of several distillation seeds: means, and the spread of all students.
 
-    Its square is the mean of the squared spreads of the seeds plus the variance of their means.
+    Its square is the mean of the squared spreads of the seeds plus the variance of their means;
+    seeds of one student each have the spread between them.
     """
     if len(rows) == 1:
         return rows[0]
@@ -72,7 +73,8 @@ def merged(rows: list[dict[str, Any]]) -> dict[str, Any]:
             found[key] = statistics.mean(values)
         elif key == "peak_memory_gb":
             found[key] = max(values)
-    return found | {"seeds": len(rows)}
+    alone = {} if "std" in found else {"std": statistics.stdev(row["accuracy"] for row in rows)}
+    return found | alone | {"seeds": len(rows)}
 
 
 def order(entry: Entry) -> tuple[Any, ...]:

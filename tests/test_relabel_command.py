@@ -118,6 +118,7 @@ def test_a_set_with_labels_gets_others_and_none_of_its_scores(made, capsys):
     assert main(shlex.split(again)) == 0
     found = SyntheticSet.load(made.parent / "c")
     assert found.label_tier == "static" and found.view_labels is None
+    assert "soft_labels" in found.provenance and "view_labels" not in found.provenance
     assert main(shlex.split(f"relabel {made} --out {made} --force {MACHINE}")) == 2
     assert "--out is" in capsys.readouterr().err
 

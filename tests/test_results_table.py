@@ -311,6 +311,9 @@ def test_a_single_student_has_no_spread(root):
     record.record(fake_run(root / "run", recipe, score=alone), recipe)
     assert "std" not in tomllib.loads(recipe.read_text())["measured"][-1]
     assert "| 33.4 (1) |" in results.table(root, "dm")
+    alone["accuracy"]["mean"] = 36.4
+    record.record(fake_run(root / "run1", recipe, score=alone, seed=1), recipe)
+    assert "| 34.9 ± 2.1 (2 x 1) |" in results.table(root, "dm")  # 3 / sqrt(2)
 
 
 def step_script() -> ModuleType:

@@ -377,7 +377,7 @@ def test_wrong_tensors_are_named(tmp_path, tensors, match):
 @pytest.mark.parametrize(
     ("facts", "match"),
     [
-        ({"version": 5}, "format is 5, this potstill reads 1 to 4"),
+        ({"version": 6}, "format is 6, this potstill reads 1 to 5"),
         ({"classes": ["a", "b"]}, "with 2 classes"),
         ({"classes": ["a", "b", 3]}, "name of class 2 is '3'"),
         ({"classes": ["a", "b", "c" * 201]}, "name of class 2"),

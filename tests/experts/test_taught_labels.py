@@ -74,6 +74,18 @@ def test_images_do_not_depend_on_labels_and_teachers_are_kept(real, run):
     assert again.provenance["seconds_from_cache"] > hard.provenance["seconds_from_cache"]
 
 
+def test_labels_are_of_the_bytes_that_are_stored(real, run):
+    chosen = {"canvas": "pixels", "start": "real", "lr_images": 300.0, **TEACHER}
+    made = tiny(DM, labels="taught", bits=8, hard_share=0.0, **chosen)(real, 2, run)
+    plain = tiny(DM, labels="taught", hard_share=0.0, **chosen)(real, 2, run)
+    assert plain.images.max() > 1.1  # bytes cannot hold it
+    with torch.no_grad():
+        z = [net(made.transform.forward(made.images)) for net in nets_of(made, real, run)]
+    expected = torch.stack([one.softmax(1) for one in z]).mean(0)
+    assert torch.allclose(made.soft_labels, expected, atol=1e-5)
+    assert not torch.allclose(plain.soft_labels, expected, atol=1e-3)
+
+
 def test_a_stored_image_that_is_one_has_one_label(real, run):
     made = tiny(DM, labels="taught", canvas="pixels", start="real", **TEACHER)(real, 2, run)
     assert made.soft_labels.shape == (6, 3)
@@ -84,3 +96,11 @@ def test_an_unknown_teacher_is_refused_before_anything_is_opened():
         CSDM.budget("quick", labels="taught", teacher="resnet11").check()
     with pytest.raises(InputError, match="hard_share is 1"):
         CSDM.budget("quick", labels="taught", hard_share=1.0).check()
+
+
+def test_a_teacher_for_larger_images_is_refused_before_networks_are_trained(make_blobs):
+    small = make_blobs((8, 4), size=4)
+    made = CSDM.budget("quick", labels="taught", teacher="wrn16-w4-bn", network="mlp-w8")
+    made.check()
+    with pytest.raises(InputError, match="teacher is 'wrn16-w4-bn', whose maps vanish"):
+        made.check(small)

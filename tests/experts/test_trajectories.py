@@ -127,6 +127,8 @@ def test_cache_key_names_what_matters_and_nothing_else(real, run, make_blobs):
     assert make(real, run, epochs=[0], training=more).key == key  # constant lr: no end in sight
     cosine = [Training(**{**vars(TRAINING), "epochs": e, "schedule": "cosine"}) for e in (6, 7)]
     assert len({make(real, run, epochs=[0], training=t).key for t in cosine} | {key}) == 3
+    rising = [Training(**{**vars(TRAINING), "epochs": e, "warmup": 0.5}) for e in (6, 7)]
+    assert len({make(real, run, epochs=[0], training=t).key for t in rising} | {key}) == 3
     assert make(make_blobs((16, 8, 5)), run, epochs=[0]).key != key
     renamed = make_blobs((16, 8, 4))
     object.__setattr__(renamed, "classes", ("class 1", "class 0", "class 2"))

@@ -22,9 +22,9 @@ from potstill.evaluation import (
     with_soft_labels,
     with_view_labels,
 )
-from potstill.evaluation.labels import HardShare
 from potstill.experts.backbones import backbone_for, check_backbone
 from potstill.experts.heads import train_head
+from potstill.experts.labelling import HardShare
 from potstill.losses import priors
 from potstill.nets import parse as parse_network
 from potstill.nets.backbone import is_own_network
@@ -175,7 +175,8 @@ def relabel(
         write_json(out / "run.json", record)
         train, _, _ = open_data(record, run, data)
         former = dict.fromkeys(("soft_labels", "regression_targets", "view_labels", "projection"))
-        bare: SyntheticSet = replace(syn, **former, start=None)  # type: ignore[arg-type]
+        told = {k: v for k, v in syn.provenance.items() if k not in (*former, "labelled_by")}
+        bare: SyntheticSet = replace(syn, **former, start=None, provenance=told)  # type: ignore[arg-type]
         found = _LABELLED[how.labels](bare, train, how, run)
         found.save(out / "synthetic")
         write_json(out / "run.json", record | {"status": "finished", "artifact": found.checksum})

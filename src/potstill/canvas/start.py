@@ -56,8 +56,13 @@ def _class_images(
 
 def check_start(start: str, shortage: str) -> None:
     """Raise InputError unless both go together."""
-    if start in ("tiled", "crops") and shortage == "keep":
-        raise InputError(f"shortage is 'keep' with start {start!r}; use shortage=repeat or noise")
+    if start == "tiled" and shortage == "keep":
+        raise InputError("shortage is 'keep' with start 'tiled'; use shortage=repeat or noise")
+    if start == "crops" and shortage != "repeat":
+        raise InputError(
+            f"shortage is {shortage!r} with start 'crops', which takes more crops of each image; "
+            "use shortage=repeat"
+        )
 
 
 def _warn_of_shortage(

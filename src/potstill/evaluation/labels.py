@@ -31,7 +31,6 @@ from potstill.run.fields import check_value
 from potstill.synthetic import SyntheticSet
 
 __all__ = [
-    "HardShare",
     "TIERS",
     "receiver_bytes",
     "soft_labels",

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
 
+import torch
 from torch import Tensor
 
 from potstill.canvas import decode_images, views_per_image
@@ -29,7 +30,7 @@ from potstill.experts.labelling import (
 )
 from potstill.labels import LabelSpec
 from potstill.losses import priors
-from potstill.nets import Network, parse
+from potstill.nets import Network, create_for, parse
 from potstill.run import InputError, Run
 from potstill.run.fields import Epochs, OneOf, Positive, Runs
 
@@ -64,9 +65,11 @@ class Taught(LabelSpec, kind="taught"):
     hard_share: HardShare = 0.5  # share of the class itself in a label
 
     def check(self, method: Any, real: ImageSet | None = None) -> None:
-        """Refuse an unknown network."""
+        """Refuse an unknown network, or one for larger images."""
         try:
             parse(self.teacher)
+            if real is not None:
+                create_for(real, self.teacher, torch.Generator().manual_seed(0))
         except InputError as error:
             raise InputError(str(error).replace("network is", "teacher is", 1)) from None
 

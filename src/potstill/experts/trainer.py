@@ -40,8 +40,8 @@ def training_facts(training: Training, loss: Loss | Scheduled = cross_entropy) -
 
 def _open_ended(training: Training, loss: Loss | Scheduled) -> bool:
     """Whether an epoch is the same however many follow it."""
-    constant = training.schedule == "constant" and training.sampling != "progressive"
-    return constant and not isinstance(loss, Scheduled)
+    constant = training.schedule == "constant" and not training.warmup
+    return constant and training.sampling != "progressive" and not isinstance(loss, Scheduled)
 
 
 @dataclass(frozen=True)

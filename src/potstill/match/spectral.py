@@ -206,7 +206,8 @@ def spectral_distance(
 def sampling_noise(a: Tensor, counts: Tensor) -> Tensor:
     """Return (1 - |a|²) / n (k, T), the expected squared error of a (k, 2T) from n images.
 
-    ``counts`` (k,) holds n.
+    ``counts`` (k,) holds n. An ``a`` that is itself the mean of n images gives (n - 1) / n of it on
+    average, and nothing for one image.
     """
     real, imaginary = a.chunk(2, dim=-1)
     return (1 - real.square() - imaginary.square()).clamp_min(0) / counts.to(a)[:, None]

@@ -213,11 +213,13 @@ class Objective(Steps):
     Attributes:
         canvas: what the loop descends on, on the run's device.
         networks: through what it is seen; where they move, they are its state.
+        bits: of a stored value of the method's images.
         seconds_saved: what making that which was read from a cache once took, networks apart.
     """
 
     canvas: Canvas
     networks: Any = Networks()
+    bits: int = 32
     seconds_saved: float = 0.0
 
     def state(self) -> dict[str, Tensor]:
@@ -278,7 +280,9 @@ class Matcher(Method):
         """Return everything before step 0."""
         networks = self.open(real, run)
         canvas = self.start(real, ipc, networks, run).to(run.device)
-        return self.prepare(real, canvas, networks, run), networks
+        objective = self.prepare(real, canvas, networks, run)
+        objective.bits = self.bits
+        return objective, networks
 
     def __call__(self, real: ImageSet, ipc: int, run: Run) -> SyntheticSet:
         """Distil ``real`` into ``ipc`` stored images per class; resumes from the run's folder."""

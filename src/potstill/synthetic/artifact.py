@@ -16,7 +16,7 @@ from potstill.run import ArtifactError, InputError
 from potstill.run.errors import system_refusals
 from potstill.synthetic import artifact_folder
 from potstill.synthetic import tensors as exact
-from potstill.synthetic.eight_bit import to_uint8
+from potstill.synthetic.eight_bit import rounded
 from potstill.synthetic.soundness import fault as fault_of
 from potstill.synthetic.started import read_start
 
@@ -137,7 +137,7 @@ class SyntheticSet:
 
         A quarter of the bytes; unlike :meth:`quantized` it keeps what is stored undecoded.
         """
-        return replace(self, images=to_uint8(self.images).to(torch.float32) / 255, bits=8)
+        return replace(self, images=rounded(self.images), bits=8)
 
     def quantized(self) -> SyntheticSet:
         """Return the 8-bit view: decoded images, clipped to [0, 1] and rounded to n / 255.
@@ -148,7 +148,7 @@ class SyntheticSet:
         images, labels, soft_labels, weights = self.decoded()
         return replace(
             self,
-            images=to_uint8(images).to(torch.float32) / 255,
+            images=rounded(images),
             labels=labels,
             decode={"kind": "pixels"},
             soft_labels=soft_labels,

@@ -15,7 +15,7 @@ from potstill.run.checkpoint import write_bytes
 if TYPE_CHECKING:
     from PIL import Image
 
-__all__ = ["encode", "grid", "to_uint8"]
+__all__ = ["encode", "grid", "rounded", "to_uint8"]
 
 TILE = 64  # pixels that small images are enlarged to, by a whole factor
 LARGEST = 96  # pixels that large images are reduced to
@@ -30,6 +30,11 @@ def to_uint8(images: Tensor) -> Tensor:
     if images.dtype == torch.uint8:
         return images
     return (images.detach().clamp(0, 1) * 255).round().to(torch.uint8)
+
+
+def rounded(images: Tensor) -> Tensor:
+    """Clip float images, RGB 0-1, and round to n / 255: what 8 bits make of them, float32."""
+    return to_uint8(images).to(torch.float32) / 255
 
 
 def encode(image: Tensor) -> bytes:

@@ -8,7 +8,7 @@ import torch
 
 from potstill.canvas import check_spec, views_per_image
 from potstill.run import InputError
-from potstill.synthetic.eight_bit import to_uint8
+from potstill.synthetic.eight_bit import rounded
 
 if TYPE_CHECKING:
     from potstill.synthetic.artifact import SyntheticSet
@@ -59,7 +59,7 @@ def _images_fault(s: SyntheticSet) -> str | None:
         return "images has NaN or infinite pixels"
     if s.bits not in (8, 32):
         return f"bits is {s.bits}; 8 or 32 is expected"
-    if s.bits == 8 and not torch.equal(images, to_uint8(images).to(torch.float32) / 255):
+    if s.bits == 8 and not torch.equal(images, rounded(images)):
         return "bits is 8, but images has values that are not n / 255; use in_bytes()"
     return None
 

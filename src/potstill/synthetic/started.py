@@ -16,7 +16,7 @@ from torch import Tensor
 
 from potstill.run import ArtifactError, InputError
 from potstill.run.checkpoint import load_state, save_state
-from potstill.synthetic.eight_bit import to_uint8
+from potstill.synthetic.eight_bit import rounded, to_uint8
 
 if TYPE_CHECKING:
     from potstill.synthetic.artifact import SyntheticSet
@@ -45,8 +45,7 @@ def _as_set(syn: SyntheticSet, tensors: dict[str, Tensor]) -> SyntheticSet:
     """A set like ``syn`` of stored tensors."""
     parts: dict[str, Any] = {name: tensors[name].float() for name in _LABELS if name in tensors}
     absent: dict[str, Any] = dict.fromkeys((*_LABELS, "start", "view_labels", "projection"))
-    images = tensors["images"].to(torch.float32) / 255
-    return replace(syn, **(absent | parts), images=images)
+    return replace(syn, **(absent | parts), images=rounded(tensors["images"]))
 
 
 def write_start(folder: Path, syn: SyntheticSet) -> None:

@@ -31,6 +31,7 @@ from potstill.run.fields import NotNegative, OneOf
 from potstill.run.memory import cuts
 from potstill.run.objective import Term
 from potstill.run.parts import Part
+from potstill.synthetic.eight_bit import rounded
 
 __all__ = ["CANVASES", "LABELS", "TRAINED", "Calibration", "ClassMatching", "Comparison"]
 
@@ -123,9 +124,11 @@ class ClassMatching(Objective):
         return self.networks.at(0).image_bytes(self.canvas.pictures()[:1])
 
     def outcome(self, canvas: Canvas) -> dict[str, Any]:
-        """Return the images, with labels by a teacher where there is one."""
+        """Return the images, with labels by a teacher where there is one: of what is stored."""
         found = super().outcome(canvas)
         if self.labeller is not None:
+            if self.bits == 8:
+                found["images"] = rounded(found["images"])
             labels, spec = canvas.labels.cpu(), canvas.spec
             found["soft_labels"] = self.labeller.label(found["images"], labels, spec)
         return found

@@ -22,7 +22,7 @@ from potstill.match.spectral import (
 from potstill.methods.distribution.class_matching import Comparison
 from potstill.networks import Networks
 from potstill.networks.real_views import ClassMeans
-from potstill.run import Run
+from potstill.run import InputError, Run
 from potstill.run.descent import Descent
 from potstill.run.fields import NotNegative, OneOf, Positive, Range
 from potstill.run.parts import Part
@@ -92,8 +92,15 @@ class Spectrum(Part):
     floor: Floor = "none"
 
     def check(self, method: Any, real: ImageSet | None = None) -> None:
-        """Refuse an unknown kernel."""
+        """Refuse an unknown kernel, and a floor where no frequencies are compared."""
         kernel(self.kernel, self.length or self.scale)
+        exact = getattr(method, "estimator", "") == "exact"
+        if self.floor != "none" and (exact or self.kernel == "linear"):
+            what = "estimator 'exact'" if exact else "kernel 'linear'"
+            raise InputError(
+                f"floor is {self.floor!r} with {what}, which compares no frequencies; use "
+                "floor=none"
+            )
 
     @torch.no_grad()
     def length_on(self, real: ImageSet, networks: Networks, run: Run, normalize: bool) -> float:
