@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -79,26 +80,17 @@ class Block:
     def read(self, member: int, epoch: int) -> Tensor | None:
         """Return a row (columns,), or None where the file ends before it does."""
         row = torch.empty(self.shape[2])
-        left = content(row)
-        try:
-            with self.path.open("rb", buffering=0) as file:
-                file.seek(self._offset(member, epoch))
-                while left:
-                    got = file.readinto(left)
-                    if not got:
-                        return None
-                    left = left[got:]
-        except OSError:
-            return None
-        return row
+        with suppress(OSError), self.path.open("rb") as file:
+            file.seek(self._offset(member, epoch))
+            if file.readinto(content(row)) == row.nbytes:
+                return row
+        return None
 
     def write(self, member: int, epoch: int, row: Tensor) -> None:
         """Write a float32 row (columns,) in place; raises OSError."""
-        left = content(row)
-        with self.path.open("rb+", buffering=0) as file:
+        with self.path.open("rb+") as file:
             file.seek(self._offset(member, epoch))
-            while left:
-                left = left[file.write(left) or 0 :]
+            file.write(content(row))
 
     def _offset(self, member: int, epoch: int) -> int:
         return len(self.header) + 4 * self.shape[2] * (member * self.shape[1] + epoch)

@@ -19,7 +19,7 @@ from potstill.experts.trainer import Trainer, training_facts
 from potstill.experts.trajectories import Params, Trajectories
 from potstill.losses import cross_entropy
 from potstill.nets import Network, Training, create_for
-from potstill.run import InputError, Run
+from potstill.run import Run
 from potstill.run.cache import Cached, key_facts
 
 __all__ = ["ClassifierTrajectories", "train_classifiers"]
@@ -27,42 +27,24 @@ __all__ = ["ClassifierTrajectories", "train_classifiers"]
 _HEAD = "classifier."
 
 
-@dataclass(frozen=True, eq=False)
-class ClassifierTrajectories:
-    """Snapshots of the classifiers on the bodies that ``experts`` had at ``start_epoch``."""
+@dataclass(frozen=True, eq=False, kw_only=True)
+class ClassifierTrajectories(Trajectories):
+    """Snapshots of the classifiers on the bodies that ``experts`` had at ``start_epoch``.
 
-    key: str
+    Their parameters are "classifier.weight" and "classifier.bias", epochs those of this stage.
+    """
+
     experts: Trajectories
     start_epoch: int
-    rows: Rows
-    seconds_saved: float = 0.0  # what training the snapshots read from the cache once took
-
-    @property
-    def network(self) -> str:
-        """Architecture of the experts."""
-        return self.experts.network
-
-    @property
-    def members(self) -> int:
-        """Number of experts."""
-        return self.experts.members
 
     def backbone(self, member: int, device: torch.device | str = "cpu") -> Params:
         """Return everything but the classifier of one expert."""
         whole = self.experts.at(member, self.start_epoch, device)
         return {name: value for name, value in whole.items() if not name.startswith(_HEAD)}
 
-    def at(self, member: int, epoch: int, device: torch.device | str = "cpu") -> Params:
-        """Return "classifier.weight" and "classifier.bias" after ``epoch`` epochs of this stage.
-
-        Where they are damaged on the disk, they are trained again.
-
-        Raises:
-            InputError: there is no such expert, or that epoch was not kept.
-        """
-        if not 0 <= member < self.members:
-            raise InputError(f"member is {member}; use 0 to {self.members - 1}")
-        return self.rows.unpack(self.rows.read(member, epoch).to(device))
+    def whole(self, member: int, epoch: int) -> Params:
+        """Return backbone and classifier of one expert."""
+        return {**self.backbone(member), **self.at(member, epoch)}
 
 
 def train_classifiers(
@@ -110,11 +92,12 @@ def train_classifiers(
     entry = Cached(run.cache, "experts", facts, what)
     layout = {name: s for name, s in experts.rows.layout.items() if name.startswith(_HEAD)}
     rows = Rows(entry, layout)
-
-    def ensure(members: int, epochs: Collection[int]) -> float:
-        trainer = Trainer(real, transform, training, cross_entropy, run, rows, new, "classifiers")
-        return trainer.ensure(members, epochs)
-
-    saved = ensure(experts.members, epochs)
-    rows.repair = lambda member, epoch: ensure(member + 1, [epoch])
-    return ClassifierTrajectories(entry.key, experts, start_epoch, rows, saved)
+    trainer = Trainer(real, transform, training, cross_entropy, run, rows, new, "classifiers")
+    saved, network, members = (
+        trainer.ensure(experts.members, epochs),
+        experts.network,
+        experts.members,
+    )
+    return ClassifierTrajectories(
+        entry.key, network, members, rows, saved, experts=experts, start_epoch=start_epoch
+    )

@@ -6,7 +6,7 @@ soft labels that are the mean logits of the experts that are right.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -25,29 +25,23 @@ Weights = Mapping[str, Tensor]
 _MOST = 1024  # images of a class looked at in one go
 
 
-class _Reader:
-    """One network that takes the weights of one expert after another."""
+def _loaded(
+    experts: Iterable[Weights], network: str, shape: Sequence[int], run: Run
+) -> Iterator[Network]:
+    """One network with the weights of one expert after another."""
+    net, (channels, height, width) = None, shape
+    for weights in experts:
+        if net is None:
+            draw = torch.Generator().manual_seed(0)  # overwritten at once
+            size, classes = (height, width), len(weights["classifier.bias"])
+            net = create(network, channels=channels, size=size, classes=classes, generator=draw)
+            net.to(run.device)
+        net.load_state_dict(weights)
+        yield net
 
-    def __init__(self, network: str, shape: tuple[int, int, int], run: Run) -> None:
-        self.network, self.shape, self.run = network, shape, run
-        self.net: Network | None = None
-        self.fits = Portion("images", "a pass of the experts")
 
-    @torch.no_grad()
-    def load(self, weights: Weights) -> Network:
-        """Return the network with these weights."""
-        if self.net is None:
-            channels, *size = self.shape
-            net = create(
-                self.network,
-                channels=channels,
-                size=(size[0], size[1]),
-                classes=len(weights["classifier.bias"]),
-                generator=torch.Generator().manual_seed(0),  # overwritten at once
-            )
-            self.net = net.to(self.run.device)
-        self.net.load_state_dict(weights)
-        return self.net
+def _portion() -> Portion:
+    return Portion("images", "a pass of the experts")
 
 
 def teacher_logits(
@@ -59,16 +53,14 @@ def teacher_logits(
         experts: parameters by name; read one after another.
         images: (n, c, h, w) uint8 or float RGB 0-1.
     """
-    channels, height, width = images.shape[1:]
-    reader, seen = _Reader(network, (channels, height, width), run), transform
+    fits, shape, seen = _portion(), images.shape[1:], transform
     if 8 * images.numel() <= run.budget.kept:  # transformed once for all experts
         with torch.no_grad():
             parts = (transform.forward(rgb(part)) for part in images.split(CPU_CHUNK))
             images = torch.cat([*parts]).to(run.device)
             seen = nn.Identity()  # type: ignore[assignment]
-    for weights in experts:
-        net = reader.load(weights)
-        yield predict(net, images, seen, device=run.device, fits=reader.fits).cpu()
+    for net in _loaded(experts, network, shape, run):
+        yield predict(net, images, seen, device=run.device, fits=fits).cpu()
 
 
 def mean_right_logits(
@@ -119,20 +111,21 @@ def right_candidates(
         raise InputError(
             f"needed has {len(needed)} numbers; give {real.num_classes}, one per class"
         )
-    reader = _Reader(network, real.shape, run)
+    fits, nets = _portion(), _loaded(experts, network, real.shape, run)
     found: list[list[Tensor]] = [[] for _ in needed]
     short = {label: int(count) for label, count in enumerate(needed) if count > 0}
     left = {}
     for label in short:
         own = real.of_class(label)
         left[label] = own[torch.randperm(len(own), generator=run.generator("right", label))]
-    stream = iter(experts)
-    while short and (weights := next(stream, None)) is not None:
-        net = reader.load(weights)
+    while short and (net := next(nets, None)) is not None:
+
+        def said(part: Tensor, net: Network = net) -> Tensor:
+            own = predict(net, real.rows(part), transform, device=run.device, fits=fits)
+            return own.argmax(1).cpu()
+
         for label in [*short]:
-            right, left[label] = _scan(
-                net, real, label, left[label], short[label], transform, run, reader.fits
-            )
+            right, left[label] = _scan(said, label, left[label], short[label])
             found[label].append(right)
             short[label] -= len(right)
             if not short[label] or not len(left[label]):
@@ -141,21 +134,13 @@ def right_candidates(
 
 
 def _scan(
-    net: Network,
-    real: ImageSet,
-    label: int,
-    order: Tensor,
-    needed: int,
-    transform: Transform,
-    run: Run,
-    fits: Portion,
+    said: Callable[[Tensor], Tensor], label: int, order: Tensor, needed: int
 ) -> tuple[Tensor, Tensor]:
     """Return the first ``needed`` of the positions ``order`` that are right, and those wrong."""
     right, wrong, seen = [], [], 0
     while seen < len(order) and needed > 0:
         part = order[seen : seen + min(_MOST, max(CPU_CHUNK, 2 * needed))]
-        logits = predict(net, real.rows(part), transform, device=run.device, fits=fits)
-        hits = logits.argmax(1).cpu() == label
+        hits = said(part) == label
         right.append(part[hits][:needed])
         wrong.append(part[~hits])
         needed, seen = needed - len(right[-1]), seen + len(part)

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, replace
 from fractions import Fraction
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import groupby
 from typing import Any
 
@@ -75,6 +75,8 @@ class Trainer:
     def ensure(self, members: int, epochs: Collection[int]) -> float:
         """Make the rows that are missing; return the seconds that making the others once took.
 
+        From then on a row that is found damaged is made again when it is read.
+
         Raises:
             InputError: no members, no epochs, or epochs that the training does not have.
         """
@@ -91,6 +93,8 @@ class Trainer:
             with self.rows.held():
                 saved = self._seconds(members, wanted[-1])
                 self._make(members, wanted)
+        anew = replace(self)  # without the images that this one holds
+        self.rows.repair = lambda member, epoch: replace(anew).ensure(member + 1, [epoch])
         return saved
 
     def _seconds(self, members: int, last: int) -> float:
@@ -194,7 +198,7 @@ class Trainer:
             channels_last=self.run.on_gpu,
             quiet=self.run.quiet,
             generators=draws,
-            on_epoch=_Keeper(self, spans),
+            on_epoch=partial(self._keep, spans),
             label=f"train {self.kind} {numbers[0]}-{numbers[-1]}",
             start_epoch=starts,
             stop_epoch=stop,
@@ -216,22 +220,15 @@ class Trainer:
             return network, self._places.take(span.member) or 0
         return network, int(span.start)
 
-
-class _Keeper:
-    """Writes down what members are after the epochs to keep."""
-
-    def __init__(self, trainer: Trainer, spans: list[_Span]) -> None:
-        self.trainer, self.spans = trainer, spans
-
-    def __call__(self, k: int, epoch: int, network: Network) -> None:
-        span, done, trainer = self.spans[k], epoch + 1, self.trainer
-        rows, places = trainer.rows, trainer._places
+    def _keep(self, spans: list[_Span], k: int, epoch: int, network: Network) -> None:
+        """Write down what a member is after an epoch, if that is one to keep."""
+        span, done, rows = spans[k], epoch + 1, self.rows
         if done in span.keep:
-            seconds = places.lap(span.member)
+            seconds = self._places.lap(span.member)
             rows.write(span.member, done, rows.pack(network.state_dict()), seconds)
-            rows.flush(0.0 if done == span.stop else trainer.run.checkpoint_seconds)
+            rows.flush(0.0 if done == span.stop else self.run.checkpoint_seconds)
         if done == span.stop:
-            places.forget(span.member)
+            self._places.forget(span.member)
 
 
 def _ways(

@@ -128,11 +128,5 @@ def train_experts(
     entry = Cached(run.cache, "experts", facts, f"{spec} on {real.source}")
     layout = {name: p.shape for name, p in skeleton.named_parameters()}
     rows = Rows(entry, layout)
-
-    def ensure(members: int, epochs: Collection[int]) -> float:
-        trainer = Trainer(real, transform, training, loss, run, rows, new, "experts", reserve)
-        return trainer.ensure(members, epochs)
-
-    saved = ensure(members, epochs)
-    rows.repair = lambda member, epoch: ensure(member + 1, [epoch])
-    return Trajectories(entry.key, network, members, rows, saved)
+    trainer = Trainer(real, transform, training, loss, run, rows, new, "experts", reserve)
+    return Trajectories(entry.key, network, members, rows, trainer.ensure(members, epochs))

@@ -15,6 +15,7 @@ file and ends with the process; :func:`remove` takes only what nobody holds.
 from __future__ import annotations
 
 import copy
+import fcntl
 import os
 import re
 import time
@@ -36,11 +37,6 @@ from potstill.run.records import read_json
 from potstill.run.replace import remove_owned
 
 __all__ = ["KINDS", "Cached", "Found", "found_in", "hold_folder", "key_facts", "remove"]
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 T = TypeVar("T")
 KINDS = {
@@ -157,8 +153,6 @@ def hold_folder(folder: Path, holder: object) -> None:
     with suppress(OSError):
         while not held:
             folder.mkdir(parents=True, exist_ok=True)
-            if fcntl is None:
-                return
             handle = os.open(folder, os.O_RDONLY)
             try:
                 fcntl.flock(handle, fcntl.LOCK_SH)
@@ -208,7 +202,7 @@ def _found(path: Path, kind: str) -> Iterator[Found]:
         path=path,
         kind=kind,
         what="".join(c if c.isprintable() else "?" for c in text[:100]),
-        size=sum(_taken(f) for _, f in files),
+        size=sum(512 * f.st_blocks for _, f in files),  # few of a sparse file
         created=_number(about.get("created"), oldest),
         used=used,
         seconds=_number(about.get("seconds"), None),
@@ -225,12 +219,6 @@ def _owned(path: Path) -> Iterator[tuple[Path, os.stat_result]]:
             with suppress(OSError):
                 if _OWNED.fullmatch(file.name) and not file.is_dir():
                     yield file, file.lstat()
-
-
-def _taken(file: os.stat_result) -> int:
-    """Bytes on the disk, which are few of a sparse file."""
-    blocks = getattr(file, "st_blocks", None)
-    return file.st_size if blocks is None else 512 * blocks
 
 
 def _about(path: Path) -> dict[str, Any]:
@@ -257,15 +245,13 @@ def remove(entry: Found, *, dry: bool = False) -> bool:
     """
     handle = None
     try:
-        with suppress(OSError):  # no such locks here, or it is gone
+        try:
             handle = os.open(entry.path, os.O_RDONLY)
-        if fcntl is not None and handle is not None:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                return False
-            except OSError:
-                pass
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        except OSError:  # no such locks here, or it is gone
+            pass
         if not dry and entry.path.is_dir():
             remove_owned(entry.path, _OWNED)
         elif not dry:

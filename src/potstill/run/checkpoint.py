@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
 import logging
@@ -9,7 +10,7 @@ import os
 import stat
 import tempfile
 from collections.abc import Callable, Mapping
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -35,11 +36,6 @@ __all__ = [
     "write_bytes",
     "write_json",
 ]
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 logger = logging.getLogger("potstill")
 
@@ -88,19 +84,15 @@ def _unfinished(path: Path) -> tuple[int | None, Path]:
     another process holds it, or the system has no such locks, a name of its own is found.
     """
     usual = path.with_name(f".{path.name}.part")
-    if fcntl is not None:
-        with suppress(OSError):  # the other way meets what is really wrong
-            handle = os.open(usual, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                ours, there = os.fstat(handle), usual.lstat()  # it may have been put in place
-                if os.path.samestat(ours, there) and stat.S_ISREG(ours.st_mode):
-                    os.ftruncate(handle, 0)
-                    return handle, usual
-                os.close(handle)
-            except OSError:
-                os.close(handle)
-                raise
+    with suppress(OSError), ExitStack() as refused:  # the other way meets what is really wrong
+        handle = os.open(usual, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o644)
+        refused.callback(os.close, handle)
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        ours, there = os.fstat(handle), usual.lstat()  # it may have been put in place
+        if os.path.samestat(ours, there) and stat.S_ISREG(ours.st_mode):
+            os.ftruncate(handle, 0)
+            refused.pop_all()
+            return handle, usual
     handle, name = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.", suffix=".part")
     os.close(handle)
     return None, Path(name)

@@ -172,9 +172,10 @@ def descend(
         DivergedError: a loss or gradient is NaN or infinite. InputError: foreign checkpoint.
     """
     total, schedule = descent.steps, Schedule(descent)
-    surface, kept = _Everything(canvas, objective), Checkpoint(run.folder, key)
+    surface = _Everything(canvas, objective)
+    kept = Checkpoint(run.folder, key, objective, surface, schedule)
     build = partial(descent.build, rates=objective.rates, lr=objective.lr)
-    optimizer = kept.load(objective, surface, build, schedule)
+    optimizer = kept.load(build)
     start = reached = kept.step
     kept.chunk = kept.chunk or chunk
     if 0 < start < total:
@@ -211,14 +212,14 @@ def descend(
                         run.watch(step, kept.last, canvas)
                 reached, grown, state = step + 1, False, _copied(objective.state())
                 if checked and time.monotonic() - kept.saved >= run.checkpoint_seconds:
-                    kept.save(reached, state, surface, optimizer, schedule)
+                    kept.save(reached, state, optimizer)
     except ENDED:
         if reached > start and not grown:
             with uninterrupted():
-                kept.save(reached, state, surface, optimizer, schedule)
+                kept.save(reached, state, optimizer)
         raise
     if start < total:
-        kept.save(total, state, surface, optimizer, schedule)
+        kept.save(total, state, optimizer)
     return {"steps": total, "seconds": kept.seconds, "last": kept.last}
 
 

@@ -10,6 +10,8 @@ import os
 import platform
 import resource
 import sys
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -38,12 +40,7 @@ def tune_allocator() -> bool:
 
 def cpu_has_bf16() -> bool:
     """Whether the processor computes in bf16 (AVX512-BF16 or AMX); without, it crawls."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
-            flags = next(line for line in lines if line.startswith("flags")).split()
-        return "avx512_bf16" in flags or "amx_bf16" in flags
-    except (OSError, StopIteration):
-        return False
+    return not {"avx512_bf16", "amx_bf16"}.isdisjoint(_processor("flags").split())
 
 
 def peak_memory_gb(device: str) -> float:
@@ -54,12 +51,11 @@ def peak_memory_gb(device: str) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 1e9
 
 
-def _processor() -> str:
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8") as lines:  # noqa: PTH123
-            return next(line.split(":", 1)[1].strip() for line in lines if "model name" in line)
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+def _processor(name: str) -> str:
+    """What Linux says of the first processor under a name; "" where it says nothing."""
+    with suppress(OSError, StopIteration), Path("/proc/cpuinfo").open(encoding="utf-8") as lines:
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith(name))
+    return ""
 
 
 def describe(device: str) -> dict[str, Any]:
@@ -68,9 +64,9 @@ def describe(device: str) -> dict[str, Any]:
 
     from potstill import __version__
 
-    name = torch.cuda.get_device_name(device) if device.startswith("cuda") else _processor()
+    own = _processor("model name") or platform.processor() or platform.machine()
     return {
-        "device": name,
+        "device": torch.cuda.get_device_name(device) if device.startswith("cuda") else own,
         "threads": torch.get_num_threads(),
         "platform": f"{platform.system()} {platform.machine()}",
         "versions": {

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import fcntl
 import os
 import re
 import sys
@@ -20,11 +21,6 @@ from potstill.run.log import logger
 from potstill.run.signals import uninterrupted
 
 __all__ = ["alone", "carry_over", "recover", "remove_owned", "replace_folder"]
-
-try:
-    import fcntl
-except ImportError:  # not on Windows
-    fcntl = None  # type: ignore[assignment]
 
 KEPT = "kept"  # folder for other people's files that lay among ours
 _EXCHANGE, _HERE = 2, -100  # RENAME_EXCHANGE and AT_FDCWD of Linux
@@ -40,9 +36,8 @@ def alone(folder: Path) -> Iterator[None]:
     """
     handle = None
     with suppress(OSError):
-        if fcntl is not None:
-            handle = os.open(folder.parent, os.O_RDONLY)
-            fcntl.flock(handle, fcntl.LOCK_EX)
+        handle = os.open(folder.parent, os.O_RDONLY)
+        fcntl.flock(handle, fcntl.LOCK_EX)
     try:
         yield
     finally:

@@ -26,11 +26,15 @@ CHECKPOINTS = ("checkpoint.safetensors", "checkpoint-other.safetensors")
 class Checkpoint:
     """State of a descent on disk; without a folder nothing is kept.
 
+    Objective, surface and schedule are those of the descent, which loading brings to where it was.
     ``step`` is the one to be taken next, ``chunk`` the pieces of a killed part (sums in other
     pieces round differently), ``last`` its newest metrics record.
     """
 
-    def __init__(self, folder: Path | None, key: str) -> None:
+    def __init__(
+        self, folder: Path | None, key: str, objective: Objective, surface: Surface, how: Schedule
+    ) -> None:
+        self.objective, self.surface, self.schedule = objective, surface, how
         self.paths = [folder / name for name in CHECKPOINTS] if folder else []
         self.key, self.step, self.spent = key, 0, 0.0
         self.chunk: int | None = None
@@ -44,9 +48,7 @@ class Checkpoint:
         """Seconds spent, those of earlier, killed parts included."""
         return self.spent + time.monotonic() - self.began
 
-    def load(
-        self, objective: Objective, surface: Surface, build: Build, schedule: Schedule
-    ) -> torch.optim.Optimizer:
+    def load(self, build: Build) -> torch.optim.Optimizer:
         """Put everything back as the newest sound file has it; return the optimiser.
 
         A damaged file is passed over with a warning that says what is lost.
@@ -72,13 +74,13 @@ class Checkpoint:
         if not found:
             for sentence in damaged[:1]:
                 logger.warning("%s, and there is no other; beginning again at step 0", sentence)
-            return build(surface.parameters())
+            return build(self.surface.parameters())
         newest = max(found, key=lambda index: found[index][0])
         for sentence in damaged:
             logger.warning("%s; going on from the one of step %d", sentence, found[newest][0])
         self._next = 1 - newest
         try:
-            return self._restore(*found[newest], objective, surface, build, schedule)
+            return self._restore(*found[newest], build)
         except ArtifactError:
             raise
         except (KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -88,44 +90,32 @@ class Checkpoint:
             ) from error
 
     def _restore(
-        self,
-        step: int,
-        tensors: dict[str, Tensor],
-        facts: Mapping[str, Any],
-        objective: Objective,
-        surface: Surface,
-        build: Build,
-        schedule: Schedule,
+        self, step: int, tensors: dict[str, Tensor], facts: Mapping[str, Any], build: Build
     ) -> torch.optim.Optimizer:
-        surface.grow_(step - 1)
-        leaves = surface.parameters()
+        self.surface.grow_(step - 1)
+        leaves = self.surface.parameters()
         optimizer = build(leaves)
         with torch.no_grad():
             for name, leaf in leaves.items():
                 leaf.copy_(tensors[f"surface.{name}"])
         unpack(optimizer, tensors)
-        objective.load_state(under("problem.", tensors))
-        schedule.load_state(facts["schedule"])
+        self.objective.load_state(under("problem.", tensors))
+        self.schedule.load_state(facts["schedule"])
         self.step = self._written = step
         self.spent, self.last = facts["seconds"], facts["last"]
         self.chunk = facts.get("chunk")
         return optimizer
 
     def save(
-        self,
-        step: int,
-        state: Mapping[str, Tensor],
-        surface: Surface,
-        optimizer: torch.optim.Optimizer,
-        schedule: Schedule,
+        self, step: int, state: Mapping[str, Tensor], optimizer: torch.optim.Optimizer
     ) -> None:
         """Write what there is before ``step``; ``state`` is the objective's own."""
         self.saved = time.monotonic()
         if not self.paths or step == self._written:
             return
-        tensors = {f"surface.{n}": leaf for n, leaf in surface.parameters().items()}
+        tensors = {f"surface.{n}": leaf for n, leaf in self.surface.parameters().items()}
         tensors |= pack(optimizer) | {f"problem.{n}": t for n, t in state.items()}
         facts = {"key": self.key, "step": step, "seconds": self.seconds, "last": self.last}
-        facts |= {"chunk": self.chunk, "schedule": schedule.state()}
+        facts |= {"chunk": self.chunk, "schedule": self.schedule.state()}
         save_state(self.paths[self._next], tensors, facts)
         self._next, self._written = 1 - self._next, step

@@ -9,13 +9,13 @@ from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 __all__ = ["ENDED", "Terminated", "ending_signals", "uninterrupted"]
 
-_NAMES = ("SIGTERM", "SIGHUP")  # SIGHUP is unknown on some systems
+_NUMBERS = (signal.SIGTERM, signal.SIGHUP)
 
 
 class Terminated(BaseException):
@@ -39,38 +39,38 @@ def _raise(number: int, frame: Any) -> None:
 
 
 @contextmanager
-def ending_signals() -> Iterator[None]:
-    """Let SIGTERM and SIGHUP raise :class:`Terminated` in here; ignored ones stay ignored."""
-    numbers = [getattr(signal, name) for name in _NAMES if hasattr(signal, name)]
+def _handled(
+    numbers: Iterable[int], where: Callable[[Any], bool], handler: Callable[[int, Any], None]
+) -> Iterator[None]:
+    """Have ``handler`` called for signals ``where`` their own handler is such a one."""
     before = {}
     if threading.current_thread() is threading.main_thread():
-        for number in numbers:  # nohup ignores SIGHUP: then it has to stay so
-            if signal.getsignal(number) is signal.SIG_DFL:
-                before[number] = signal.signal(number, _raise)
+        for number in numbers:
+            if where(signal.getsignal(number)):
+                before[number] = signal.signal(number, handler)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        for number, own in before.items():
+            signal.signal(number, own)
+
+
+@contextmanager
+def ending_signals() -> Iterator[None]:
+    """Let SIGTERM and SIGHUP raise :class:`Terminated` in here; ignored ones stay ignored."""
+    # nohup ignores SIGHUP: then it has to stay so
+    with _handled(_NUMBERS, lambda own: own is signal.SIG_DFL, _raise):
+        yield
 
 
 @contextmanager
 def uninterrupted() -> Iterator[None]:
     """Hold Ctrl-C, SIGTERM and SIGHUP back until the block has ended; for short blocks."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
     caught: list[int] = []
-    before = {}
-    for number in [getattr(signal, n) for n in ("SIGINT", *_NAMES) if hasattr(signal, n)]:
-        handler = signal.getsignal(number)
-        if callable(handler):  # ignored, left to the system or set outside Python: as it is
-            before[number] = handler
-            signal.signal(number, lambda number, frame: caught.append(number))
     try:
-        yield
+        # those ignored, left to the system or set outside Python are no callables, and stay
+        with _handled((signal.SIGINT, *_NUMBERS), callable, lambda n, _: caught.append(n)):
+            yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
         if caught:
             signal.raise_signal(caught[0])
