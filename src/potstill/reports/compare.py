@@ -97,11 +97,8 @@ def _html(runs: Sequence[RunFolder]) -> str:
     _set_beside_ceilings(rows)
     networks = list(dict.fromkeys(network for row in rows for network in row["cells"]))
     for row in rows:
-        row["marks"] = [
-            mark
-            for key, (mark, _) in _MARKS.items()
-            if _differ(key, row["facts"], rows[0]["facts"])
-        ]
+        row["differ"] = [key for key in _MARKS if _differ(key, row["facts"], rows[0]["facts"])]
+        row["marks"] = [_MARKS[key][0] for key in row["differ"]]
     return render(
         "compare.html",
         title=" · ".join(names) if len(names) <= 4 else f"{len(names)} runs",
@@ -112,9 +109,7 @@ def _html(runs: Sequence[RunFolder]) -> str:
         best=_best(rows, networks),
         references=_reference_rows(rows),
         mixed=[
-            title
-            for key, (_, title) in _MARKS.items()
-            if any(_differ(key, row["facts"], rows[0]["facts"]) for row in rows)
+            title for key, (_, title) in _MARKS.items() if any(key in r["differ"] for r in rows)
         ],
         figures=_figures(rows, networks),
         settings=_settings(runs, names),
@@ -129,17 +124,17 @@ def _differ(key: str, own: Mapping[str, str], first: Mapping[str, str]) -> bool:
 
 def _names(runs: Sequence[RunFolder]) -> list[str]:
     """Methods; where two runs share one, the folder (or its whole path) tells them apart."""
-    methods = [run.method or run.folder.name for run in runs]
-    several = Counter(methods)
-    short = [
-        f"{method} ({run.folder.name})" if several[method] > 1 else method
-        for run, method in zip(runs, methods, strict=True)
+    names = [run.method or run.folder.name for run in runs]
+    longer = [
+        [f"{name} ({run.folder.name})", f"{name} ({run.folder})"]
+        for run, name in zip(runs, names, strict=True)
     ]
-    same = Counter(short)
-    return [
-        f"{method} ({run.folder})" if same[name] > 1 else name
-        for run, method, name in zip(runs, methods, short, strict=True)
-    ]
+    for forms in zip(*longer, strict=True):
+        several = Counter(names)
+        names = [
+            form if several[name] > 1 else name for form, name in zip(forms, names, strict=True)
+        ]
+    return names
 
 
 def _rows(run: RunFolder, name: str) -> list[dict[str, Any]]:

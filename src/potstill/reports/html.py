@@ -21,16 +21,15 @@ __all__ = ["picture", "render", "svg"]
 
 def render(template: str, **facts: Any) -> str:
     """Fill a template of this folder; everything but its own markup is escaped."""
-    from jinja2 import ChainableUndefined, Environment
+    from jinja2 import ChainableUndefined, Environment, FileSystemLoader
     from markupsafe import Markup
 
     here = Path(__file__).parent
-    environment = Environment(
-        autoescape=True, undefined=ChainableUndefined, trim_blocks=True, lstrip_blocks=True
-    )
+    look: dict[str, Any] = {"trim_blocks": True, "lstrip_blocks": True, "autoescape": True}
+    environment = Environment(loader=FileSystemLoader(here), undefined=ChainableUndefined, **look)
     environment.filters |= {"score": _score, "size": tables.size, "time": _time, "number": _number}
-    page = environment.from_string((here / template).read_text("utf-8"))
-    return page.render(css=Markup((here / "page.css").read_text("utf-8")), **facts)
+    css = Markup((here / "page.css").read_text("utf-8"))
+    return environment.get_template(template).render(css=css, **facts)
 
 
 def svg(content: bytes, label: str) -> Markup:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv as csv_format
 import io
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from potstill.data.longtail import size_groups
@@ -172,10 +172,6 @@ def _title(key: str) -> str:
 
 def markdown(rows: Sequence[Row]) -> str:
     """Return a Markdown table; numbers to the right."""
-    return _lines(rows, lambda cell: re.sub(r"([|\\`*_<>\[\]])", r"\\\1", " ".join(cell.split())))
-
-
-def _lines(rows: Sequence[Row], escape: Callable[[str], str]) -> str:
     if not rows:
         return ""
     keys = list(rows[0])
@@ -183,8 +179,12 @@ def _lines(rows: Sequence[Row], escape: Callable[[str], str]) -> str:
         "| " + " | ".join(map(_title, keys)) + " |",
         "|" + "|".join("---:" if _numeric(rows, key) else "---" for key in keys) + "|",
     ]
-    lines += ["| " + " | ".join(escape(_cell(k, row[k])) for k in keys) + " |" for row in rows]
+    lines += ["| " + " | ".join(_escaped(_cell(k, row[k])) for k in keys) + " |" for row in rows]
     return "\n".join(lines) + "\n"
+
+
+def _escaped(cell: str) -> str:
+    return re.sub(r"([|\\`*_<>\[\]])", r"\\\1", " ".join(cell.split()))
 
 
 def plain(rows: Sequence[Row]) -> str:
@@ -210,24 +210,18 @@ def plain(rows: Sequence[Row]) -> str:
 def csv(rows: Sequence[Row]) -> str:
     """Return comma-separated values with plain numbers: a score takes two columns."""
     scores = {key for row in rows for key, value in row.items() if isinstance(value, Mapping)}
-    names = [n for key in (rows[0] if rows else ()) for n in _names(key, key in scores)]
-    stream = io.StringIO()
-    writer = csv_format.DictWriter(stream, names, lineterminator="\n")
-    writer.writeheader()
-    for row in rows:
-        flat: Row = {}
+    flat: list[Row] = [{} for _ in rows]
+    for row, line in zip(rows, flat, strict=True):
         for key, value in row.items():
             if key in scores:
-                known = value or {}
-                flat |= {key: known.get("mean"), f"{key}_std": known.get("std")}
+                line |= {key: (value or {}).get("mean"), f"{key}_std": (value or {}).get("std")}
             else:
-                flat[key] = _no_formula(value)
-        writer.writerow(flat)
+                line[key] = _no_formula(value)
+    stream = io.StringIO()
+    writer = csv_format.DictWriter(stream, list(flat[0]) if flat else [], lineterminator="\n")
+    writer.writeheader()
+    writer.writerows(flat)
     return stream.getvalue()
-
-
-def _names(key: str, score: bool) -> list[str]:
-    return [key, f"{key}_std"] if score else [key]
 
 
 def _no_formula(value: Any) -> Any:
