@@ -93,11 +93,12 @@ def train_classifiers(
     layout = {name: s for name, s in experts.rows.layout.items() if name.startswith(_HEAD)}
     rows = Rows(entry, layout)
     trainer = Trainer(real, transform, training, cross_entropy, run, rows, new, "classifiers")
-    saved, network, members = (
-        trainer.ensure(experts.members, epochs),
-        experts.network,
-        experts.members,
-    )
     return ClassifierTrajectories(
-        entry.key, network, members, rows, saved, experts=experts, start_epoch=start_epoch
+        key=entry.key,
+        network=experts.network,
+        members=experts.members,
+        rows=rows,
+        seconds_saved=trainer.ensure(experts.members, epochs),
+        experts=experts,
+        start_epoch=start_epoch,
     )

@@ -224,12 +224,8 @@ class _Training:
 
     def _loss(self, step: int) -> Tensor:
         """The objective on one batch of two views each."""
-        real, how, run, (epoch, place) = (
-            self.real,
-            self.how,
-            self.run,
-            divmod(step, self.epoch_steps),
-        )
+        real, how, run = self.real, self.how, self.run
+        epoch, place = divmod(step, self.epoch_steps)
         order = torch.randperm(len(real), generator=run.generator("self/order", epoch))
         images = rgb(real.rows(order[place * how.batch :][: how.batch]).to(run.device))
         views, color = how.views(), DSA.parse("color", rule="idc")
