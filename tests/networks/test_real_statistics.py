@@ -47,6 +47,19 @@ def begun(method, real, run, ipc=1):
     return objective
 
 
+def test_tables_of_one_blend_are_not_read_for_another(make_blobs, run, tmp_path):
+    real, found = make_blobs((6, 4)), {}
+    for place in ("shared", "random", "initial", "trained"):
+        for blend in ("random", "initial", "trained") if place == "shared" else (place,):
+            fields = {"members": 1, "pool_epochs": 2, "entries": 1, "steps": 1, "length": 1.0}
+            method = SDM.budget("quick", network="convnet-d2-w8-in", blend=blend, **fields)
+            view = begun(method, real, run.with_(cache=tmp_path / place)).side.at(0)
+            found[place == "shared", blend] = view.table
+    for blend in ("random", "initial", "trained"):
+        assert torch.equal(found[True, blend], found[False, blend])
+    assert not torch.allclose(found[True, "initial"], found[True, "trained"])
+
+
 def test_table_equals_a_plain_per_class_loop(make_blobs, run):
     real = make_blobs((70, 9, 3))  # more than one chunk
     room = side(real, run)

@@ -119,7 +119,8 @@ class PoolNetworks(Networks):
         self, pool: Pool, blend: str, like: Network, transform: Transform, run: Run
     ) -> None:
         self.pool, self.blend, self.run, self.transform = pool.to(run.device), blend, run, transform
-        self.key, self.members, self.seconds_saved = pool.key, len(pool), pool.seconds_saved
+        self.key = pool.key if blend == "random" else f"{pool.key}-{blend}"
+        self.members, self.seconds_saved = len(pool), pool.seconds_saved
         self._extractor = FeatureExtractor(like, transform, run)
         self.dim = self._extractor.dim
         self._trained: FeatureExtractor | None = None
