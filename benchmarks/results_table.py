@@ -57,8 +57,8 @@ def entries(root: Path) -> Iterator[Entry]:
 def merged(rows: list[dict[str, Any]]) -> dict[str, Any]:
     """One measurement of several distillation seeds: means, and the spread of all students.
 
-    Its square is the mean of the squared spreads of the seeds plus the variance of their means;
-    seeds of one student each have the spread between them.
+    Its square is the variance of the seeds' means plus that of r students about their mean, of
+    which 1 / r is in the means already; seeds of one student each have the spread between them.
     """
     if len(rows) == 1:
         return rows[0]
@@ -68,7 +68,7 @@ def merged(rows: list[dict[str, Any]]) -> dict[str, Any]:
         if key.endswith("std"):
             means = [row[f"{key.removesuffix('std')}accuracy"] for row in rows]
             within = statistics.mean(value**2 for value in values)
-            found[key] = (within + statistics.pvariance(means)) ** 0.5
+            found[key] = (within * (1 - 1 / rows[0]["runs"]) + statistics.variance(means)) ** 0.5
         elif key in ("head", "medium", "tail", "seconds") or key.endswith("accuracy"):
             found[key] = statistics.mean(values)
         elif key == "peak_memory_gb":

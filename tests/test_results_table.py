@@ -291,8 +291,8 @@ def test_seeds_of_one_recipe_stand_in_one_row(root):
     for seed, (mean, std) in scores.items():
         score = {"accuracy": {"mean": mean, "std": std}}
         record.record(fake_run(root / f"run{seed}", recipe, score=score, seed=seed), recipe)
-    # students: mean of squares (1 + 4 + 4) / 3, means about 51: (1 + 1 + 0) / 3
-    assert f"| 51.0 ± {(3 + 2 / 3) ** 0.5:.1f} (3 x 5) |" in results.table(root, "dm")
+    # students: mean of squares (1 + 4 + 4) / 3; of the means 50, 52 and 51: 1
+    assert f"| 51.0 ± {(3 * 4 / 5 + 1) ** 0.5:.1f} (3 x 5) |" in results.table(root, "dm")
     again = {"accuracy": {"mean": 53.0, "std": 2.0}}
     record.record(fake_run(root / "run3", recipe, score=again, seed=2), recipe)
     assert "| 51.7 ±" in results.table(root, "dm")  # the newest of each seed

@@ -55,6 +55,7 @@ def test_labels_are_the_mean_of_teachers_mixed_with_the_class(calibration, real,
     assert torch.allclose(soft.double(), expected, atol=1e-5)
     told = made.provenance["labelled_by"]
     assert told["network"] == "resnet10-w4-bn" and told["epochs"] == 2
+    assert told["tau"] == pytest.approx(tau, abs=1e-3)
 
 
 def test_the_start_has_labels_of_its_own_images(real, run):

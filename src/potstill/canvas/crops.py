@@ -22,6 +22,7 @@ __all__ = ["Judge", "by_rounds", "confident_crops"]
 Judge = Callable[[Tensor], Tensor]  # RGB images (n, c, h, w) to log-probabilities (n, K)
 _CROPS = 5  # of each image, as released
 _SMALLEST = 0.25  # of the area: what a tile of factor 2 shows without being enlarged
+_VALUES = 1 << 24  # pixel values that a judge is shown at a time
 _MOST = 1024  # images of a class that are looked at, in drawn order
 
 
@@ -54,6 +55,7 @@ def confident_crops(
         judge: whose log-probability of the own class is the score of a crop.
         generator: ``run.generator``; draws per class from ``generator("crops", label)``.
     """
+    at_a_time = max(CPU_CHUNK, _VALUES // real.images[0].numel())
     views, size = Views(crop_min=_SMALLEST, aspect=1.0, flip=0.0, noise=0.0), real.shape[1:]
     found = []
     for label, count in enumerate(needed):
@@ -68,7 +70,7 @@ def confident_crops(
             images = real.batch(rows[which], device)
             return views.apply(images, part_of(boxes, which), (size[0], size[1]))
 
-        scores = [judge(cut(part))[:, label].cpu() for part in cuts(len(rows), CPU_CHUNK)]
+        scores = [judge(cut(part))[:, label].cpu() for part in cuts(len(rows), at_a_time)]
         taken = by_rounds(torch.cat(scores).view(len(own), crops), count)
         found.append(cut(taken[:, 0] * crops + taken[:, 1]).clamp(0, 1).cpu())
     return found

@@ -46,7 +46,7 @@ class Labeller:
         seconds_saved: what making teachers that were read from a cache once took.
     """
 
-    label: Callable[[Tensor, Tensor, dict[str, Any]], Tensor]
+    label: Callable[[Tensor, Tensor, dict[str, Any]], tuple[Tensor, float]]  # labels and tau
     facts: dict[str, Any]
     seconds_saved: float
 
@@ -97,8 +97,8 @@ class Taught(LabelSpec, kind="taught"):
         images: Tensor,
         labels: Tensor,
         spec: dict[str, Any],
-    ) -> Tensor:
-        """Labels (n, v, K), or (n, K) where a stored image is one training image."""
+    ) -> tuple[Tensor, float]:
+        """Labels (n, v, K), or (n, K) where a stored image is one training image; tau."""
         seen, own = decode_images(images, labels, spec)
         said = logits_of(teachers, seen, transform, device)
         adjusted = self.label_calibration == "adsa"
@@ -106,4 +106,4 @@ class Taught(LabelSpec, kind="taught"):
         tau = calibrated("adsa", said, own, counts) if adjusted else 0.0
         soft = mixed(softened(said, self.label_temperature, counts, tau), own, self.hard_share)
         v = views_per_image(spec)
-        return soft if v == 1 else soft.unflatten(0, (len(images), v))
+        return soft if v == 1 else soft.unflatten(0, (len(images), v)), tau

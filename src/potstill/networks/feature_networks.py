@@ -17,6 +17,7 @@ from potstill.losses import REMEDIES, adjust
 from potstill.nets import Network
 from potstill.networks.extractor import FeatureExtractor
 from potstill.run import Run
+from potstill.run.machine import CPU_CHUNK
 
 __all__ = ["Networks", "PoolNetworks", "RandomNetworks", "member_of"]
 
@@ -71,8 +72,10 @@ class Networks:
         ``prior`` is what was done about the classes' ``counts`` in their training; what is left of
         the prior is taken out.
         """
-        left = REMEDIES[prior].left
-        says = [adjust(one.logits(images), counts, left).log_softmax(1) for one in self.finished()]
+        left, says = REMEDIES[prior].left, []
+        for one in self.finished():
+            logits = torch.cat([one.logits(part) for part in images.split(CPU_CHUNK)])
+            says.append(adjust(logits, counts, left).log_softmax(1))
         return torch.stack(says).mean(0)
 
     def facts(self) -> dict[str, Any]:

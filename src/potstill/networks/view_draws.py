@@ -77,6 +77,7 @@ class ViewDraws:
     ) -> None:
         self.real, self.run, self.how, self.members = real, run, how, members
         self.dsa = dsa if how.real_side != "features" else None
+        self._moves = -1, torch.empty(0), torch.empty(0)  # of the copies of the newest view
         self._order = torch.argsort(real.labels, stable=True)
 
     @property
@@ -153,10 +154,12 @@ class ViewDraws:
         images, copies = self.real.batch(positions[rows], self.run.device), self._copies[rows]
         if not bool(copies.any()):
             return images
-        draw, reach = self.run.generator("tail", number), reach_of(self.real.shape[2])
-        shifts = torch.randint(-reach, reach + 1, (len(positions), 2), generator=draw)[rows]
-        mirrored = (torch.rand(len(positions), generator=draw) < self.how.tail_flip)[rows]
-        own = copies.to(images.device)
+        if self._moves[0] != number:
+            draw, reach = self.run.generator("tail", number), reach_of(self.real.shape[2])
+            shifts = torch.randint(-reach, reach + 1, (len(positions), 2), generator=draw)
+            mirrored = torch.rand(len(positions), generator=draw) < self.how.tail_flip
+            self._moves = number, shifts, mirrored
+        own, (shifts, mirrored) = copies.to(images.device), (of[rows] for of in self._moves[1:])
         images[own] = moved(images[own], shifts[copies], mirrored[copies])
         return images
 

@@ -89,6 +89,7 @@ class ClassMatching(Objective):
         labels: LabelSpec,
     ) -> None:
         self.labeller: Labeller | None = labels.labeller(real, networks.transform, run)
+        self.tau = 0.0  # how much of the prior was taken out of the newest labels
         if run.on_gpu and real.images.nbytes < run.budget.images:
             real = real.to(run.device)
         self.canvas, self.networks, self.comparison = canvas, networks, comparison
@@ -130,12 +131,16 @@ class ClassMatching(Objective):
             if self.bits == 8:
                 found["images"] = rounded(found["images"])
             labels, spec = canvas.labels.cpu(), canvas.spec
-            found["soft_labels"] = self.labeller.label(found["images"], labels, spec)
+            found["soft_labels"], self.tau = self.labeller.label(found["images"], labels, spec)
         return found
 
     def facts(self) -> dict[str, Any]:
         """Who labelled the images."""
-        return {} if self.labeller is None else {"labelled_by": self.labeller.facts}
+        return (
+            {}
+            if self.labeller is None
+            else {"labelled_by": self.labeller.facts | {"tau": self.tau}}
+        )
 
     @property
     def seconds_saved(self) -> float:  # type: ignore[override]
