@@ -52,7 +52,8 @@ KINDS = {
 
 def before_each_step(act):
     """Call ``act(number of steps begun)`` before each step; return how to undo that."""
-    begun, batch, loss = [], Feed.batch, selfsupervised._loss
+    kind, begun = selfsupervised._Training, []
+    batch, loss = Feed.batch, kind._loss
 
     def spied(original):
         def work(*args):
@@ -62,10 +63,10 @@ def before_each_step(act):
 
         return work
 
-    Feed.batch, selfsupervised._loss = spied(batch), spied(loss)
+    Feed.batch, kind._loss = spied(batch), spied(loss)
 
     def undo():
-        Feed.batch, selfsupervised._loss = batch, loss
+        Feed.batch, kind._loss = batch, loss
         return len(begun)
 
     return undo

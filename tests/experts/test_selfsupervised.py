@@ -97,14 +97,14 @@ class Killed(BaseException):
 
 
 def killed_at(monkeypatch, at):
-    original = room._loss
+    original = room._Training._loss
 
-    def dying(real, transform, how, run, step, *rest):
+    def dying(self, step):
         if step == at:
             raise Killed
-        return original(real, transform, how, run, step, *rest)
+        return original(self, step)
 
-    monkeypatch.setattr(room, "_loss", dying)
+    monkeypatch.setattr(room._Training, "_loss", dying)
 
 
 @pytest.mark.parametrize("objective", ["simclr", "barlow"])
@@ -118,9 +118,9 @@ def test_a_killed_training_ends_with_the_same_key(real, run, tmp_path, monkeypat
             with pytest.raises(Killed):
                 train_backbone(real, how, run, folder)
         assert (folder / "training.safetensors").exists()
-        seen, original = [], room._loss
+        seen, original = [], room._Training._loss
         with monkeypatch.context() as patch:
-            patch.setattr(room, "_loss", lambda *a: (seen.append(a[4]), original(*a))[1])  # noqa: B023
+            patch.setattr(room._Training, "_loss", lambda *a: (seen.append(a[1]), original(*a))[1])  # noqa: B023
             found = train_backbone(real, how, run, folder)
         assert seen == list(range(at, 6)) and not (folder / "training.safetensors").exists()
         assert found.key == whole.key and equal(state(found), state(whole))

@@ -123,27 +123,28 @@ def train_backbone(real: ImageSet, how: SelfSupervision, run: Run, folder: Path)
         _keeper(folder, run).forget()  # a kill may have left it
         unused = Normalize(torch.full(real.shape[:1], 0.5), torch.full(real.shape[:1], 0.25))
         return open_backbone(str(folder), real.shape, run.generator("unused"), unused)
-    transform = Normalize.fit(real)
-    training = _Training(real, transform, how, run, folder, digest(facts))
+    taken = (real, Normalize.fit(real), how, run, folder, digest(facts))
+    training = _Training(*taken)
     try:
         training.resume()
     except ArtifactError as error:
         logger.warning("%s; beginning again", str(error).partition(";")[0])
-        training = _Training(real, transform, how, run, folder, digest(facts))
-    network, seconds, losses = training.finish()
-    label = f"{how.objective}-{parse(how.network).at(real.shape[1:])}"
-    size, channels = (real.shape[1], real.shape[2]), real.shape[0]
-    computes = f"potstill:{parse(how.network).at(real.shape[1:])}"
-    found = frozen(label, network.body, size, channels, transform, computes)
+        training = _Training(*taken)
+    body, network = training.finish().body, facts["how"]["network"]
+    found = frozen(
+        f"{how.objective}-{network}", body, real.shape[1:], real.shape[0], training.transform,
+        f"potstill:{network}",
+    )  # fmt: skip
+    seconds = training.seconds
     about = {
         "recipe": digest(facts),
         "how": facts["how"],
         "data": {"source": real.source, "checksum": real.checksum, "images": len(real)},
         "seed": run.seed,
         "seconds": round(seconds, 1),
-        "losses": [round(value, 4) for value in losses],
+        "losses": [round(value, 4) for value in training.losses],
     }
-    save_backbone(found, str(parse(how.network).at(real.shape[1:])), folder, about)
+    save_backbone(found, network, folder, about)
     training.keeper.forget()
     return replace(found, trained_seconds=seconds)
 
@@ -181,8 +182,8 @@ class _Training:
         """Seconds spent, those of killed parts included."""
         return self.spent + time.monotonic() - self.began
 
-    def finish(self) -> tuple[Network, float, list[float]]:
-        """Go on to the end; return the network, the seconds and the mean loss of each epoch."""
+    def finish(self) -> Network:
+        """Go on to the end; return the network."""
         how, total, done = self.how, self.epoch_steps * self.how.epochs, self.step
         cores = None if self.run.on_gpu else torch.get_num_threads()
         advice = (
@@ -194,16 +195,14 @@ class _Training:
             label = f"self-supervised {how.network}"
             for _ in progress(steps, label=label, quiet=self.run.quiet, total=total, done=done):
                 pass
-        return self.network.cpu(), self.seconds, self.losses
+        return self.network.cpu()
 
     def _steps(self) -> Generator[None, None, None]:
         how, steps = self.how, self.epoch_steps
         for step in range(self.step, steps * how.epochs):
             for group in self.optimizer.param_groups:
                 group["lr"] = how.lr * _share(step, steps * how.epochs)
-            loss = _loss(
-                self.real, self.transform, how, self.run, step, steps, self.network, self.head
-            )
+            loss = self._loss(step)
             self.optimizer.zero_grad(set_to_none=True)
             loss.backward()
             self.optimizer.step()
@@ -222,6 +221,31 @@ class _Training:
                 if bool(self.total.isfinite()):
                     self.keeper.leave(*self._state())
                 raise
+
+    def _loss(self, step: int) -> Tensor:
+        """The objective on one batch of two views each."""
+        real, how, run = self.real, self.how, self.run
+        epoch, place = divmod(step, self.epoch_steps)
+        order = torch.randperm(len(real), generator=run.generator("self/order", epoch))
+        images = rgb(real.rows(order[place * how.batch :][: how.batch]).to(run.device))
+        views, color = how.views(), DSA.parse("color", rule="idc")
+        seen = []
+        for side in (0, 1):
+            draw = run.generator("self/views", step, side)
+            x = views.apply(images, views.draw(len(images), draw), real.shape[1:])
+            x = self.transform.forward(x)
+            if how.color:
+                chosen = torch.rand(len(x), generator=draw) < how.color
+                params = color.draw(len(x), real.shape[1:], draw, siamese=False, device=run.device)
+                moved = color.apply(x, params)
+                x = torch.where(chosen.to(x.device)[:, None, None, None], moved, x)
+            seen.append(x)
+        # both views in one pass, so that batch norm sees them together
+        kind, half = run.device.split(":")[0], run.precision == "bf16"
+        with torch.autocast(kind, torch.bfloat16, enabled=half):
+            projected = self.head(self.network.features(torch.cat(seen)))
+        a, b = projected.float().chunk(2)
+        return self_supervised(how.objective, a, b, how.temperature)
 
     def _check(self) -> None:
         if not bool(self.total.isfinite()):
@@ -268,30 +292,3 @@ def _share(step: int, total: int) -> float:
     if step < warm:
         return (step + 1) / warm
     return cosine(step - warm, max(1, total - warm))
-
-
-def _loss(
-    real: ImageSet, transform: Normalize, how: SelfSupervision, run: Run, step: int, steps: int,
-    network: Network, head: _Projection,
-) -> Tensor:  # fmt: skip
-    """The objective on one batch of two views each."""
-    order = torch.randperm(len(real), generator=run.generator("self/order", step // steps))
-    rows = order[(step % steps) * how.batch :][: how.batch]
-    images = rgb(real.rows(rows).to(run.device))
-    views, color = how.views(), DSA.parse("color", rule="idc")
-    seen = []
-    for side in (0, 1):
-        draw = run.generator("self/views", step, side)
-        x = views.apply(images, views.draw(len(images), draw), (real.shape[1], real.shape[2]))
-        x = transform.forward(x)
-        if how.color:
-            chosen = torch.rand(len(x), generator=draw) < how.color
-            params = color.draw(len(x), real.shape[1:], draw, siamese=False, device=run.device)
-            moved = color.apply(x, params)
-            x = torch.where(chosen.to(x.device)[:, None, None, None], moved, x)
-        seen.append(x)
-    # both views in one pass, so that batch norm sees them together
-    with torch.autocast(run.device.split(":")[0], torch.bfloat16, enabled=run.precision == "bf16"):
-        projected = head(network.features(torch.cat(seen)))
-    a, b = projected.float().chunk(2)
-    return self_supervised(how.objective, a, b, how.temperature)
