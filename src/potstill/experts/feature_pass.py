@@ -41,24 +41,18 @@ class FeaturePass:
     """The pass itself, with the sums so far; knows how to stop and go on."""
 
     def __init__(
-        self,
-        real: ImageSet,
-        backbone: Backbone,
-        run: Run,
-        views: Views | None,
-        count: int,
-        moment: str,
-        bank: bool,
+        self, real: ImageSet, backbone: Backbone, run: Run, views: Views | None, bank: bool,
         entry: Cached,
-    ) -> None:
-        self.real, self.backbone, self.run = real, backbone, run
-        self.views, self.count = views, count
+    ) -> None:  # fmt: skip
+        self.real, self.backbone, self.run, self.views = real, backbone, run, views
         self.entry, self.folder, self.key = entry, entry.folder, digest([entry.facts, bank])
+        count, moment = entry.facts["count"], entry.facts["moment"]
         classes, dim, device = real.num_classes, backbone.dim, run.device
-        self.sums = torch.zeros(classes, dim, dtype=torch.float64, device=device)
-        self.moment = None
-        if moment != "none":
-            self.moment = torch.zeros(dim, dim, dtype=torch.float64, device=device)
+        shapes = {"sums": (classes, dim)} | ({} if moment == "none" else {"moment": (dim, dim)})
+        self.totals = {
+            name: torch.zeros(shape, dtype=torch.float64, device=device)
+            for name, shape in shapes.items()
+        }
         counts = torch.tensor(real.counts, dtype=torch.float64)
         weights = {
             "balanced": 1 / (counts * len(counts) * count),
@@ -67,7 +61,7 @@ class FeaturePass:
         self.weights = weights.get(moment, counts).to(device)  # of an image in the moment
         self.fits = Portion("images", f"a pass of backbone {backbone.label!r}")
         self.bank = self.folder / BANK if bank else None
-        self.shape = (count, len(real), dim)
+        self.count, self.shape = count, (count, len(real), dim)
         self.checks = np.zeros(self.blocks * count, np.uint64)  # of the bank's blocks
         self.next, self.spent, self.began = 0, 0.0, time.monotonic()
 
@@ -90,13 +84,13 @@ class FeaturePass:
             if time.monotonic() - saved >= max(1.0, self.run.checkpoint_seconds):
                 self._save(partial)
                 saved = time.monotonic()
+        found: dict[str, Any] = {name: total.cpu() for name, total in self.totals.items()}
         stats = FeatureStats(
             counts=torch.tensor(self.real.counts),
-            sums=self.sums.cpu(),
             views=self.count,
             facts=self.entry.facts,
             key=self.entry.key,
-            moment=None if self.moment is None else self.moment.cpu(),
+            **found,
         )
         seconds = self.spent + time.monotonic() - self.began
         self.entry.save(ABOUT, self._checks(), {}, seconds)
@@ -133,9 +127,9 @@ class FeaturePass:
                 yield step
 
     def _add(self, z: Tensor, labels: Tensor) -> None:
-        self.sums.index_add_(0, labels, z)
-        if self.moment is not None:
-            self.moment.addmm_((z * self.weights[labels][:, None]).T, z)
+        self.totals["sums"].index_add_(0, labels, z)
+        if "moment" in self.totals:
+            self.totals["moment"].addmm_((z * self.weights[labels][:, None]).T, z)
 
     def _refuse_nonfinite(self, z: Tensor, rows: slice) -> None:
         bad = (~torch.isfinite(z)).any(1).nonzero().flatten().tolist()
@@ -154,27 +148,23 @@ class FeaturePass:
             if self.bank is not None:
                 checks = tensors["bank"].numpy().view(np.uint64)
                 open_bank(self.bank, self.shape, checks, blocks=facts["next"])
-            sums = [tensors[name].view(total.shape) for name, total in self._totals().items()]
+            sums = [tensors[name].view(total.shape) for name, total in self.totals.items()]
             return checks, sums, facts["next"], facts["seconds"]
 
         found = recall(partial, "passing the images from the first on", read, key=self.key)
         if found is None:
             return
         self.checks, sums, self.next, self.spent = found
-        for total, value in zip(self._totals().values(), sums, strict=True):
+        for total, value in zip(self.totals.values(), sums, strict=True):
             total.copy_(value)
         logger.info("resuming the features at block %d of %d", self.next, self.blocks * self.count)
-
-    def _totals(self) -> dict[str, Tensor]:
-        totals = {"sums": self.sums}
-        return totals if self.moment is None else totals | {"moment": self.moment}
 
     def _checks(self) -> dict[str, Tensor]:
         return {} if self.bank is None else {"bank": torch.from_numpy(self.checks.view(np.int64))}
 
     def _save(self, partial: Path) -> None:
         seconds = self.spent + time.monotonic() - self.began
-        tensors = self._totals() | self._checks()
+        tensors = self.totals | self._checks()
         save_state(partial, tensors, {"key": self.key, "next": self.next, "seconds": seconds})
 
     def _reserve(self) -> None:

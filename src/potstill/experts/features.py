@@ -90,7 +90,7 @@ def collect_features(
     entry = Cached(run.cache, "features", facts, f"{backbone.label} on {real.source}, {count} x")
     if (known := _recalled(entry, real, backbone, bank, run)) is not None:
         return known
-    one = FeaturePass(real, backbone, run, views, count, moment, bank, entry)
+    one = FeaturePass(real, backbone, run, views, bank, entry)
     stats = one.finish()
     return _with_bank(stats, real, entry, one.checks, run) if bank else stats
 
