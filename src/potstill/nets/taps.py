@@ -7,8 +7,9 @@ on any module, through ``torch.func.functional_call``, too, and leave nothing be
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -44,18 +45,15 @@ def tapped(network: nn.Module, names: Iterable[str]) -> Iterator[dict[str, Tenso
     """
     known, outputs = tap_names(network), dict[str, Tensor]()
 
-    def keep(name: str) -> Callable[..., Tensor]:
-        def hook(layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
-            outputs[name] = output
-            return output.clone()
-
-        return hook
+    def keep(name: str, layer: nn.Module, inputs: Any, output: Tensor) -> Tensor:
+        outputs[name] = output
+        return output.clone()
 
     with ExitStack() as hooks:
         for name in dict.fromkeys(names):
             if name not in known:
                 raise InputError(f"layer is {name!r}{nearest(name, known)}")
-            handle = network.get_submodule(name).register_forward_hook(keep(name))
+            handle = network.get_submodule(name).register_forward_hook(partial(keep, name))
             hooks.callback(handle.remove)
         yield outputs
 
@@ -88,15 +86,12 @@ def batch_statistics(network: nn.Module) -> Iterator[dict[str, LayerStatistics]]
         )
     found: dict[str, LayerStatistics] = {}
 
-    def look(name: str) -> Callable[..., None]:
-        def hook(layer: Any, inputs: tuple[Tensor]) -> None:
-            variance, mean = torch.var_mean(inputs[0], (0, 2, 3), correction=0)
-            kept = (layer.running_mean, layer.running_var)
-            found[name] = LayerStatistics(mean, variance, *(v.detach().clone() for v in kept))
-
-        return hook
+    def look(name: str, layer: Any, inputs: tuple[Tensor]) -> None:
+        variance, mean = torch.var_mean(inputs[0], (0, 2, 3), correction=0)
+        kept = (layer.running_mean, layer.running_var)
+        found[name] = LayerStatistics(mean, variance, *(v.detach().clone() for v in kept))
 
     with ExitStack() as hooks:
         for name, layer in layers.items():
-            hooks.callback(layer.register_forward_pre_hook(look(name)).remove)
+            hooks.callback(layer.register_forward_pre_hook(partial(look, name)).remove)
         yield found
