@@ -29,17 +29,13 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from operator import mul
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-from potstill.match.frequencies import (
-    gamma,
-    gaussian_rows,
-    to_cauchy,
-    to_laplace,
-)
+from potstill.match.frequencies import gamma, gaussian_rows, to_cauchy, to_laplace
 from potstill.run import InputError, nearest
 
 __all__ = ["KERNELS", "Kernel", "kernel", "mixture", "squared_distance"]
@@ -98,9 +94,7 @@ class Kernel:
             InputError: the kernel is not a function of the Euclidean distance.
         """
         if self.parts:
-            return _weighted_sum(
-                self.weights, [part.value(squared_distance) for part in self.parts]
-            )
+            return self._mean([part.value(squared_distance) for part in self.parts])
         s = squared_distance / self.length**2
         if self.name == "rbf":
             return torch.exp(-0.5 * s)
@@ -116,7 +110,7 @@ class Kernel:
         "cauchy-l1" holds n·m·d numbers at once; the others n·m.
         """
         if self.parts:
-            return _weighted_sum(self.weights, [part.gram(x, y) for part in self.parts])
+            return self._mean([part.gram(x, y) for part in self.parts])
         if self.name == "linear":
             return x @ y.mT
         if self.name == "laplace-l1":
@@ -138,7 +132,11 @@ class Kernel:
         Raises:
             InputError: the linear kernel, which has no spectral law.
         """
-        self._check_spectral()
+        if any(part.name == "linear" for part in self.parts or (self,)):
+            raise InputError(
+                "kernel is 'linear', which has no frequencies; match feature means instead "
+                "or choose 'rbf'"
+            )
         rows = gaussian_rows(count, dim, generator, orthogonal)
         if not self.parts:
             return self._shaped(rows, generator)
@@ -151,13 +149,9 @@ class Kernel:
         shaped = [p._shaped(z, generator) for p, z in zip(self.parts, pieces, strict=True)]
         return torch.cat(shaped)
 
-    def _check_spectral(self) -> None:
-        for part in self.parts or (self,):
-            if part.name == "linear":
-                raise InputError(
-                    "kernel is 'linear', which has no frequencies; match feature means instead "
-                    "or choose 'rbf'"
-                )
+    def _mean(self, values: Sequence[Tensor]) -> Tensor:
+        """The mean over parts by their weights."""
+        return sum(map(mul, self.weights[1:], values[1:]), self.weights[0] * values[0])
 
     def _shaped(self, rows: Tensor, generator: torch.Generator) -> Tensor:
         """Turn standard normal rows (k, d) into frequencies of this kernel, not a mixture."""
@@ -212,14 +206,6 @@ def mixture(kernels: Sequence[Kernel], weights: Sequence[float] | None = None) -
         parts=tuple(part for _, part in pairs),
         weights=tuple(weight for weight, _ in pairs),
     )
-
-
-def _weighted_sum(weights: Sequence[float], values: Sequence[Tensor]) -> Tensor:
-    """Weighted sum of tensors."""
-    total = weights[0] * values[0]
-    for weight, value in zip(weights[1:], values[1:], strict=True):
-        total = total + weight * value
-    return total
 
 
 def squared_distance(x: Tensor, y: Tensor) -> Tensor:
