@@ -19,7 +19,7 @@ gradient of the distance unless N = 1, but close to it where η N is small.
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
@@ -96,52 +96,85 @@ def trajectory_distance(
         leaves = {name: value.requires_grad_() for name, value in origin.items()}
         return squared_distance(student.unroll(leaves, steps), goal) / scale
     student = Student(x.detach(), targets.detach(), lr.detach(), forward, loss, dsa, chunk)
-    exact = gradient == "exact"
-    path = _go(student, origin, steps, (*wanted[:2], exact) if any(wanted) else (), keep_bytes)
-    value = squared_distance(path.end, goal) / scale
+    walk = _Walk(student, steps, wanted, gradient == "exact")
+    end = walk.there(origin, keep_bytes)
+    value = squared_distance(end, goal) / scale
     if not any(wanted):
         return value
-    adjoint = {name: (path.end[name] - there) * (2 / scale) for name, there in goal.items()}
-    gradients = _back(student, path, steps, adjoint, wanted, exact)
-    return known(value, gradients, (x, targets, lr))
+    adjoint = {name: (end[name] - there) * (2 / scale) for name, there in goal.items()}
+    return known(value, walk.back(adjoint), (x, targets, lr))
 
 
-@dataclass
-class _Path:
-    """Where a student has been."""
+@dataclass(eq=False)
+class _Walk:
+    """The steps of a student, and what the way back needs of them."""
 
-    end: Params
-    stations: list[Params]  # θ_0 ... θ_{N-1}, if gradients are wanted
-    links: dict[int, list[Link]]  # graphs of the last steps
+    student: Student
+    steps: Sequence[StudentStep]
+    wanted: Sequence[bool]  # gradients in x, targets and lr
+    exact: bool  # whether places depend on what was before, too
+    stations: list[Params] = field(default_factory=list)  # θ_0 ... θ_{N-1}, if any is wanted
+    links: dict[int, list[Link]] = field(default_factory=dict)  # graphs of the last steps
 
+    def there(self, theta: Params, keep_bytes: int) -> Params:
+        """Return the end; only the last steps, which fit into ``keep_bytes``, have graphs."""
+        # what graphs will be differentiated in; empty if there is nothing to differentiate
+        ask = (*self.wanted[:2], self.exact) if any(self.wanted) else ()
+        self.stations = _places(theta, len(self.steps) if ask else 0)
+        student, first = self.student, self._first_kept(theta, ask, keep_bytes)
+        for i, step in enumerate(self.steps):
+            if ask:
+                for name, place in self.stations[i].items():
+                    place.copy_(theta[name])
+            if i < first:
+                gradient = student.gradient(theta, step)
+            else:
+                links = [student.link(theta, step, p, theta, ask) for p in student.parts(step)]
+                self.links[i] = links
+                slopes = [{name: g.detach() for name, g in link.gradient.items()} for link in links]
+                gradient = {name: torch.stack([s[name] for s in slopes]).sum(0) for name in theta}
+            theta = student.moved(theta, gradient)
+        return theta
 
-def _go(
-    student: Student,
-    theta: Params,
-    steps: Sequence[StudentStep],
-    ask: Sequence[bool],
-    keep_bytes: int,
-) -> _Path:
-    """Take the steps, without graphs except for the last that fit into ``keep_bytes``.
+    def _first_kept(self, theta: Params, ask: Sequence[bool], keep_bytes: int) -> int:
+        """The step from which on all graphs fit into ``keep_bytes``, by one that is measured."""
+        student, steps = self.student, self.steps
+        first, n = len(steps), len(student.x)
+        if not keep_bytes or not any(ask):
+            return first
+        part = student.parts(steps[0])[0]
+        _, held = saved_bytes(lambda: student.link(theta, steps[0], part, theta, ask))
+        room = keep_bytes * part.count(n) / held  # in images
+        while first and room >= steps[first - 1].count(n):
+            first -= 1
+            room -= steps[first].count(n)
+        return first
 
-    ``ask``: what graphs will be differentiated in; empty if there is nothing to differentiate.
-    """
-    path = _Path(theta, _places(theta, len(steps) if ask else 0), {})
-    first = _first_kept(student, theta, steps, ask, keep_bytes) if any(ask) else len(steps)
-    for i, step in enumerate(steps):
-        theta = path.end
-        if ask:
-            for name, place in path.stations[i].items():
-                place.copy_(theta[name])
-        if i < first:
-            gradient = student.gradient(theta, step)
-        else:
-            links = [student.link(theta, step, p, theta, ask) for p in student.parts(step)]
-            path.links[i] = links
-            slopes = [{name: g.detach() for name, g in link.gradient.items()} for link in links]
-            gradient = {name: torch.stack([s[name] for s in slopes]).sum(0) for name in theta}
-        path.end = student.moved(theta, gradient)
-    return path
+    def back(self, adjoint: Params) -> list[Tensor | None]:
+        """Return the gradients in x, targets and lr, given the slope ``adjoint`` at the end."""
+        student, wanted = self.student, self.wanted
+        x = torch.zeros_like(student.x) if wanted[0] else None
+        targets = torch.zeros_like(student.targets) if wanted[1] else None
+        lr = torch.zeros_like(student.lr)
+        for i, step in reversed([*enumerate(self.steps)]):
+            theta, links = self.stations.pop(), self.links.pop(i, [])
+            ask = (wanted[0], wanted[1], self.exact and i > 0)
+            change: Params = {}
+            for part in student.parts(step):
+                link = links.pop(0) if links else student.link(theta, step, part, adjoint, ask)
+                s, dx, dtargets, dtheta = link.pull(adjoint, ask)
+                del link  # before the next one is built
+                lr -= s.to(lr)
+                if x is not None:
+                    part.put(x, -student.lr * dx)
+                if targets is not None:
+                    part.put(targets, -student.lr * dtargets)
+                for name, slope in (dtheta or {}).items():
+                    change[name] = change[name] + slope if name in change else slope
+            for name, slope in change.items():
+                moved = student.lr * slope
+                adjoint[name] = adjoint[name] - moved if name in adjoint else -moved
+        return [x, targets, lr if wanted[2] else None]
 
 
 def _places(theta: Params, count: int) -> list[Params]:
@@ -153,59 +186,6 @@ def _places(theta: Params, count: int) -> list[Params]:
         {name: part.view(shape) for part, (name, shape) in zip(row, shapes.items(), strict=True)}
         for row in (values.split(sizes) for values in block)
     ]
-
-
-def _first_kept(
-    student: Student,
-    theta: Params,
-    steps: Sequence[StudentStep],
-    ask: Sequence[bool],
-    keep_bytes: int,
-) -> int:
-    """Return the step from which on all graphs fit into ``keep_bytes``, by one that is measured."""
-    first, n = len(steps), len(student.x)
-    if not keep_bytes:
-        return first
-    part = student.parts(steps[0])[0]
-    _, held = saved_bytes(lambda: student.link(theta, steps[0], part, theta, ask))
-    room = keep_bytes * part.count(n) / held  # in images
-    while first and room >= steps[first - 1].count(n):
-        first -= 1
-        room -= steps[first].count(n)
-    return first
-
-
-def _back(
-    student: Student,
-    path: _Path,
-    steps: Sequence[StudentStep],
-    adjoint: Params,
-    wanted: Sequence[bool],
-    exact: bool,
-) -> list[Tensor | None]:
-    """Return the gradients in x, targets and lr of what has the slope ``adjoint`` at the end."""
-    x = torch.zeros_like(student.x) if wanted[0] else None
-    targets = torch.zeros_like(student.targets) if wanted[1] else None
-    lr = torch.zeros_like(student.lr)
-    for i in reversed(range(len(steps))):
-        theta, links = path.stations.pop(), path.links.pop(i, [])
-        ask = (wanted[0], wanted[1], exact and i > 0)
-        change: Params = {}
-        for part in student.parts(steps[i]):
-            link = links.pop(0) if links else student.link(theta, steps[i], part, adjoint, ask)
-            s, dx, dtargets, dtheta = link.pull(adjoint, ask)
-            del link  # before the next one is built
-            lr -= s.to(lr)
-            if x is not None:
-                part.put(x, -student.lr * dx)
-            if targets is not None:
-                part.put(targets, -student.lr * dtargets)
-            for name, slope in (dtheta or {}).items():
-                change[name] = change[name] + slope if name in change else slope
-        for name, slope in change.items():
-            step = student.lr * slope
-            adjoint[name] = adjoint[name] - step if name in adjoint else -step
-    return [x, targets, lr if wanted[2] else None]
 
 
 def _names(
