@@ -14,18 +14,12 @@ recipes/datm/.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from potstill.canvas import CanvasSpec, Pixels
 from potstill.labels import LabelSpec, Soft
 from potstill.methods.base import Matcher, MethodInfo
-from potstill.methods.trajectory.trajectory_matching import (
-    PAIRS,
-    QUICK,
-    STANDARD,
-    MatchesTrajectories,
-    Trajectory,
-)
+from potstill.methods.trajectory.trajectory_matching import MatchesTrajectories, Trajectory
 from potstill.networks import Experts
 from potstill.run.descent import Descent
 
@@ -47,8 +41,7 @@ class DATM(MatchesTrajectories, Matcher):
         long_tail="none: experts, labels and students inherit the bias",
         cost="as FTD, with more student steps",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {"standard": STANDARD, "quick": QUICK}
-    pairs = PAIRS
+    sizes = MatchesTrajectories.sized(quick={"start_grow": 20})
 
     canvas: CanvasSpec = Pixels(start="correct", bounded=False)  # which experts classify rightly
     labels: LabelSpec = Soft()  # soft labels that descend with the images

@@ -2,17 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from potstill.data import ImageSet
 from potstill.data.transform import Transform
 from potstill.experts.classifiers import ClassifierTrajectories
-from potstill.experts.trajectories import Trajectories
+from potstill.experts.trajectories import Params, Trajectories
 from potstill.methods.trajectory.initialization import Initialization, Teacher
 from potstill.networks import Networks
 from potstill.run import Run
@@ -38,13 +37,13 @@ class ExpertNetworks(Networks):
         self.trajectories, self.classifiers = trajectories, classifiers
         self.transform, self.key, self.members = transform, trajectories.key, trajectories.members
         self.seconds_saved = trajectories.seconds_saved
-        self.teachers: Sequence[Teacher] = [
-            partial(trajectories.at, member, last) for member in range(self.members)
-        ]
+        finished: Callable[[int, int], Params] = trajectories.at
         if classifiers is not None:
             self.seconds_saved += classifiers.seconds_saved
-            whole = partial(_whole, classifiers)
-            self.teachers = [partial(whole, k, last_classifier) for k in range(self.members)]
+            finished, last = classifiers.whole, last_classifier
+        self.teachers: Sequence[Teacher] = [
+            partial(finished, member, last) for member in range(self.members)
+        ]
 
     def judging(self, real: ImageSet, run: Run) -> Initialization:
         """Return what chooses first images and labels of ``real``."""
@@ -59,8 +58,3 @@ class ExpertNetworks(Networks):
         """Length of each class's classifier row, mean over the experts, [C] (LAD fig. 2)."""
         rows = [at(k, epoch)["classifier.weight"].norm(dim=1) for k in range(self.members)]
         return [round(value, 5) for value in torch.stack(rows).mean(0).tolist()]
-
-
-def _whole(classifiers: ClassifierTrajectories, member: int, epoch: int) -> Mapping[str, Tensor]:
-    """Backbone and classifier of a classifier expert."""
-    return {**classifiers.backbone(member), **classifiers.at(member, epoch)}

@@ -13,17 +13,11 @@ the images, we store the average and evaluate it like any other set. Recipe: rec
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from potstill.canvas import CanvasSpec, Pixels
 from potstill.methods.base import Matcher, MethodInfo
-from potstill.methods.trajectory.trajectory_matching import (
-    PAIRS,
-    QUICK,
-    STANDARD,
-    MatchesTrajectories,
-    Trajectory,
-)
+from potstill.methods.trajectory.trajectory_matching import MatchesTrajectories, Trajectory
 from potstill.networks import Experts
 from potstill.run.descent import Descent
 
@@ -45,11 +39,8 @@ class FTD(MatchesTrajectories, Matcher):
         long_tail="none: experts and students inherit the bias",
         cost="as MTT; each expert step costs two",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {  # the same share of a shorter run
-        "standard": STANDARD | {"ema": 0.9987},
-        "quick": QUICK | {"start_grow": 0, "ema": 0.957},
-    }
-    pairs = PAIRS
+    # the same share of a shorter run
+    sizes = MatchesTrajectories.sized(standard={"ema": 0.9987}, quick={"ema": 0.957})
 
     canvas: CanvasSpec = Pixels(bounded=False)
     networks: Experts = Experts(expert_rho=0.01)  # radius of adaptive GSAM (released code)

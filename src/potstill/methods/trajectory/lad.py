@@ -45,9 +45,6 @@ from potstill.methods.trajectory.expert_networks import ExpertNetworks
 from potstill.methods.trajectory.step_size import StepSize
 from potstill.methods.trajectory.students import pick
 from potstill.methods.trajectory.trajectory_matching import (
-    PAIRS,
-    QUICK,
-    STANDARD,
     MatchesTrajectories,
     Trajectory,
     TrajectoryObjective,
@@ -119,20 +116,17 @@ class LAD(MatchesTrajectories, Matcher):
         long_tail="student loss with the experts' bias; backbone and classifier experts apart",
         cost="as DATM; the classifier phase adds about a fifth",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {
-        "standard": STANDARD | {"weight_scale": "mean1"},
-        "quick": QUICK
-        | {
+    sizes = MatchesTrajectories.sized(
+        standard={"weight_scale": "mean1"},
+        quick={
             "weight_scale": "mean1",
-            "start_grow": 0,
             "classifier_epochs": 6,
             "classifier_lr": 0.02,
             "classifier_images": 12_500,
             "classifier_steps": 40,
         },
-    }
+    )
     sizes["overnight"] = sizes["quick"] | {"network": "convnet-w64-in", "experts": 6, "steps": 150}
-    pairs = PAIRS
 
     canvas: CanvasSpec = Pixels(start="correct", bounded=False)  # right by classifier experts
     labels: LabelSpec = Soft()  # soft labels that descend with the images
@@ -189,45 +183,34 @@ class LAD(MatchesTrajectories, Matcher):
         wanted = self.classifiers.epochs(span)
         head = self.networks.new(real, torch.Generator().manual_seed(0)).classifier
         row = 4 * sum(p.numel() for p in head.parameters())  # bytes, with the check of free space
-        found = self.networks.trained(
-            real,
-            run,
-            self._epochs,
-            transform,
-            reserve=row * self.networks.experts * len(wanted),
-        )
+        reserve = row * self.networks.experts * len(wanted)
+        found = self.networks.trained(real, run, self._epochs, transform, reserve=reserve)
         after = self.classifiers.training(self.networks.training())
         heads = train_classifiers(real, transform, found, last, after, run, epochs=wanted)
         return ExpertNetworks(found, transform, last, heads, self.classifiers.classifier_epochs)
 
+    def student_loss(self, real: ImageSet) -> Loss:
+        """Return the DAM loss by the real class sizes."""
+        if self.adjustment == "none":
+            return cross_entropy
+        tau = 0.0 if self.adjustment == "weighted" else self.tau
+        weighted, scale = self.adjustment != "logit", self.weight_scale
+        return dam(real.counts, tau=tau, weighted=weighted, weight_scale=scale)
+
     def prepare(
         self, real: ImageSet, canvas: Canvas, networks: ExpertNetworks, run: Run
     ) -> TrajectoryObjective:
-        """Fix the DAM loss by the real class sizes."""
-        loss: Loss = cross_entropy
-        if self.adjustment != "none":
-            loss = dam(
-                real.counts,
-                tau=0.0 if self.adjustment == "weighted" else self.tau,
-                weighted=self.adjustment != "logit",
-                weight_scale=self.weight_scale,
-            )
-        return _Decoupled(self, real, canvas, networks, run, loss)
+        """As the others, with both phases."""
+        return _Decoupled(self, real, canvas, networks, run)
 
 
 class _Decoupled(TrajectoryObjective):
     """Representation and classifier matched apart (eq. 6), or one of them."""
 
     def __init__(
-        self,
-        method: LAD,
-        real: ImageSet,
-        canvas: Canvas,
-        networks: ExpertNetworks,
-        run: Run,
-        loss: Loss,
+        self, method: LAD, real: ImageSet, canvas: Canvas, networks: ExpertNetworks, run: Run
     ) -> None:
-        super().__init__(method, real, canvas, networks, run, loss)
+        super().__init__(method, real, canvas, networks, run)
         self.method, first = method, method.classifiers.classifier_syn_lr
         self.classifier_step = self.step_size  # both phases learn one eta, as published
         if method.decoupled and first:

@@ -14,17 +14,11 @@ test set; experts stop at the last epoch that is matched. Recipe: recipes/mtt/.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 from potstill.canvas import CanvasSpec, Pixels
 from potstill.methods.base import Matcher, MethodInfo
-from potstill.methods.trajectory.trajectory_matching import (
-    PAIRS,
-    QUICK,
-    STANDARD,
-    MatchesTrajectories,
-    Trajectory,
-)
+from potstill.methods.trajectory.trajectory_matching import MatchesTrajectories, Trajectory
 from potstill.networks import Experts
 from potstill.run.descent import Descent
 
@@ -46,11 +40,6 @@ class MTT(MatchesTrajectories, Matcher):
         long_tail="none: experts and students inherit the bias",
         cost="experts once per data set; then N first- and second-order steps each",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = {
-        "standard": STANDARD,
-        "quick": QUICK | {"start_grow": 0},
-    }
-    pairs = PAIRS
 
     canvas: CanvasSpec = Pixels(bounded=False)
     networks: Experts = Experts()

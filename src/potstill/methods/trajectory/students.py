@@ -71,13 +71,11 @@ class Students:
 
     def draw(self, purpose: str, step: int, images: Tensor, count: int) -> list[StudentStep]:
         """Draw batches and augmentation of ``count`` student steps on ``images`` (n, c, h, w)."""
-        return draw_steps(
-            lambda kind, index: self.run.generator(f"{purpose}/{kind}", step, index),
-            images,
-            count,
-            self.batch,
-            self.dsa,
-        )
+
+        def generator(kind: str, index: int) -> torch.Generator:
+            return self.run.generator(f"{purpose}/{kind}", step, index)
+
+        return draw_steps(generator, images, count, self.batch, self.dsa)
 
     def image_bytes(self, x: Tensor, targets: Tensor, loss: Loss) -> int:
         """Measure what the second-order graph of one student step keeps for one image.

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -45,9 +45,6 @@ from potstill.run.parts import Part
 from potstill.synthetic.iterates import save_iterate
 
 __all__ = [
-    "PAIRS",
-    "QUICK",
-    "STANDARD",
     "MatchesTrajectories",
     "Trajectory",
     "TrajectoryObjective",
@@ -55,15 +52,10 @@ __all__ = [
 
 Gradient = Annotated[str, OneOf(*GRADIENTS)]
 Space = Annotated[str, OneOf("network", "rgb")]
-PAIRS = {
-    "canvas": ("pixels", "tiled", "multi-formation", "frequency"),
-    "labels": ("hard", "soft", "teacher"),
-    "networks": ("experts",),
-}
 # Lengths fit: an expert's epoch of CIFAR-10-LT is 88 steps of 0.05, of which 40 student steps of
 # 0.02 cover what images can follow (benchmarks/trajectory_gain.py distances). Its first two epochs
 # are as long as the 20 that are matched at 0.01 and batch 256.
-QUICK = {
+_QUICK = {
     "canvas": "tiled",
     "start": "tiled",
     "steps": 60,
@@ -77,11 +69,10 @@ QUICK = {
     "student_batch": 25,
     "start_max": 2,
     "start_now": 1,
-    "start_grow": 20,
     "threshold": 0.0,
     "syn_lr": 0.02,
 }
-STANDARD = {"steps": 2_000, "experts": 20, "threshold": 0.0}
+_STANDARD = {"steps": 2_000, "experts": 20, "threshold": 0.0}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -134,11 +125,23 @@ class Trajectory(Part):
 class MatchesTrajectories:
     """What the methods of this family do before step 0; to be mixed into a :class:`Matcher`."""
 
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {"standard": _STANDARD, "quick": _QUICK}
+    pairs: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "canvas": ("pixels", "tiled", "multi-formation", "frequency"),
+        "labels": ("hard", "soft", "teacher"),
+        "networks": ("experts",),
+    }
+
     canvas: CanvasSpec
     labels: LabelSpec
     networks: Experts
     trajectory: Trajectory
     descent: Descent
+
+    @classmethod
+    def sized(cls, **more: dict[str, Any]) -> dict[str, dict[str, Any]]:
+        """Return the sizes of the family with ``more`` fields in some."""
+        return {name: fields | more.get(name, {}) for name, fields in cls.sizes.items()}
 
     @property
     def _ends(self) -> set[int]:
@@ -160,6 +163,10 @@ class MatchesTrajectories:
         candidates = judging.candidates(counts) if self.canvas.judged else None
         return self.canvas.make(real, ipc, run, candidates=candidates)
 
+    def student_loss(self, real: ImageSet) -> Loss:
+        """Return what students descend on."""
+        return cross_entropy
+
     def prepare(
         self, real: ImageSet, canvas: Canvas, networks: ExpertNetworks, run: Run
     ) -> TrajectoryObjective:
@@ -177,9 +184,9 @@ class TrajectoryObjective(Objective):
         canvas: Canvas,
         networks: ExpertNetworks,
         run: Run,
-        loss: Loss = cross_entropy,
     ) -> None:
-        self.how, self.networks, self.run, self.loss = method.trajectory, networks, run, loss
+        self.how, self.networks, self.run = method.trajectory, networks, run
+        self.loss = method.student_loss(real)
         self.labels = method.labels.make(canvas, networks.judging(real, run).logits)
         self.taught = method.labels.kind == "teacher"
         behind = self.how.space == "network" and canvas.plain
@@ -194,10 +201,8 @@ class TrajectoryObjective(Objective):
         skeleton = method.networks.new(real, torch.Generator().manual_seed(0))
         self.students = Students(skeleton.to(run.device), run, self.dsa, self.how.student_batch)
         self.keep_bytes = run.budget.links
-        self.average = {}
-        if self.how.ema:
-            leaves = self.canvas.parameters()
-            self.average = {name: leaf.detach().clone() for name, leaf in leaves.items()}
+        averaged = self.canvas.parameters() if self.how.ema else {}
+        self.average = {name: leaf.detach().clone() for name, leaf in averaged.items()}
 
     def leaves(self) -> dict[str, Tensor]:
         """The student's step size and the labels, where they are soft."""
