@@ -16,20 +16,18 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from potstill.canvas import Canvas, CanvasSpec, Pixels
-from potstill.data import ImageSet
+from potstill.canvas import CanvasSpec, Pixels
 from potstill.methods.base import Matcher, MethodInfo
-from potstill.methods.gradient.gradient_matching import PAIRS, GradientObjective, Gradients
-from potstill.networks import Networks, NetworkSpec
+from potstill.methods.gradient.gradient_matching import Gradients, MatchesGradients
+from potstill.networks import NetworkSpec
 from potstill.networks.evolving import EvolvingNets
-from potstill.run import Run
 from potstill.run.descent import Descent
 
 __all__ = ["DC"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DC(Matcher):
+class DC(MatchesGradients, Matcher):
     """Match gradients of a network that learns from the images as they change."""
 
     info = MethodInfo(
@@ -43,20 +41,6 @@ class DC(Matcher):
         long_tail="class by class; no class prior enters the match",
         cost="a second-order pass of the set and a first-order one of real batches per step",
     )
-    sizes = {
-        "quick": {
-            "steps": 200,
-            "network": "convnet-w32-in",
-            "batch_real": 64,
-            "inner_epochs": 10,
-            "members": 4,
-            "pool_epochs": 6,
-            "pool_lr": 0.05,
-            "pool_cutmix": 0.0,
-        },
-        "standard": {"steps": 2_000},
-    }
-    pairs = PAIRS
 
     canvas: CanvasSpec = Pixels(start="noise", bounded=False)
     networks: NetworkSpec = EvolvingNets()
@@ -64,9 +48,3 @@ class DC(Matcher):
     descent: Descent = Descent(  # 1000 networks at 10 images per class; per normalised pixel
         steps=10_000, lr_images=0.1, optimizer="sgd"
     )
-
-    def prepare(
-        self, real: ImageSet, canvas: Canvas, networks: Networks, run: Run
-    ) -> GradientObjective:
-        """Nothing is computed before step 0."""
-        return GradientObjective(self, real, canvas, networks, run)

@@ -12,22 +12,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from potstill.canvas import Canvas, CanvasSpec, Pixels
-from potstill.data import ImageSet
+from potstill.canvas import CanvasSpec, Pixels
+from potstill.data import DSA as Augmentation
 from potstill.methods.base import Matcher, MethodInfo
 from potstill.methods.gradient.dc import DC
-from potstill.methods.gradient.gradient_matching import PAIRS, GradientObjective, Gradients
-from potstill.networks import Networks, NetworkSpec
+from potstill.methods.gradient.gradient_matching import Gradients, MatchesGradients
+from potstill.networks import NetworkSpec
 from potstill.networks.evolving import EvolvingNets
 from potstill.networks.view_draws import SiameseViews
-from potstill.run import Run
 from potstill.run.descent import Descent
 
 __all__ = ["DSA"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class DSA(Matcher):
+class DSA(MatchesGradients, Matcher):
     """Match gradients of augmented images."""
 
     info = MethodInfo(
@@ -41,8 +40,6 @@ class DSA(Matcher):
         long_tail="class by class; no class prior enters the match",
         cost="as DC",
     )
-    sizes = DC.sizes
-    pairs = PAIRS
 
     canvas: CanvasSpec = Pixels(bounded=False)
     networks: NetworkSpec = EvolvingNets()
@@ -52,8 +49,6 @@ class DSA(Matcher):
     gradients: Gradients = Gradients()
     descent: Descent = DC().descent
 
-    def prepare(
-        self, real: ImageSet, canvas: Canvas, networks: Networks, run: Run
-    ) -> GradientObjective:
-        """Nothing is computed before step 0."""
-        return GradientObjective(self, real, canvas, networks, run, self.views.dsa())
+    def dsa(self) -> Augmentation | None:
+        """Return the augmentation of both sides, or None."""
+        return self.views.dsa()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -21,13 +21,7 @@ from potstill.run.fields import Batch
 from potstill.run.objective import Term
 from potstill.run.parts import Part
 
-__all__ = ["PAIRS", "Gradients", "GradientObjective"]
-
-PAIRS = {
-    "canvas": ("pixels", "tiled", "multi-formation", "frequency"),
-    "labels": ("hard", "soft"),
-    "networks": ("evolving", "random", "pool"),
-}
+__all__ = ["Gradients", "GradientObjective", "MatchesGradients"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -38,19 +32,44 @@ class Gradients(Part):
     metric: Metric = "rows"  # cosines of output units summed, "cosine" of all values, or "mse"
 
 
+class MatchesGradients:
+    """What the methods of this family share; to be mixed into a :class:`Matcher`."""
+
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {
+            "steps": 200,
+            "network": "convnet-w32-in",
+            "batch_real": 64,
+            "inner_epochs": 10,
+            "members": 4,
+            "pool_epochs": 6,
+            "pool_lr": 0.05,
+            "pool_cutmix": 0.0,
+        },
+        "standard": {"steps": 2_000},
+    }
+    pairs: ClassVar[Mapping[str, tuple[str, ...]]] = {
+        "canvas": ("pixels", "tiled", "multi-formation", "frequency"),
+        "labels": ("hard", "soft"),
+        "networks": ("evolving", "random", "pool"),
+    }
+
+    def dsa(self) -> DSA | None:
+        """Return the augmentation of both sides, or None."""
+        return None
+
+    def prepare(self, real: ImageSet, canvas: Canvas, networks: Networks, run: Run) -> Objective:
+        """Nothing is computed before step 0."""
+        return GradientObjective(self, real, canvas, networks, run)
+
+
 class GradientObjective(Objective):
     """L = sum_c d(grad CE(real_c), grad CE(syn_c)), class by class under one network."""
 
     def __init__(
-        self,
-        method: Any,
-        real: ImageSet,
-        canvas: Canvas,
-        networks: Networks,
-        run: Run,
-        dsa: DSA | None = None,
+        self, method: Any, real: ImageSet, canvas: Canvas, networks: Networks, run: Run
     ) -> None:
-        self.real, self.networks, self.run, self.dsa = real, networks, run, dsa
+        self.real, self.networks, self.run, self.dsa = real, networks, run, method.dsa()
         self.transform, self.batch = networks.transform, method.gradients.batch_real
         self.labels, self.rates = method.labels.make(canvas), method.labels.rates
         if canvas.plain:
