@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from torch import Tensor
@@ -43,13 +43,9 @@ class RandomViews(Part):
 
     def with_flip(self, flip: float) -> Views:
         """Return how views are drawn; ``flip`` is the backbone's probability of mirrored ones."""
-        return Views(
-            crop_min=self.crop_min,
-            flip=flip,
-            noise=self.noise,
-            noise_mean=self.noise_mean,
-            noise_std=self.noise_std,
-        )
+        own = asdict(self)
+        del own["augmentations"]
+        return Views(flip=flip, **own)
 
 
 class BackboneObjective(Objective):
