@@ -70,23 +70,6 @@ class Pool:
         }
 
 
-def _entry(
-    real: ImageSet, network: str, training: Training, prior: str, transform: Transform, run: Run
-) -> Cached:
-    spec = str(parse(network).at((real.shape[1], real.shape[2])))
-    facts = key_facts(
-        "pool-3",  # raise it when networks, training or augmentation change
-        run,
-        real.checksum,
-        threads=False,
-        network=spec,
-        training=training.facts,
-        prior=prior,
-        transform=fingerprint(transform),
-    )
-    return Cached(run.cache, "pools", facts, f"{spec} on {real.source}")
-
-
 def fingerprint(transform: Transform) -> str:
     """16 hexadecimal digits over kind and constants of a transform."""
     total = hashlib.sha256(transform.kind.encode())
@@ -121,7 +104,18 @@ def train_pool(
     check_value("pool_prior", prior, Prior)
     check_value("members", members, Count)
     training = training.under(prior)
-    entry = _entry(real, network, training, prior, transform, run)
+    spec = str(parse(network).at((real.shape[1], real.shape[2])))
+    facts = key_facts(
+        "pool-3",  # raise it when networks, training or augmentation change
+        run,
+        real.checksum,
+        threads=False,
+        network=spec,
+        training=training.facts,
+        prior=prior,
+        transform=fingerprint(transform),
+    )
+    entry = Cached(run.cache, "pools", facts, f"{spec} on {real.source}")
     stored = {m: pair for m in range(members) if (pair := _stored(entry, m)) is not None}
     found = {m: (first, last) for m, (first, last, _) in stored.items()}
     if missing := [m for m in range(members) if m not in found]:
