@@ -21,7 +21,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin, get_typ
 from potstill.run.errors import InputError
 from potstill.run.records import fits
 
-__all__ = ["OneOf", "Range", "admits", "check_fields", "check_value", "fields_of", "wanted"]
+__all__ = [
+    "Checked", "OneOf", "Range", "admits", "check_fields", "check_value", "fields_of", "wanted",
+]  # fmt: skip
 
 
 _LARGEST = 1e300  # NaN and infinities are not below it
@@ -90,6 +92,13 @@ def check_fields(owner: Any) -> None:
     """
     for name, hint in fields_of(owner.__class__).items():
         check_value(name, getattr(owner, name), hint)
+
+
+class Checked:
+    """To be mixed into a dataclass: its fields are checked when one is made."""
+
+    def __post_init__(self) -> None:
+        check_fields(self)
 
 
 def check_value(name: str, value: Any, hint: Any) -> None:
