@@ -6,9 +6,10 @@ alone, with its own order and its own choice of views.
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Any
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from operator import sub
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -17,7 +18,7 @@ from potstill.losses import Loss, Scheduled, cross_entropy, loss_at
 from potstill.nets.sampling import Sampling, epoch_order
 from potstill.run import InputError
 from potstill.run.descent import cosine
-from potstill.run.fields import Batch, Epochs, NotNegative, Positive, check_fields
+from potstill.run.fields import Batch, Checked, Epochs, NotNegative, Positive
 
 __all__ = ["HeadTraining", "Projector", "adam_projector", "ridge_projector", "train_heads"]
 
@@ -26,7 +27,7 @@ Table = Tensor | Callable[[int], Tensor]
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeadTraining:
+class HeadTraining(Checked):
     """How linear heads are trained: Adam, cosine to zero, no weight decay (LGM's evaluation).
 
     Raises:
@@ -38,9 +39,6 @@ class HeadTraining:
     lr: Positive = 1e-3  # for 256 images a step; scales with the batch
     init_std: NotNegative = 0.01  # of the weights; biases start at 0
     sampling: Sampling = "shuffled"  # see potstill.nets.sampling; epochs keep their length
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     @property
     def facts(self) -> dict[str, Any]:
@@ -185,22 +183,21 @@ def _ridge(source: Tensor, goal: Tensor, folds: int, dim: int) -> Projector:
     folds = min(folds, n)
     place = torch.arange(n, device=source.device) * folds // n
     sums = [_Sums.of(source[:, place == fold], goal[:, place == fold]) for fold in range(folds)]
-    whole, best = sum(sums[1:], sums[0]), _RIDGES[2]
+    whole, best = _total(sums), _RIDGES[2]
     if folds > 1:
         errors = torch.zeros(len(_RIDGES), dtype=torch.float64, device=source.device)
         for held in sums:
-            maps = (whole - held).maps(_RIDGES, dim)
+            maps = _Sums(*map(sub, whole, held)).maps(_RIDGES, dim)
             errors += torch.stack([held.error(weight, bias) for weight, bias in maps])
         best = _RIDGES[int(errors.argmin())]
     ((weight, bias),) = whole.maps((best,), dim)
     return Projector(weight.float(), bias.float(), {"kind": "ridge", "lambda": best})
 
 
-@dataclass(frozen=True, eq=False)
-class _Sums:
+class _Sums(NamedTuple):
     """What least squares need of pairs (z, y): their number, sums and products, float64."""
 
-    count: int
+    n: int
     z: Tensor  # (d_e,)
     y: Tensor  # (d_d,)
     zz: Tensor  # (d_e, d_e)
@@ -214,25 +211,15 @@ class _Sums:
         for z, y in zip(source, goal, strict=True):
             z, y = z.double(), y.double()
             parts.append(_Sums(len(z), z.sum(0), y.sum(0), z.T @ z, z.T @ y, y.square().sum()))
-        return sum(parts[1:], parts[0])
-
-    def _with(self, other: _Sums, sign: int) -> _Sums:
-        own, others = _parts(self), _parts(other)
-        return _Sums(*(a + sign * b for a, b in zip(own, others, strict=True)))
-
-    def __add__(self, other: _Sums) -> _Sums:
-        return self._with(other, 1)
-
-    def __sub__(self, other: _Sums) -> _Sums:
-        return self._with(other, -1)
+        return _total(parts)
 
     def maps(self, ridges: tuple[float, ...], dim: int) -> list[tuple[Tensor, Tensor]]:
         """One map per ridge (a share of trace / ``dim``), from one eigendecomposition."""
-        middle, aim = self.z / self.count, self.y / self.count
-        values, vectors = torch.linalg.eigh(self.zz - self.count * middle.outer(middle))
+        middle, aim = self.z / self.n, self.y / self.n
+        values, vectors = torch.linalg.eigh(self.zz - self.n * middle.outer(middle))
         values = values.clamp_min(0)
         scale = (values.sum() / dim).clamp_min(torch.finfo(values.dtype).tiny)
-        cross = vectors.T @ (self.zy - self.count * middle.outer(aim))
+        cross = vectors.T @ (self.zy - self.n * middle.outer(aim))
         maps = []
         for ridge in ridges:
             weight = (vectors @ (cross / (values + ridge * scale)[:, None])).T
@@ -242,13 +229,13 @@ class _Sums:
     def error(self, weight: Tensor, bias: Tensor) -> Tensor:
         """Sum of squares of T z + t - y over these pairs."""
         quadratic = ((weight @ self.zz) * weight).sum() - 2 * (weight.T * self.zy).sum()
-        shift = 2 * bias @ (weight @ self.z - self.y) + self.count * bias @ bias
+        shift = 2 * bias @ (weight @ self.z - self.y) + self.n * bias @ bias
         return quadratic + shift + self.yy
 
 
-def _parts(sums: _Sums) -> tuple[Any, ...]:
-    """The fields in order, not copied."""
-    return tuple(getattr(sums, field.name) for field in fields(sums))
+def _total(sums: Sequence[_Sums]) -> _Sums:
+    totals: Any = map(sum, zip(*sums, strict=True))
+    return _Sums(*totals)
 
 
 def adam_projector(
