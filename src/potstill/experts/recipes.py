@@ -37,13 +37,13 @@ from potstill.nets import Examples, Network, Training, initialise, train_many
 from potstill.nets.places import Kept, Place
 from potstill.nets.training import Generators
 from potstill.run import InputError
-from potstill.run.fields import OneOf, Share, check_fields, check_value
+from potstill.run.fields import Checked, OneOf, Share, check_value
 
 __all__ = ["RECIPES", "Recipe", "Stage", "first_form", "train_recipe"]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Stage:
+class Stage(Checked):
     """One training of a recipe.
 
     Raises:
@@ -58,9 +58,6 @@ class Stage:
     fresh: bool = False  # the classifier is drawn anew
     smoothing: tuple[Share, Share] | None = None  # label-aware, of head and tail; the loss, if set
     measures: bool = False  # a body that rests goes on to measure its batch norm
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def loss(self, counts: Tensor) -> Loss | Scheduled:
         """Return what is descended on, for images per class (C,)."""

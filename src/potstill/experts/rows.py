@@ -15,11 +15,11 @@ import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
+from filelock import FileLock, Timeout
 from torch import Tensor
 
 from potstill.experts.blocks import Block, content
@@ -56,6 +56,7 @@ class Rows:
         self._blocks: dict[tuple[int, int], Block] = {}
         self._known: dict[tuple[int, int], tuple[int, float]] = {}  # CRC-32 and seconds
         self._checked: set[tuple[int, int]] = set()
+        self._lock = FileLock(self.folder / ".lock")  # the same process may take it twice
         self.repair: Callable[[int, int], object] | None = None  # makes one row anew
         self._dirty: set[Path] = set()
         self._spent = 0.0  # seconds of rows since the last flush
@@ -192,8 +193,6 @@ class Rows:
         Raises:
             StorageError: the folder cannot be written.
         """
-        from filelock import Timeout
-
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
             self.entry.hold()
@@ -213,16 +212,8 @@ class Rows:
             finally:
                 self._lock.release()
 
-    @cached_property
-    def _lock(self) -> Any:
-        from filelock import FileLock
-
-        return FileLock(self.folder / ".lock")  # the same process may take it twice
-
     def _forget(self, place: tuple[int, int]) -> None:
         """Take a row out of the index, unless another process is at work on it."""
-        from filelock import Timeout
-
         del self._known[place]
         with suppress(Timeout, OSError), self._lock.acquire(timeout=0):
             known, self._known = self._known, self._read_index()

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import cached_property, partial
@@ -135,14 +135,14 @@ class Trainer:
         """Plan a member's way from what there is to what is missing."""
         while True:
             missing = [epoch for epoch in wanted if (member, epoch) not in self.rows]
-            spans = [*_ways(self._available(member), missing)]
+            spans = _planned(member, self._available(member), missing)
             try:
-                for start, _, _ in spans:
-                    self._state(member, start)
+                for span in spans:
+                    self._state(member, span.start)
             except ArtifactError as error:  # that row is forgotten now
                 logger.warning("%s", str(error).partition(";")[0] + "; making it again")
                 continue
-            return [_Span(member, start, stop, frozenset(keep)) for start, stop, keep in spans]
+            return spans
 
     def _available(self, member: int) -> list[int | Fraction]:
         """Epochs from which training can go on."""
@@ -231,19 +231,13 @@ class Trainer:
             self._places.forget(span.member)
 
 
-def _ways(
-    available: Iterable[int | Fraction], missing: Iterable[int]
-) -> Iterator[tuple[int | Fraction, int, list[int]]]:
-    """Yield (start, stop, epochs to keep) so that no epoch is trained without need."""
-    there = set(available)
-    way: tuple[int | Fraction, int, list[int]] | None = None
-    for epoch in sorted(missing):
-        start = max(e for e in there if e <= epoch)
-        if way is not None and start <= way[1]:
-            way = (way[0], epoch, [*way[2], epoch])
-            continue
-        if way is not None:
-            yield way
-        way = (start, epoch, [epoch])
-    if way is not None:
-        yield way
+def _planned(member: int, available: list[int | Fraction], missing: list[int]) -> list[_Span]:
+    """Ways from what there is to what is ``missing``, ascending, that train no epoch needlessly."""
+    spans: list[_Span] = []
+    for epoch in missing:
+        start = max(e for e in available if e <= epoch)
+        if spans and start <= spans[-1].stop:
+            spans[-1] = replace(spans[-1], stop=epoch, keep=spans[-1].keep | {epoch})
+        else:
+            spans.append(_Span(member, start, epoch, frozenset({epoch})))
+    return spans

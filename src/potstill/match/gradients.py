@@ -27,7 +27,7 @@ from potstill.losses import Loss, cross_entropy
 from potstill.match.curvature import Curvature
 from potstill.match.rollout import Forward, Params
 from potstill.run import InputError
-from potstill.run.fields import Batch, OneOf, check_fields, check_value
+from potstill.run.fields import Batch, Checked, OneOf, check_value
 from potstill.run.machine import CPU_CHUNK
 
 __all__ = ["GradientMatching", "Metric", "Side", "gradient_distance"]
@@ -67,7 +67,7 @@ def _row_gaps(a: Tensor, b: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True, kw_only=True, eq=False)
-class GradientMatching:
+class GradientMatching(Checked):
     """How gradients of one network are taken and compared.
 
     Batch norm has to stand in evaluation mode (DC freezes its statistics on real images first):
@@ -92,9 +92,6 @@ class GradientMatching:
     layers: Annotated[str, OneOf("all", "body", "head")] = "all"
     chunk: Batch | None = None  # real images at a time; None = 64 on a CPU, all on a GPU
     head: tuple[str, str] = ("classifier.weight", "classifier.bias")  # names of the last layer
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def distances(
         self, parameters: Mapping[str, Tensor], real: Iterable[Side], synthetic: Iterable[Side]

@@ -24,7 +24,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from potstill.run import InputError
-from potstill.run.fields import NotNegative, OneOf, Positive, Range, check_fields
+from potstill.run.fields import Checked, NotNegative, OneOf, Positive, Range
 
 __all__ = ["WideNetwork", "kernel_regression", "regression_loss"]
 
@@ -33,7 +33,7 @@ _TINY = 1e-30  # least variance of an output, for zero images without biases
 
 
 @dataclass(frozen=True, kw_only=True)
-class WideNetwork:
+class WideNetwork(Checked):
     """The kernel of an infinitely wide fully connected ReLU network; KIP's FC1 by default.
 
     Example:
@@ -49,9 +49,6 @@ class WideNetwork:
     weight_variance: Positive = 2.0  # σ_w², of W_std = √2
     bias_variance: NotNegative = 0.01  # σ_b², of b_std = 0.1
     kind: Annotated[str, OneOf("ntk", "nngp")] = "ntk"  # tangent kernel, or covariance of outputs
-
-    def __post_init__(self) -> None:
-        check_fields(self)
 
     def __call__(self, x: Tensor, y: Tensor, chunk: int | None = None) -> Tensor:
         """Return the kernel matrix (n, m), float64, differentiable in x and y.

@@ -130,8 +130,9 @@ def _train(
     if backend == "stacked" and _stackable(job, networks):
         works = [partial(_stacked, job, networks, tell)]
     cores, done = 1 if job.device.type == "cpu" else None, sum(span.start for span in job.spans)
+    total = sum(span.stop for span in job.spans)
     with closing(in_threads(works, workers, cores)) as steps:
-        for _ in progress(steps, label=label, quiet=quiet, total=done + job.total, done=done):
+        for _ in progress(steps, label=label, quiet=quiet, total=total, done=done):
             pass
 
 
@@ -276,7 +277,7 @@ def _stacked(
 
 def _faster(job: Job, networks: Sequence[Network]) -> str:
     """Time three steps of copies each way, after three."""
-    if len(networks) < 2 or job.steps(0) < 50 or not _stackable(job, networks):
+    if len(networks) < 2 or len(job.spans[0]) < 50 or not _stackable(job, networks):
         return "sequential"
     trial = replace(job, kept=None)
 

@@ -23,6 +23,7 @@ from torch import Tensor
 from potstill.losses import Loss, cross_entropy
 from potstill.nets.feed import Feed
 from potstill.nets.layers import initialise
+from potstill.nets.places import fits
 from potstill.nets.spec import NetSpec, create
 from potstill.nets.training import Examples, Generators, Training
 from potstill.nets.training_steps import Job, Lockstep
@@ -184,17 +185,11 @@ class OnlineNetwork:
         unpack(self._optimizer, {name: value.clone() for name, value in memory.items()})
         self.births, self.passes, self.steps, self._group.images = map(int, counts.tolist())
 
-    def _fits(self, weights: Mapping[str, Tensor], memory: Mapping[str, Tensor]) -> bool:
+    def _fits(self, weights: dict[str, Tensor], memory: dict[str, Tensor]) -> bool:
         """Whether these are the network's tensors and its optimiser's memory of them."""
-        own = {n: (t.shape, t.dtype) for n, t in self.network.state_dict().items()}
-        shapes = [value.shape for value in self._group.parameters]
         slots = {"sgd": {"momentum_buffer"}, "adamw": {"exp_avg", "exp_avg_sq", "step"}}[self.kind]
-        for name, value in memory.items():
-            _, place, slot = name.split(".", 2)
-            here = place.isdigit() and int(place) < len(shapes) and slot in slots
-            if not here or value.shape != (shapes[int(place)] if slot != "step" else ()):
-                return False
-        return {n: (t.shape, t.dtype) for n, t in weights.items()} == own
+        known = all(name.split(".", 2)[2] in slots for name in memory)
+        return known and fits(weights, memory, self.network)
 
 
 def _check(training: Training, optimizer: str) -> None:

@@ -20,9 +20,10 @@ from potstill.run import ArtifactError, logger
 from potstill.run.checkpoint import digest, load_state, under
 from potstill.run.keeper import Keeper
 
-__all__ = ["Kept", "Place", "Places"]
+__all__ = ["Kept", "Place", "Places", "fits"]
 
 State = dict[str, Tensor]
+Kept = Callable[[Sequence[int]], "MembersKeeper"]  # of some members in lockstep their file
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,7 +97,7 @@ class Places:
 
     def of(self, members: Sequence[int]) -> Kept:
         """Return these files for one training call, whose members 0, 1, ... have these numbers."""
-        return Kept(self, tuple(members))
+        return lambda own: MembersKeeper(self, [members[k] for k in own])
 
     def forget(self, member: int) -> None:
         """Remove the files that only members that are done still had a use for."""
@@ -107,18 +108,6 @@ class Places:
                 members.discard(member)
                 if not members:
                     path.unlink(missing_ok=True)
-
-
-@dataclass(frozen=True, eq=False)
-class Kept:
-    """Places as one training call sees them: its members 0, 1, ... are called ``names``."""
-
-    places: Places
-    names: tuple[int, ...]
-
-    def keeper(self, members: Sequence[int]) -> MembersKeeper:
-        """Return the file of some members in lockstep."""
-        return MembersKeeper(self.places, [self.names[member] for member in members])
 
 
 class MembersKeeper(Keeper):
@@ -167,7 +156,7 @@ def _places(path: Path, key: str, like: Network) -> dict[int, Place]:
             network = under("network.", own)
             optimizer = {n: t for n, t in own.items() if n.startswith("optimizer.")}
             counts = step, epoch_steps, networks, images
-            if min(counts) <= 0 or not _fits(network, optimizer, like):
+            if min(counts) <= 0 or not fits(network, optimizer, like):
                 raise ValueError("shapes")
             place = Place(step, epoch_steps, network, optimizer, float(seconds), (networks, images))
             found[int(name)] = place
@@ -176,11 +165,12 @@ def _places(path: Path, key: str, like: Network) -> dict[int, Place]:
         raise ArtifactError(f"{path} is no state of this training; delete it") from error
 
 
-def _fits(network: State, optimizer: State, like: Network) -> bool:
+def fits(network: State, optimizer: State, like: Network) -> bool:
     """Whether tensors are those of such a network and of its optimiser."""
     trained = [p.shape for p in like.parameters() if p.requires_grad]
-    shapes = {name: (value.shape, value.dtype) for name, value in network.items()}
-    return shapes == {n: (t.shape, t.dtype) for n, t in like.state_dict().items()} and all(
-        value.ndim == 0 or value.shape == trained[int(name.split(".")[1])]
+    shapes = {str(index): shape for index, shape in enumerate(trained)}
+    own = {name: (value.shape, value.dtype) for name, value in network.items()}
+    return own == {n: (t.shape, t.dtype) for n, t in like.state_dict().items()} and all(
+        value.shape == (() if name.endswith(".step") else shapes.get(name.split(".")[1]))
         for name, value in optimizer.items()
     )

@@ -91,12 +91,9 @@ def from_timm(label: str, name: str, size: int | None, generator: torch.Generato
         raise _obtained(label, error) from error
     if kind == "timm-random":
         _randomise(body, generator)
-    computes = f"timm:{architecture.partition('.')[0]}"
-    found = _sized(label, body, size, computes)
-    if kind == "mocov3":  # timm's constants for this architecture are not what it was trained with
-        constants = Normalize.published("imagenet")
-        return frozen(label, body, found.size, 3, constants, found.computes)
-    return found
+    # timm's constants for this architecture are not what MoCo-v3 was trained with
+    constants = Normalize.published("imagenet") if kind == "mocov3" else None
+    return _sized(label, body, size, f"timm:{architecture.partition('.')[0]}", constants)
 
 
 def _create_timm(architecture: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
@@ -109,8 +106,10 @@ def _create_timm(architecture: str, pretrained: bool, options: dict[str, Any]) -
         return timm.create_model(architecture, pretrained=pretrained, **rest)
 
 
-def _sized(label: str, body: nn.Module, size: int | None, computes: str) -> Backbone:
-    """Wrap a timm model up with the size and constants of its configuration."""
+def _sized(
+    label: str, body: nn.Module, size: int | None, computes: str, own: Normalize | None = None
+) -> Backbone:
+    """Wrap a timm model up with the size and, without ``own``, constants of its configuration."""
     from timm.data import resolve_model_data_config
 
     config = resolve_model_data_config(body)
@@ -118,7 +117,7 @@ def _sized(label: str, body: nn.Module, size: int | None, computes: str) -> Back
     transform = Normalize(torch.tensor(config["mean"]), torch.tensor(config["std"]))
     side = (size, size) if size else (height, width)
     computes += f":{getattr(body, 'global_pool', '')}:{getattr(body, 'num_classes', '')}"
-    return frozen(label, body, side, channels, transform, computes)
+    return frozen(label, body, side, channels, own or transform, computes)
 
 
 def _undrawn(make: Any) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Annotated, Any
@@ -15,6 +14,7 @@ from potstill.losses import REMEDIES
 from potstill.nets.sampling import Sampling
 from potstill.nets.sharpness import Sharpness
 from potstill.run import InputError
+from potstill.run.descent import cosine
 from potstill.run.fields import (
     Batch,
     BatchOrAll,
@@ -123,8 +123,7 @@ class Training:
         if self.schedule == "step":
             return self.lr * self.gamma ** self.milestones_before(epoch)
         if self.schedule == "cosine":
-            done, total = epoch - rising, self.epochs - rising
-            return self.lr * 0.5 * (1 + math.cos(math.pi * done / total))
+            return self.lr * cosine(epoch - rising, self.epochs - rising)
         return self.lr
 
     def optimizer_for(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:

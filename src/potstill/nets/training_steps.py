@@ -120,15 +120,6 @@ class Job:
     lock: threading.Lock = field(default_factory=threading.Lock)  # of callbacks and of `kept`
     told: set[str] = field(default_factory=set)  # warnings
 
-    def steps(self, member: int) -> int:
-        """Steps of one member."""
-        return len(self.spans[member])
-
-    @property
-    def total(self) -> int:
-        """Steps of all members."""
-        return sum(map(len, self.spans))
-
     def descend(self, group: Lockstep) -> Generator[None, None, None]:
         """Train some members, which have one span, yielding after each step.
 
@@ -141,7 +132,7 @@ class Job:
         group.resume(optimizer, [self.places[member] for member in members if self.places])
         sharp = how.sharpness if how.sharpness and how.sharpness.rho > 0 else None
         ascent = Ascent(sharp, group.parameters, len(members)) if sharp else None
-        keeper = self.kept.keeper(members) if self.kept else None
+        keeper = self.kept(members) if self.kept else None
         bound = MaxNorm(group.tensors["classifier.weight"], how.max_norm)
         for step in span:
             epoch, place = divmod(step, steps)

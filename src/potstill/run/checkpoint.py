@@ -44,7 +44,7 @@ class UncheckedError(ArtifactError):
     """A state of version 0.1, which has no check of its content."""
 
 
-def atomic(path: Path, write: Callable[[Path], None]) -> None:
+def atomic(path: Path, write: Callable[[Path], object]) -> None:
     """Let ``write`` fill a temporary file beside ``path``, then put it in place in one step.
 
     Raises:
@@ -100,11 +100,7 @@ def _unfinished(path: Path) -> tuple[int | None, Path]:
 
 def write_bytes(path: Path, content: bytes) -> None:
     """Write ``content`` to ``path`` atomically."""
-
-    def write(temporary: Path) -> None:
-        temporary.write_bytes(content)
-
-    atomic(path, write)
+    atomic(path, lambda temporary: temporary.write_bytes(content))
 
 
 def write_json(path: Path, content: Any) -> None:

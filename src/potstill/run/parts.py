@@ -69,29 +69,24 @@ def parts_of(owner: Any) -> Iterator[tuple[str, Part]]:
 
 def flat(owner: Any) -> dict[str, Any]:
     """Return the flat table of a dataclass object and its parts, in the order of their fields."""
-    table: dict[str, Any] = {}
-    for field in dataclasses.fields(owner):
-        value = getattr(owner, field.name)
-        if isinstance(value, Part):
-            table |= {field.name: value.kind} if len(value.kinds) > 1 else {}
-            table |= flat(value)
-        else:
-            table[field.name] = value
-    return table
+    return {name: value for name, _, value in _entries(owner)}
 
 
 def flat_hints(owner: Any) -> dict[str, Any]:
     """Return the annotation of each entry of :func:`flat`."""
-    hints: dict[str, Any] = {}
-    kind: Any = type(owner)
-    for name, hint in fields_of(kind).items():
+    return {name: hint for name, hint, _ in _entries(owner)}
+
+
+def _entries(owner: Any) -> Iterator[tuple[str, Any, Any]]:
+    """Yield name, annotation and value of each entry of the flat table."""
+    for name, hint in fields_of(owner.__class__).items():
         value = getattr(owner, name)
-        if isinstance(value, Part):
-            hints |= {name: Annotated[str, OneOf(*value.kinds)]} if len(value.kinds) > 1 else {}
-            hints |= flat_hints(value)
-        else:
-            hints[name] = hint
-    return hints
+        if not isinstance(value, Part):
+            yield name, hint, value
+            continue
+        if len(value.kinds) > 1:
+            yield name, Annotated[str, OneOf(*value.kinds)], value.kind
+        yield from _entries(value)
 
 
 def changed(owner: Any, values: Mapping[str, Any], of: str = "") -> Any:
