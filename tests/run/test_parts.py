@@ -8,7 +8,7 @@ import pytest
 
 from potstill.canvas import MultiFormation, Pixels, Pyramid, Tiled
 from potstill.labels import Hard, Soft, TeacherLabels
-from potstill.methods import BUDGETS, CATALOGUE, CSDM, DATM, DM, LGM, MTT, SDM, Mosaic
+from potstill.methods import CATALOGUE, CSDM, DATM, DM, LGM, MTT, SDM, Mosaic
 from potstill.networks import PoolNets, RandomNets
 from potstill.run import InputError
 from potstill.run.fields import OneOf, Range
@@ -103,8 +103,9 @@ def test_equal_parts_are_equal_values():
         Red().depth = 4
 
 
-@pytest.mark.parametrize("size", BUDGETS)
-@pytest.mark.parametrize("name", CATALOGUE)
+@pytest.mark.parametrize(
+    ("name", "size"), [(n, size) for n, kind in CATALOGUE.items() for size in kind.budgets()]
+)
 def test_a_method_comes_back_from_its_flat_table(name, size):
     method = CATALOGUE[name].budget(size)
     assert CATALOGUE[name].budget("paper", **method.fields()) == method
