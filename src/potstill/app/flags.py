@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 
+from potstill.app.suiting import default_budget
 from potstill.run.context import Circumstances, Run
 from potstill.run.errors import InputError, PotstillError, nearest
 from potstill.run.fields import Range, check_fields, fields_of
@@ -23,8 +24,8 @@ __all__ = [
     "Taught",
     "data_flags",
     "method_flags",
-    "method_of",
     "parse",
+    "parse_method",
 ]
 
 Threads = Annotated[int, Range(0, 1024)]
@@ -274,6 +275,20 @@ def method_flags(kind: Any, budget: str, job: Any, about: str, words: list[str])
     return options
 
 
-def method_of(chosen: Any, kind: Any) -> Any:
-    """Return the method object of parsed flags, of its own class."""
-    return kind(**{f.name: getattr(chosen.method, f.name) for f in fields(kind)})
+@contextlib.contextmanager
+def parse_method(
+    words: list[str], command: str, job: Any, about: str = ""
+) -> Iterator[tuple[Any, Any]]:
+    """As :func:`parse`, for a command whose first word names a method; yield flags and method.
+
+    Args:
+        job: dataclass of what the command needs besides. about: a sentence for --help; by default
+            what the method is.
+    """
+    from potstill.methods import find
+
+    kind, budget = find(words[0]), default_budget(words)
+    about = about or f"{kind.info.title} ({kind.info.paper})."
+    options = method_flags(kind, budget, job, about, words[1:])
+    with parse(options, words[1:], f"{command} {words[0]}") as chosen:
+        yield chosen, kind(**{f.name: getattr(chosen.method, f.name) for f in fields(kind)})
