@@ -158,8 +158,7 @@ def _check(syn: SyntheticSet, train: ImageSet, test: ImageSet) -> None:
                 f"{split} has images of shape {real.shape} and the artifact {syn.shape}; "
                 "load it with the same image size and channels"
             )
-    made_from = syn.provenance.get("data")
-    made_from = made_from.get("checksum") if isinstance(made_from, dict) else None
+    made_from = part(syn.provenance, "data").get("checksum")
     if made_from not in (None, train.checksum):
         logger.warning(
             "train (checksum %s) is not the set the artifact was made from (%s): its groups and "
