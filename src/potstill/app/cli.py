@@ -74,15 +74,8 @@ def _distill(words: list[str]) -> None:
 
     with parse_method(words, "distill", Distill) as (chosen, method):
         job = chosen.job
-        syn = distill(
-            method,
-            chosen.data,
-            ipc=job.ipc,
-            out=job.out,
-            run=chosen.machine.run(job.seed),
-            force=job.force,
-            label=chosen.budget,
-        )
+        own = {"ipc": job.ipc, "out": job.out, "force": job.force, "label": chosen.budget}
+        syn = distill(method, chosen.data, run=chosen.machine.run(job.seed), **own)
         if not chosen.machine.quiet:
             seconds = syn.provenance.get("seconds", 0.0)
             print(f"{len(syn.images)} images in {seconds:.0f} s -> {job.out}/synthetic")

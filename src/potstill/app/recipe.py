@@ -140,15 +140,8 @@ def run_recipe(
         check_networks(networks, protocol)
     passed_on = ("inherit", "head_prior", "kd")
     inherit = inheritance(*(options.pop(key, None) for key in passed_on))
-    distill(
-        method_of(recipe),
-        chosen,
-        ipc=about.get("ipc", 10),
-        out=folder,
-        run=run,
-        force=force,
-        label=about.get("budget", "quick"),
-    )
+    size = {"ipc": about.get("ipc", 10), "label": about.get("budget", "quick")}
+    distill(method_of(recipe), chosen, out=folder, run=run, force=force, **size)
     given = {"networks": networks, "inherit": inherit, **options}
     records = [
         record

@@ -84,18 +84,9 @@ def evaluate_run(
         bench = LinearBench(syn, train, test, how, run, options["sender"])
         own = (folder / "run.json").is_file()
         inherit = InheritedClassifier(bench, inherit).kept(folder / "head.safetensors", own)
+    options |= {"protocol": protocol, "run": run, "test_note": note, "inherit": inherit}
     for name in network:
-        records += evaluate(
-            syn,
-            train,
-            test,
-            network=name,
-            protocol=protocol,
-            run=run,
-            test_note=note,
-            inherit=inherit,
-            **options,
-        )
+        records += evaluate(syn, train, test, network=name, **options)
         write_scores(folder, records)
         write_card(folder)
     return records
