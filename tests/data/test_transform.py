@@ -91,8 +91,7 @@ def test_round_trip_and_tensors(fit, dtype):
     assert torch.allclose(fitted.inverse(y), x, atol=2e-5)
     again = transform_from(fitted.kind, fitted.to_tensors())
     assert torch.equal(again(x), y)
-    assert again.describe() == fitted.describe()
-    assert fitted.describe()["kind"] == fitted.kind
+    assert again.kind == fitted.kind
 
 
 @pytest.mark.parametrize("fit", [Normalize.fit, ZCA.fit])

@@ -24,8 +24,8 @@ os.environ.setdefault("DATASETS_VERBOSITY", "critical")
 import tyro
 
 from potstill import __version__
-from potstill.app.flags import FLAT, Machine, Taught, method_flags, method_of, parse
-from potstill.app.suiting import default_budget, default_student, suiting
+from potstill.app.flags import FLAT, Machine, Taught, parse, parse_method
+from potstill.app.suiting import default_student, suiting
 from potstill.losses import priors, told
 from potstill.run.errors import InputError, PotstillError, nearest, system_refusals
 from potstill.run.fields import Batch, OneOf, Runs, Seed
@@ -61,7 +61,7 @@ class Distill:
 
 
 def _distill(words: list[str]) -> None:
-    from potstill.methods import CATALOGUE, find
+    from potstill.methods import CATALOGUE
 
     if not words or words[0] in ("-h", "--help"):
         names = "\n".join(f"  {n:8s} {m.info.title}" for n, m in CATALOGUE.items())
@@ -72,21 +72,10 @@ def _distill(words: list[str]) -> None:
         return
     from potstill.app.job import distill
 
-    method_class = find(words[0])
-    budget = default_budget(words)
-    about = f"{method_class.info.title} ({method_class.info.paper})."
-    options = method_flags(method_class, budget, Distill, about, words[1:])
-    with parse(options, words[1:], f"distill {words[0]}") as chosen:
+    with parse_method(words, "distill", Distill) as (chosen, method):
         job = chosen.job
-        syn = distill(
-            method_of(chosen, method_class),
-            chosen.data,
-            ipc=job.ipc,
-            out=job.out,
-            run=chosen.machine.run(job.seed),
-            force=job.force,
-            label=chosen.budget,
-        )
+        own = {"ipc": job.ipc, "out": job.out, "force": job.force, "label": chosen.budget}
+        syn = distill(method, chosen.data, run=chosen.machine.run(job.seed), **own)
         if not chosen.machine.quiet:
             seconds = syn.provenance.get("seconds", 0.0)
             print(f"{len(syn.images)} images in {seconds:.0f} s -> {job.out}/synthetic")
@@ -125,6 +114,9 @@ class Evaluate:
     machine: Annotated[Machine, FLAT] = field(default_factory=Machine)
 
 
+_PASSED_ON = ("runs", "baseline", "quantized", "full", "sender", "data")
+
+
 def _evaluate(words: list[str]) -> None:
     from potstill.app.scoring import evaluate_run
     from potstill.evaluation import find_protocol, inheritance
@@ -138,12 +130,7 @@ def _evaluate(words: list[str]) -> None:
             network=network,
             protocol=find_protocol(protocol, chosen.prior, **vars(chosen.taught)),
             inherit=inheritance(chosen.inherit, chosen.head_prior, chosen.kd),
-            runs=chosen.runs,
-            baseline=chosen.baseline,
-            quantized=chosen.quantized,
-            full=chosen.full,
-            **({} if chosen.sender is None else {"sender": chosen.sender}),
-            data=chosen.data,
+            **{key: getattr(chosen, key) for key in _PASSED_ON},
         )
         print(printed(records))
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Annotated, Any
 
-from potstill.app.flags import method_flags, method_of, parse
-from potstill.app.suiting import default_budget, suiting
+from potstill.app.flags import parse_method
+from potstill.app.suiting import suiting
 from potstill.run.errors import InputError
 from potstill.run.fields import Batch, Range, Runs, Seed, check_value
 
@@ -183,7 +183,7 @@ class _CrossVal:
 
 def command(words: list[str]) -> str:
     """Run ``potstill crossval METHOD [flags]``; return what it prints."""
-    from potstill.methods import CATALOGUE, find
+    from potstill.methods import CATALOGUE
     from potstill.reports.remarks import printed
 
     if not words or words[0] in ("-h", "--help"):
@@ -192,25 +192,12 @@ def command(words: list[str]) -> str:
             f"methods: {', '.join(CATALOGUE)}\n\n"
             "potstill crossval METHOD --help lists its flags: those of distill and of evaluate."
         )
-    kind, budget = find(words[0]), default_budget(words)
     about = "Cross-validation: distil and score once for each fold, then pool."
-    options = method_flags(kind, budget, _CrossVal, about, words[1:])
-    with parse(options, words[1:], f"crossval {words[0]}") as chosen:
-        job = chosen.job
-        records = cross_validate(
-            method_of(chosen, kind),
-            chosen.data,
-            out=job.out,
-            folds=job.folds,
-            ipc=job.ipc,
-            run=chosen.machine.run(job.seed),
-            networks=job.student,
-            protocol=job.protocol,
-            runs=job.runs,
-            full=job.full,
-            force=job.force,
-            label=chosen.budget,
-        )
+    with parse_method(words, "crossval", _CrossVal, about) as (chosen, method):
+        job, run = chosen.job, chosen.machine.run(chosen.job.seed)
+        asked = {key: value for key, value in vars(job).items() if key not in ("seed", "student")}
+        asked |= {"networks": job.student, "label": chosen.budget}
+        records = cross_validate(method, chosen.data, run=run, **asked)
         students = f"{job.runs} student{'s' if job.runs > 1 else ''} each"
         return (
             f"{printed(records)}\nMeans and spreads are over {job.folds} folds, {students}; every "

@@ -11,6 +11,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 
+from potstill.app.suiting import default_budget
 from potstill.run.context import Circumstances, Run
 from potstill.run.errors import InputError, PotstillError, nearest
 from potstill.run.fields import Range, check_fields, fields_of
@@ -23,8 +24,8 @@ __all__ = [
     "Taught",
     "data_flags",
     "method_flags",
-    "method_of",
     "parse",
+    "parse_method",
 ]
 
 Threads = Annotated[int, Range(0, 1024)]
@@ -181,9 +182,14 @@ def data_flags(taken: Container[str]) -> Any:
         help="label column, for tables with several",
     )
     fields = [("labels", Annotated[str | None, column], field(default=None))]
-    flags = make_dataclass("Data", fields, bases=(Data,), frozen=True, kw_only=True)
-    flags.__module__ = Data.__module__  # where the comments stand that explain the other fields
-    return flags
+    return _redeclared(Data, fields)
+
+
+def _redeclared(kind: Any, own: list[Any]) -> Any:
+    """A dataclass with some of its fields declared anew."""
+    made = make_dataclass(kind.__name__, own, bases=(kind,), frozen=True, kw_only=True)
+    made.__module__ = kind.__module__  # where the comments stand that explain the other fields
+    return made
 
 
 def chosen_kinds(words: list[str], method: Any) -> dict[str, str]:
@@ -223,17 +229,6 @@ def _refuse_other_kinds(words: list[str], method: Any) -> None:
                 )
 
 
-def _composed(method: Any) -> Any:
-    """The class of a method object, its parts annotated as what they are and flags of their own."""
-    parts = [
-        (name, Annotated[type(part), FLAT], field(default=part)) for name, part in parts_of(method)
-    ]
-    kind = type(method)
-    made = make_dataclass(kind.__name__, parts, bases=(kind,), frozen=True, kw_only=True)
-    made.__module__ = kind.__module__  # where the comments stand that explain the other fields
-    return made
-
-
 def method_flags(kind: Any, budget: str, job: Any, about: str, words: list[str]) -> Any:
     """Return the dataclass of a command's flags: its own, the data's, machine's and method's.
 
@@ -246,13 +241,15 @@ def method_flags(kind: Any, budget: str, job: Any, about: str, words: list[str])
     _refuse_other_kinds(words, method)
     data = data_flags(method.fields())
     sizes = tyro.conf.arg(help=f"size of the defaults: {', '.join(kind.budgets())}")
+    parts: list[Any] = []  # annotated as what they are, with flags of their own
     rooms: list[Any] = []
     for name, part in parts_of(method):
+        parts.append((name, Annotated[type(part), FLAT], field(default=part)))
         if len(part.kinds) > 1:
             fitting = kind.pairs.get(name, (part.kind,))
             told = tyro.conf.arg(help=f"{' or '.join(fitting)}; decides which flags")
             rooms.append((name, Annotated[str, told], field(default=part.kind)))
-    composed = _composed(method)
+    composed = _redeclared(kind, parts)
     values = {f.name: getattr(method, f.name) for f in fields(method)}
     options = make_dataclass(
         "Options",
@@ -274,6 +271,20 @@ def method_flags(kind: Any, budget: str, job: Any, about: str, words: list[str])
     return options
 
 
-def method_of(chosen: Any, kind: Any) -> Any:
-    """Return the method object of parsed flags, of its own class."""
-    return kind(**{f.name: getattr(chosen.method, f.name) for f in fields(kind)})
+@contextlib.contextmanager
+def parse_method(
+    words: list[str], command: str, job: Any, about: str = ""
+) -> Iterator[tuple[Any, Any]]:
+    """As :func:`parse`, for a command whose first word names a method; yield flags and method.
+
+    Args:
+        job: dataclass of what the command needs besides. about: a sentence for --help; by default
+            what the method is.
+    """
+    from potstill.methods import find
+
+    kind, budget = find(words[0]), default_budget(words)
+    about = about or f"{kind.info.title} ({kind.info.paper})."
+    options = method_flags(kind, budget, job, about, words[1:])
+    with parse(options, words[1:], f"{command} {words[0]}") as chosen:
+        yield chosen, kind(**{f.name: getattr(chosen.method, f.name) for f in fields(kind)})

@@ -89,34 +89,32 @@ def open_data(
             f"run.json has data options of another kind ({fault}); distil again with --force"
         )
     described = Data(**asked | ({"data": data} if data is not None else {}))
-    again = InputError(
-        "the run was made from arrays in memory; call potstill.evaluate with the same arrays"
-    )
     history = record["job"].get("history")  # of an ImageSet; arrays have none
     history = history if isinstance(history, list) else None
-    if in_memory and history is None and data is None:
-        raise again
     try:
+        if in_memory and history is None and data is None:
+            raise InputError("arrays have no source")
         train, test, note = described.open(run)
         if in_memory and history:
             train = _replayed(train, history)
-    except InputError as error:
-        if in_memory and data is None:
-            raise again from error
-        raise
-    if train.checksum == made_from:
-        return train, test, note
-    if in_memory and data is None:
-        raise again
-    if data is None:
+        if train.checksum == made_from:
+            return train, test, note
+        if data is not None:
+            raise InputError(
+                f"data {data!r} are not what the run was made from (checksum {train.checksum}, "
+                f"the run's {made_from}); give the same data from another place"
+            )
         raise InputError(
             f"data {described.data!r} has changed since the run was made (checksum "
             f"{train.checksum}, then {made_from}); distil again with --force"
         )
-    raise InputError(
-        f"data {data!r} are not what the run was made from (checksum {train.checksum}, the run's "
-        f"{made_from}); give the same data from another place"
-    )
+    except InputError as error:
+        if in_memory and data is None:
+            raise InputError(
+                "the run was made from arrays in memory; call potstill.evaluate with the same "
+                "arrays"
+            ) from error
+        raise
 
 
 def _replayed(train: ImageSet, history: list[dict[str, Any]]) -> ImageSet:

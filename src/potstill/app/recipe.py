@@ -19,7 +19,9 @@ from typing import Any
 from potstill.app.flags import Taught
 from potstill.app.job import Data, distill
 from potstill.app.scoring import check_networks, evaluated
+from potstill.evaluation import find_protocol, inheritance
 from potstill.methods import find
+from potstill.reports import report
 from potstill.run import InputError, Run, nearest
 from potstill.run.fields import Batch, Runs, Seed, Students, check_value, fields_of
 from potstill.run.parts import flat_hints, parts_of
@@ -122,10 +124,6 @@ def run_recipe(
     Everything the recipe says is checked before the first part begins; what is finished already
     (the artifact, a score of the same protocol, runs and seed) is not done again.
     """
-    from potstill.evaluation import find_protocol
-    from potstill.evaluation.inheritance import inheritance
-    from potstill.reports import report
-
     recipe = read_recipe(path)
     about = recipe["distill"]
     run = make_run(about.get("seed", 0) if seed is None else seed)
@@ -142,15 +140,8 @@ def run_recipe(
         check_networks(networks, protocol)
     passed_on = ("inherit", "head_prior", "kd")
     inherit = inheritance(*(options.pop(key, None) for key in passed_on))
-    distill(
-        method_of(recipe),
-        chosen,
-        ipc=about.get("ipc", 10),
-        out=folder,
-        run=run,
-        force=force,
-        label=about.get("budget", "quick"),
-    )
+    size = {"ipc": about.get("ipc", 10), "label": about.get("budget", "quick")}
+    distill(method_of(recipe), chosen, out=folder, run=run, force=force, **size)
     given = {"networks": networks, "inherit": inherit, **options}
     records = [
         record

@@ -8,21 +8,35 @@ from typing import Any
 
 from potstill.app.opening import Data, open_data
 from potstill.data import ImageSet
+from potstill.evaluation import (
+    InheritedClassifier,
+    LinearBench,
+    Probe,
+    evaluate,
+    find_protocol,
+    full_name,
+    read_scores,
+    some_networks,
+    write_scores,
+)
+from potstill.evaluation.bench import tiles_per_side
+from potstill.evaluation.inheritance import fits
+from potstill.evaluation.record import check_scores, names_of
 from potstill.experts.backbones import check_backbone
 from potstill.nets import parse
+from potstill.reports import refresh_card, write_card
 from potstill.run import InputError, Run
 from potstill.run.errors import system_refusals
 from potstill.run.fields import Runs, check_value
 from potstill.run.folder import read_record, refuse_unfinished
 from potstill.synthetic import SyntheticSet
+from potstill.synthetic.iterates import list_iterates
 
 __all__ = ["check_networks", "evaluate_run", "evaluated"]
 
 
 def check_networks(names: Iterable[str], protocol: Any) -> None:
     """Refuse names that are no backbones' under a probe, no student networks' otherwise."""
-    from potstill.evaluation import Probe
-
     for name in names:
         if isinstance(protocol, Probe):
             if name != "same":
@@ -52,20 +66,6 @@ def evaluate_run(
     :func:`potstill.evaluate`. ``inherit``: an :class:`potstill.evaluation.Inheritance`; the head
     that is shipped is written to ``head.safetensors``, and taken from there if there is one.
     """
-    from potstill.evaluation import (
-        InheritedClassifier,
-        LinearBench,
-        Probe,
-        evaluate,
-        find_protocol,
-        full_name,
-        some_networks,
-        write_scores,
-    )
-    from potstill.evaluation.record import check_scores
-    from potstill.reports import write_card
-    from potstill.synthetic.iterates import list_iterates
-
     how = find_protocol(protocol)
     check_value("runs", options.get("runs", 1), Runs)
     check_networks(some_networks(network), how)  # before data are decoded
@@ -75,27 +75,18 @@ def evaluate_run(
         )
     check_scores(folder)
     syn, train, test, note, sender = _opened(folder, run, data)
-    options.setdefault("sender", sender)
+    options["sender"] = options.get("sender") or sender
     for name in () if isinstance(how, Probe) else network:  # before the first of them is trained
         full_name(name, test)
     records = []
     options.setdefault("iterates", list_iterates(folder))
     if inherit is not None and isinstance(how, Probe):
-        bench = LinearBench(syn, train, test, how, run, options.get("sender"))
+        bench = LinearBench(syn, train, test, how, run, options["sender"])
         own = (folder / "run.json").is_file()
         inherit = InheritedClassifier(bench, inherit).kept(folder / "head.safetensors", own)
+    options |= {"protocol": protocol, "run": run, "test_note": note, "inherit": inherit}
     for name in network:
-        records += evaluate(
-            syn,
-            train,
-            test,
-            network=name,
-            protocol=protocol,
-            run=run,
-            test_note=note,
-            inherit=inherit,
-            **options,
-        )
+        records += evaluate(syn, train, test, network=name, **options)
         write_scores(folder, records)
         write_card(folder)
     return records
@@ -134,12 +125,6 @@ def evaluated(
     Those that stand in its folder are read: of this artifact, data, protocol, number of runs and
     seed, with what is asked for beside. Only the others are measured.
     """
-    from potstill.evaluation import Probe, read_scores
-    from potstill.evaluation.bench import tiles_per_side
-    from potstill.evaluation.inheritance import fits
-    from potstill.evaluation.record import names_of
-    from potstill.reports import refresh_card
-
     syn = SyntheticSet.load(folder)
     train, test, _ = open_data(read_record(folder), run)
     size, tiled = (syn.shape[1], syn.shape[2]), tiles_per_side(syn) > 1

@@ -11,6 +11,7 @@ import zipfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import IO, Any
 
 import numpy as np
@@ -87,12 +88,8 @@ def members(place: Place) -> dict[str, Callable[[], Member]]:
         InputError: damaged, or no archive; the functions: objects, or a size that does not fit.
     """
     with _archive(place) as archive:
-        names = [info.filename for info in archive.infolist()]
-
-    def header(name: str) -> Callable[[], Member]:
-        return lambda: _header(place, name)
-
-    return {name.removesuffix(".npy"): header(name) for name in names if name.endswith(".npy")}
+        names = [name for name in archive.namelist() if name.endswith(".npy")]
+    return {name.removesuffix(".npy"): partial(_header, place, name) for name in names}
 
 
 def _header(place: Place, name: str) -> Member:

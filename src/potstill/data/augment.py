@@ -141,9 +141,7 @@ class DSA:
             return u * slope + u.new_tensor([-0.5 * self.brightness, 0.0, self.contrast])
         if op == "crop":
             return integers((-_part(self.crop, side), _part(self.crop, side)) for side in size)
-        if (
-            op == "cutout"
-        ):  # an even square is centred on a corner of pixels, of which there is one more
+        if op == "cutout":  # even squares are centred on corners of pixels: there is one more
             return integers((0, side - _part(self.cutout, side) % 2) for side in size)
         if op == "flip":
             return (uniform(k) < self.flip).to(torch.uint8)
@@ -261,24 +259,19 @@ def _warp(x: Tensor, theta: Tensor, align_corners: bool) -> Tensor:
 
 
 def cutmix(
-    x: Tensor,
-    targets: Tensor,
-    generator: torch.Generator,
-    probability: float = 0.5,
-    beta: float = 1.0,
+    x: Tensor, targets: Tensor, generator: torch.Generator, probability: float = 0.5
 ) -> tuple[Tensor, Tensor]:
     """Paste one box of a shuffled batch into ``x`` (n, c, h, w) and mix ``targets`` (n, K) by area.
 
-    One draw per batch (Yun et al., ICCV 2019): with ``probability`` a share of Beta(beta, beta), a
-    box about a uniform centre, clipped at the border, and a permutation of the batch. Rows of
+    One draw per batch (Yun et al., ICCV 2019): with ``probability`` a share of Beta(1, 1), a box
+    about a uniform centre, clipped at the border, and a permutation of the batch. Rows of
     ``targets`` are probabilities, and stay so. The inputs are left as they are.
     """
     device = generator.device
     chance, across, down = torch.rand(3, generator=generator, device=device).tolist()
     if chance >= probability:
         return x, targets
-    concentration = torch.full((2,), float(beta), device=device)
-    keep = float(torch._sample_dirichlet(concentration, generator=generator)[0])
+    keep = float(torch._sample_dirichlet(torch.ones(2, device=device), generator=generator)[0])
     partner = torch.randperm(len(x), generator=generator, device=device).to(x.device)
     mixed, area = paste(x, x[partner], keep, down, across)
     return mixed, torch.lerp(targets, targets[partner], area)

@@ -6,7 +6,6 @@ import os
 import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Executor, ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import islice
 from typing import TYPE_CHECKING, Any
@@ -109,7 +108,8 @@ def blocks(
         frame, size = None, 1  # the first picture says how many make a block
         while block := list(islice(pairs, size)):
             items, labels = map(list, zip(*block, strict=True))
-            with _silence():
+            # Pillow's remarks on odd metadata; on errors and sizes we have our own words
+            with warnings.catch_warnings(action="ignore"):
                 frame = frame or _Frame.of(items[0], rows.name, how, values)
                 out = np.empty((len(items), *frame.shape), np.uint8)
                 several += frame.fill_all(items, done, out, pool)
@@ -132,14 +132,6 @@ def blocks(
         )
     if found is not None:
         found |= {"tops": tops, **variety.settle(rows.classes)}
-
-
-@contextmanager
-def _silence() -> Iterator[None]:
-    """Without Pillow's remarks on odd metadata; on errors and sizes we have our own words."""
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        yield
 
 
 @dataclass(frozen=True)

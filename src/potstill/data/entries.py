@@ -14,7 +14,6 @@ __all__ = [
     "facts_of",
     "identity",
     "leads_nowhere",
-    "name_of",
     "reason",
     "refusal",
     "visible",
@@ -24,11 +23,6 @@ _SYSTEM = {
     *("thumbs.db", "ehthumbs.db", "desktop.ini", "__macosx", "__pycache__", "@eadir"),
     *("lost+found", "$recycle.bin", "system volume information"),
 }  # what operating systems leave in folders, in lower case
-
-
-def name_of(entry: os.DirEntry[str]) -> str:
-    """The key to sort by."""
-    return entry.name
 
 
 def visible(name: str) -> bool:

@@ -12,6 +12,7 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import cached_property
+from operator import attrgetter
 from pathlib import Path
 from typing import BinaryIO
 
@@ -21,7 +22,6 @@ from potstill.data.entries import (
     facts_of,
     identity,
     leads_nowhere,
-    name_of,
     reason,
     refusal,
     visible,
@@ -135,23 +135,20 @@ class Place:
             except OSError as error:
                 raise refusal(path, error) from error
 
-    def stamp(
-        self, suffixes: frozenset[str] | None = None, folders: Iterable[Path] | None = None
-    ) -> list[tuple[str | int, ...]]:
+    def stamp(self, folders: Iterable[Path] | None = None) -> list[tuple[str | int, ...]]:
         """Identity of every file that reading could use: path below the root, size, times, inode.
 
-        Only of files below ``folders`` and with one of ``suffixes``, if given. Of a link the target
-        counts, so that another target is another identity.
+        Only of files below ``folders``, if given. Of a link the target counts, so that another
+        target is another identity.
         """
         found: list[tuple[str | int, ...]] = []
         skipped: dict[Path, str] = {}
         for folder in (self.root,) if folders is None else folders:
             for path in self._walk(folder, skipped):
-                if suffixes is None or path.suffix.lower() in suffixes:
-                    facts = facts_of(path)
-                    times = facts.st_mtime_ns, facts.st_ctime_ns
-                    name = str(path).removeprefix(ended(str(self.root)))
-                    found.append((name, facts.st_size, *times, facts.st_ino))
+                facts = facts_of(path)
+                times = facts.st_mtime_ns, facts.st_ctime_ns
+                name = str(path).removeprefix(ended(str(self.root)))
+                found.append((name, facts.st_size, *times, facts.st_ino))
         self._tell(skipped)
         return found
 
@@ -209,7 +206,9 @@ class Place:
         """
         try:
             with os.scandir(folder) as entries:
-                shown = sorted((entry for entry in entries if visible(entry.name)), key=name_of)
+                shown = sorted(
+                    (entry for entry in entries if visible(entry.name)), key=attrgetter("name")
+                )
         except OSError as error:
             raise refusal(folder, error) from error
         for entry in shown:

@@ -16,7 +16,7 @@ from potstill.data import longtail, store
 from potstill.data.classes import check_classes, check_labels, check_size
 from potstill.run import InputError, Run
 
-__all__ = ["FEW", "ImageSet", "few_note", "parse_fold"]
+__all__ = ["FEW", "ImageSet", "few_note", "few_words", "parse_fold"]
 
 FEW = 10  # test images of a class below which its accuracy moves by more than ten points an image
 
@@ -260,10 +260,15 @@ def few_note(test: ImageSet) -> str:
     if fewest >= FEW:
         return ""
     fold = any(fact.get("op") == "fold" for fact in test.history)
+    fix = "look at all folds." if fold else "potstill crossval tests every image."
+    return f"{few_words(fewest)}; {fix}"
+
+
+def few_words(fewest: int) -> str:
+    """Return what it means that a class has so few test images, without a full stop."""
     return (
         f"Few test images: {fewest} of the smallest class, so one image is {100 / fewest:.0f} "
-        "points of its accuracy; "
-        + ("look at all folds." if fold else "potstill crossval tests every image.")
+        "points of its accuracy"
     )
 
 

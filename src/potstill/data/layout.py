@@ -9,7 +9,7 @@ must be shards of one another, so that two test sets are never pooled. Only name
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from fnmatch import fnmatchcase
 from functools import cache, partial
 from pathlib import PurePosixPath
@@ -22,6 +22,7 @@ from potstill.run import InputError, logger
 __all__ = ["class_names", "front_matter", "split_files"]
 
 _SHARD = re.compile(r"-(\d{5})-of-(\d{5})")
+_TABLES = (".parquet", ".arrow")
 Names = Callable[[], list[str]]
 _HEAD = 1 << 19  # characters of YAML; its parser takes seconds for more
 _KEY = re.compile(r"[0-9]{1,9}")
@@ -42,7 +43,6 @@ def split_files(files: Sequence[str], card: Mapping[str, Any], source: str) -> d
         InputError: several configurations, a pattern that leaves the folder or finds nothing; from
             what is returned, where files of one split are not shards of one another; names them.
     """
-    tables = [name for name in files if name.lower().endswith((".parquet", ".arrow"))]
     chosen = _configuration(card, source)
     folder = _inside(chosen.get("data_dir") or "", source)
     patterns = _patterns(chosen.get("data_files"), source)
@@ -52,7 +52,9 @@ def split_files(files: Sequence[str], card: Mapping[str, Any], source: str) -> d
         }
     splits: dict[str, list[str]] = {}
     rest = []
-    for name in (name for name in tables if _fits(name.split("/"), [*folder, "**"])):
+    for name in files:
+        if not (name.lower().endswith(_TABLES) and _fits(name.split("/"), [*folder, "**"])):
+            continue
         split = _split_of(name, source)
         splits.setdefault(split, []).append(name) if split else rest.append(name)
     if splits and rest:
@@ -157,22 +159,19 @@ def _inside(path: Any, source: str) -> tuple[str, ...]:
 def _listed(
     patterns: Sequence[str], folder: Sequence[str], files: Sequence[str], source: str
 ) -> list[str]:
-    """Files that the patterns of one split name, each once."""
-    found = (name for pattern in patterns for name in _found(pattern, folder, files, source))
-    return list(dict.fromkeys(found))
-
-
-def _found(pattern: str, folder: Sequence[str], files: Iterable[str], source: str) -> list[str]:
-    """Files that a pattern names, as names below the folder."""
-    title = f"README.md of source {source} names {pattern[:200]!r}"
-    inside = [*folder, *_inside(pattern, source)]
-    found = [name for name in files if _fits(name.split("/"), inside)]
-    if not found:
-        raise InputError(f"{title}, and there is no such file; fetch it or correct README.md")
-    for name in found:
-        if not name.lower().endswith((".parquet", ".arrow")):
-            raise InputError(f"{title}, and {name} is neither Parquet nor Arrow; convert it")
-    return found
+    """Files that the patterns of one split name, each once, as names below the folder."""
+    listed: dict[str, None] = {}
+    for pattern in patterns:
+        title = f"README.md of source {source} names {pattern[:200]!r}"
+        inside = [*folder, *_inside(pattern, source)]
+        found = [name for name in files if _fits(name.split("/"), inside)]
+        if not found:
+            raise InputError(f"{title}, and there is no such file; fetch it or correct README.md")
+        for name in found:
+            if not name.lower().endswith(_TABLES):
+                raise InputError(f"{title}, and {name} is neither Parquet nor Arrow; convert it")
+        listed |= dict.fromkeys(found)
+    return list(listed)
 
 
 def _fits(path: Sequence[str], pattern: Sequence[str]) -> bool:

@@ -47,15 +47,12 @@ def recognise(source: Any, how: Reading) -> Source:
     Raises:
         InputError: nothing of that name, or ``labels`` for a source without columns.
     """
-    labels = how.labels
     if isinstance(source, str | Path):
-        found = _named(source, how)
-    elif isinstance(source, Mapping):
-        found = _objects("arrays", source, labels)
-    else:
-        name = "arrays" if _is_pair(source) else type(source).__name__
-        found = _objects(name, {"train": source}, labels)
-    return found
+        return _named(source, how)
+    if isinstance(source, Mapping):
+        return _objects("arrays", source, how.labels)
+    name = "arrays" if _is_pair(source) else type(source).__name__
+    return _objects(name, {"train": source}, how.labels)
 
 
 def _is_pair(source: Any) -> bool:
@@ -63,12 +60,7 @@ def _is_pair(source: Any) -> bool:
 
 
 def _objects(
-    name: str,
-    parts: Mapping[str, Any],
-    labels: str | None,
-    stamp: Any = None,
-    *,
-    hub: bool = False,
+    name: str, parts: Mapping[str, Any], labels: str | None, stamp: Any = None, hub: bool = False
 ) -> Source:
     """Splits that are in memory: pairs of arrays, torch data sets, ``datasets`` data sets."""
 
@@ -148,20 +140,17 @@ def _path(name: str, place: Place, labels: str | None) -> Source:
     if not os.access(path, os.R_OK | (os.X_OK if path.is_dir() else 0)):
         raise InputError(f"source is {name!r}, which may not be read; change its permissions")
     identity: list[Any] = [str(path.resolve()), labels]
-    if path.is_file():
-        identity.append(place.stamp())
-        if path.suffix.lower() == ".npz":
-            _no_columns(name, labels)
-            return Source(name, lambda: npz_splits(place), identity)
-        if path.suffix.lower() not in tables.SUFFIXES:
-            raise InputError(
-                f"source is {name!r}, a file of unknown kind; use .npz, .parquet or .arrow"
-            )
-    elif not tables.is_table(path):
+    if path.is_dir() and not tables.is_table(path):
         _no_columns(name, labels)
         splits = find_splits(place)
         rows = {split: partial(folder_rows, place, part) for split, part in splits.items()}
         return Source(name, lambda: rows, [*identity, folder_stamp(place, splits)])
-    else:
-        identity.append(place.stamp())
+    identity.append(place.stamp())
+    if path.is_file() and path.suffix.lower() == ".npz":
+        _no_columns(name, labels)
+        return Source(name, lambda: npz_splits(place), identity)
+    if path.is_file() and path.suffix.lower() not in tables.SUFFIXES:
+        raise InputError(
+            f"source is {name!r}, a file of unknown kind; use .npz, .parquet or .arrow"
+        )
     return Source(name, cache(lambda: tables.table_splits(place, labels)), identity)

@@ -190,9 +190,8 @@ def load_pair(
         InputError: as :func:`load`, and when train and test differ in class names or image shape,
             or ``fold`` cannot be cut.
     """
-    train, held, sentence = _pair(
-        source, test, seed, fold, _Reader(Reading(**options), memory_gb, cache, quiet)
-    )
+    reader = _Reader(Reading(**options), memory_gb, cache, quiet)
+    train, held, sentence = _pair(source, test, seed, fold, reader)
     few = few_note(held)
     return train, held, f"{sentence} {few}" if few else sentence
 
@@ -211,12 +210,12 @@ def _pair(
     train, splits = reader.read(opened, "train")
     if folds:
         train, held = train.fold(number, folds, seed)
-        own = any(True for _ in splits_to_test(splits))
+        own = " Its own test split plays no part." if splits_to_test(splits) else ""
         sentence = (
             f"Test images: fold {number} of {folds} of the training images of {opened.title} "
             f"({len(held)} images, seed {seed}); each image is in one fold."
         )
-        return train, held, sentence + " Its own test split plays no part." * own
+        return train, held, sentence + own
     if test is not None:
         other = recognise(test, reader.how)
         try:
@@ -230,11 +229,8 @@ def _pair(
         except UnlabelledError as error:
             logger.warning("%s; it is passed over", str(error).rpartition(";")[0])
             continue
-        return (
-            train,
-            held,
-            f"Test images: the {name!r} split of {opened.title} ({len(held)} images).",
-        )
+        sentence = f"Test images: the {name!r} split of {opened.title} ({len(held)} images)."
+        return train, held, sentence
     train, held = train.hold_out(seed=seed)
     sentence = (
         f"Test images: {held.counts[0]} of each class, held out of {opened.title} before anything "

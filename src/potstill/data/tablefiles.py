@@ -33,12 +33,8 @@ def read_schema(place: Place, path: Path) -> pa.Schema:
     """Columns of a file, with their metadata; raises InputError where it is damaged."""
     with _opened(place, path) as (schema, _):
         for field in schema:  # names that are no text are refused here
-            _ = field.name, [child.name for child in _children(field.type)]
+            _ = field.name, [field.type.field(at).name for at in range(field.type.num_fields)]
         return schema
-
-
-def _children(held: pa.DataType) -> list[pa.Field]:
-    return [held.field(at) for at in range(held.num_fields)]
 
 
 def read_column(place: Place, path: Path, column: str) -> Iterator[pa.Array]:

@@ -23,7 +23,7 @@ from potstill.data.files import File, Place
 from potstill.data.layout import class_names, front_matter, split_files
 from potstill.data.tablefiles import BATCH, SUFFIXES, read_column, read_schema, taken
 from potstill.run import InputError, nearest
-from potstill.run.records import parse_json
+from potstill.run.records import fits, parse_json
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -67,17 +67,15 @@ def table_splits(place: Place, labels: str | None) -> Mapping[str, Callable[[], 
     known = {path.relative_to(root).as_posix(): path for path in place.files()}
     if "dataset_dict.json" in known:
         folders = _json(place, known["dataset_dict.json"]).get("splits")
-        if (
-            not folders
-            or not isinstance(folders, list)
-            or not all(isinstance(name, str) for name in folders)
-        ):
+        if not folders or not fits(folders, list[str]):
             raise InputError(f"{known['dataset_dict.json']} names no splits; save the set again")
         splits = {name: partial(_saved, place, name, known) for name in folders}
     elif "state.json" in known:
         splits = {"train": partial(_saved, place, "", known)}
     else:
-        card = _card(place, known)
+        path = known.get("README.md")
+        text = "" if path is None else place.read(path, _TEXT).decode(errors="replace")
+        card = front_matter(text, str(root))
         splits = split_files(list(known), card, str(root))
         named = class_names(card, str(root))
 
@@ -175,14 +173,6 @@ def _inside(place: Place, name: str) -> File:
     if any(part.startswith(".") for part in below[0].parts):
         raise InputError(f"{title}, a hidden file; give it a name without a dot in front")
     return File(place, place.resolve(path))
-
-
-def _card(place: Place, known: Mapping[str, Path]) -> Mapping[str, Any]:
-    """Front matter of the folder's README.md, if it has one."""
-    path = known.get("README.md")
-    if path is None:
-        return {}
-    return front_matter(place.read(path, _TEXT).decode(errors="replace"), str(place.root))
 
 
 def _json(place: Place, path: Path) -> dict[str, Any]:

@@ -50,9 +50,6 @@ class Transform(Protocol):
     def to_tensors(self) -> dict[str, Tensor]:
         """What :func:`transform_from` needs to build it again."""
 
-    def describe(self) -> dict[str, Any]:
-        """JSON-like facts for a result's provenance."""
-
 
 @dataclass(frozen=True, eq=False)
 class _OnDevice:
@@ -139,10 +136,6 @@ class Normalize(_OnDevice):
         """``mean`` and ``std``, float32 (c,)."""
         return {"mean": self.mean, "std": self.std}
 
-    def describe(self) -> dict[str, Any]:
-        """Kind, mean and std."""
-        return {"kind": self.kind, "mean": self.mean.tolist(), "std": self.std.tolist()}
-
 
 @dataclass(frozen=True, eq=False)
 class ZCA(_OnDevice):
@@ -223,10 +216,6 @@ class ZCA(_OnDevice):
         """Mean, both matrices and ``shape`` as int64 (3,)."""
         parts = {"mean": self.mean, "matrix": self.matrix, "inverse_matrix": self.inverse_matrix}
         return {**parts, "shape": torch.tensor(self.shape)}
-
-    def describe(self) -> dict[str, Any]:
-        """Kind and image shape."""
-        return {"kind": self.kind, "shape": list(self.shape)}
 
 
 def transform_from(kind: str, tensors: Mapping[str, Tensor]) -> Transform:

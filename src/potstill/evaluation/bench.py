@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -13,6 +14,7 @@ from potstill import __version__
 from potstill.data import ImageSet, Normalize
 from potstill.data.transform import Transform
 from potstill.evaluation.cached import remembered
+from potstill.evaluation.labels import tier_of
 from potstill.evaluation.metrics import mean_std, overall, summary
 from potstill.evaluation.protocol import Protocol
 from potstill.evaluation.record import Result
@@ -35,7 +37,10 @@ from potstill.synthetic import SyntheticSet
 from potstill.synthetic.iterates import load_iterate, step_of
 from potstill.synthetic.tensors import checksum
 
-__all__ = ["Bench", "Result", "tiles_per_side"]
+__all__ = ["Bench", "Beside", "Other", "Result", "tiles_per_side"]
+
+
+Other = SyntheticSet | Callable[[], Examples]  # a set, or how to get real images with labels
 
 
 def tiles_per_side(syn: SyntheticSet) -> int:
@@ -44,17 +49,113 @@ def tiles_per_side(syn: SyntheticSet) -> int:
 
 
 @dataclass(frozen=True, eq=False)
-class Bench:
-    """What all students of one evaluation share."""
+class Beside(ABC):
+    """One artifact under one protocol; a student is a network's name, or a backbone."""
 
     syn: SyntheticSet
     train: ImageSet
+    test: ImageSet
+    protocol: Any
+    run: Run
+
+    @property
+    def drawn_from(self) -> ImageSet:
+        """Where random real images come from."""
+        return self.train
+
+    @property
+    @abstractmethod
+    def tier(self) -> str:
+        """Label tier of the students."""
+
+    @abstractmethod
+    def artifact(self, syn: SyntheticSet, student: Any, runs: int) -> Result:
+        """Score the artifact, or a view of it."""
+
+    @abstractmethod
+    def instead(self, facts: dict[str, Any], what: Other, student: Any, runs: int) -> Result:
+        """Score something in the artifact's place, cached by ``facts``."""
+
+    @abstractmethod
+    def all_real(self, what: str, student: Any, runs: int) -> Result:
+        """Score all real images as the reference ``what``: "full" or "ceiling"."""
+
+    def eight_bit(self, student: Any, runs: int, result: Result) -> Result:
+        """Score the 8-bit view; real images are their own, so nothing is trained for them."""
+        view = self.syn.quantized()
+        same = torch.equal(view.images.cpu(), self.syn.decoded()[0].cpu())
+        return result if same else self.artifact(view, student, runs)
+
+    def start(self, student: Any, runs: int) -> Result | None:
+        """Score the images and labels before step 0; None where there were none.
+
+        Students are those of the artifact, its learned step size included.
+        """
+        first = self.syn.start
+        if first is None:
+            return None
+        return self.instead({"what": "start", "start": first.checksum}, first, student, runs)
+
+    def random(self, student: Any, runs: int) -> Result:
+        """Score one random real subset (per seed) of the same counts, behind the same transform."""
+        counts, real = self.syn.counts, self.drawn_from
+
+        def examples() -> Examples:
+            return random_examples(real, counts, self.syn.transform, self.run)
+
+        result = self.instead({"what": "random", "counts": counts}, examples, student, runs)
+        return result | {"images": distinct_images(real, counts)}
+
+    def mosaic(self, student: Any, runs: int) -> Result | None:
+        """Score random real images at equal storage; None where a stored image is one image."""
+        counts, factor = self.syn.counts, tiles_per_side(self.syn)
+        if factor == 1:
+            return None
+
+        def examples() -> Examples:
+            images, labels = mosaic_views(self.drawn_from, counts, factor, self.run)
+            return Examples(images, labels, self.syn.transform)
+
+        facts = {"what": "mosaic", "counts": counts, "factor": factor}
+        return self.instead(facts, examples, student, runs) | {
+            "images": distinct_images(self.drawn_from, [factor**2 * n for n in counts]),
+            "views": factor**2,
+        }
+
+    def whole(self, student: Any, runs: int) -> tuple[Result, Result]:
+        """Score all real images: "full" and "ceiling", whatever the artifact is like."""
+        plain = self.all_real("full", student, runs)
+        even = is_even(self.train.counts) and self.protocol.prior == "plain"
+        return plain, plain if even else self.all_real("ceiling", student, runs)
+
+    def kept(self, kind: str, student: str, compute: Callable[[], Result], **facts: Any) -> Result:
+        """Return what was measured for the same facts before, or measure it and keep it."""
+        known = key_facts(
+            kind, self.run, self.train.checksum, threads=False,
+            version=__version__, test=self.test.checksum, **facts,
+        )  # fmt: skip
+        what = f"{facts['what']}, {student} on {self.train.source}"
+        return remembered(self.run, known, what, compute)
+
+
+@dataclass(frozen=True, eq=False)
+class Bench(Beside):
+    """What all students of one evaluation share; a student is the name of a network."""
+
+    protocol: Protocol
     rest: ImageSet  # train without what is held out under selection "val"
     watch: ImageSet | None
-    test: ImageSet
-    protocol: Protocol
-    run: Run
     teaching: Teaching | None = None  # who labels what students see
+
+    @property
+    def drawn_from(self) -> ImageSet:
+        """All that is not held out."""
+        return self.rest
+
+    @property
+    def tier(self) -> str:
+        """Label tier of the students."""
+        return tier_of(self.syn, self.protocol.labels)
 
     def measure(
         self, examples: Examples, protocol: Protocol, network: str, runs: int, label: str
@@ -71,7 +172,7 @@ class Bench:
             result["epochs"] = list(outcome.epochs)
         return result
 
-    def artifact(self, syn: SyntheticSet, network: str, runs: int) -> Result:
+    def artifact(self, syn: SyntheticSet, student: str, runs: int) -> Result:
         """Score the artifact, or a view of it."""
         training = self.protocol.training_for(self.syn.ipc, syn.syn_lr)  # a view's ipc may differ
         protocol = replace(self.protocol, training=training)
@@ -84,7 +185,7 @@ class Bench:
                 f"temperature is {protocol.temperature:g} but the artifact has no soft labels; use "
                 "temperature=1"
             )
-        return self.measure(examples, protocol, network, runs, "the synthetic set")
+        return self.measure(examples, protocol, student, runs, "the synthetic set")
 
     def taught(self, examples: Examples) -> Examples:
         """Return ``examples`` with the labels of the teacher, if there is one."""
@@ -120,91 +221,36 @@ class Bench:
         }
         return {**best[2], "iterates": facts}
 
-    def start(self, network: str, runs: int) -> Result | None:
-        """Score the images and labels before step 0; None where there were none.
-
-        Students are those of the artifact, its learned step size included.
-        """
-        first = self.syn.start
-        if first is None:
-            return None
-        bench = replace(self, protocol=self.protocol.reference)
-        facts = {"what": "start", "start": first.checksum}
-        return self._beside(
-            facts, first.syn_lr, network, runs, lambda _: bench.artifact(first, network, runs)
-        )
-
-    def eight_bit(self, network: str, runs: int, result: Result) -> Result:
-        """Score the 8-bit view; real images are their own, so nothing is trained for them."""
-        view = self.syn.quantized()
-        same = torch.equal(view.images.cpu(), self.syn.decoded()[0].cpu())
-        return result if same else self.artifact(view, network, runs)
-
-    def random(self, network: str, runs: int) -> Result:
-        """Score one random real subset (per seed) of the same counts, behind the same transform."""
-        counts, transform = self.syn.counts, self.syn.transform
-        result = self._real(
-            {"what": "random", "counts": counts},
-            lambda: random_examples(self.rest, counts, transform, self.run), network, runs,
-        )  # fmt: skip
-        return result | {"images": distinct_images(self.rest, counts)}
-
-    def mosaic(self, network: str, runs: int) -> Result | None:
-        """Score random real images at equal storage; None where a stored image is one image."""
-        counts, factor = self.syn.counts, tiles_per_side(self.syn)
-        if factor == 1:
-            return None
-
-        def examples() -> Examples:
-            images, labels = mosaic_views(self.rest, counts, factor, self.run)
-            return Examples(images, labels, self.syn.transform)
-
-        facts = {"what": "mosaic", "counts": counts, "factor": factor}
-        return self._real(facts, examples, network, runs) | {
-            "images": distinct_images(self.rest, [factor**2 * n for n in counts]),
-            "views": factor**2,
-        }
-
-    def _real(
-        self, facts: dict[str, Any], examples: Callable[[], Examples], network: str, runs: int
-    ) -> Result:
-        """Score random real images in the artifact's place."""
-        what = "random real images" if facts["what"] == "random" else "random real mosaics"
-        return self._beside(
-            facts, None, network, runs,
-            lambda how: self.measure(self.taught(examples()), how, network, runs, what),
-        )  # fmt: skip
-
-    def _beside(
-        self, facts: dict[str, Any], syn_lr: float | None, network: str, runs: int,
-        compute: Callable[[Protocol], Result],
-    ) -> Result:  # fmt: skip
+    def instead(self, facts: dict[str, Any], what: Other, student: str, runs: int) -> Result:
         """Score something in the artifact's place, under its training and its teacher."""
         own, how = self.protocol, self.protocol.reference
-        how = replace(how, training=own.training_for(self.syn.ipc, syn_lr))
+        learned = what.syn_lr if isinstance(what, SyntheticSet) else None
+        how = replace(how, training=own.training_for(self.syn.ipc, learned))
         if self.teaching is not None:
             facts = facts | {"teaching": self.teaching.facts}
-        result = self.cached(facts, how, network, runs, lambda: compute(how))
+
+        def compute() -> Result:
+            if isinstance(what, SyntheticSet):
+                return self.artifact(what, student, runs)
+            title = "random real images" if facts["what"] == "random" else "random real mosaics"
+            return self.measure(self.taught(what()), how, student, runs, title)
+
+        result = self.cached(facts, how, student, runs, compute)
         if self.teaching is not None:
             result = {**result, "label_tier": self.teaching.tier}
         return result if own.reference is own else {**result, "protocol": own.reference.to_json()}
 
-    def whole(self, network: str, runs: int) -> tuple[Result, Result]:
-        """Score all real images: "full" and "ceiling", whatever the artifact is like."""
-        plain = self._whole("full", network, runs)
-        even = is_even(self.train.counts) and self.protocol.prior == "plain"
-        return plain, plain if even else self._whole("ceiling", network, runs)
-
-    def _whole(self, what: str, network: str, runs: int) -> Result:
+    def all_real(self, what: str, student: str, runs: int) -> Result:
+        """Train on all real images, whatever the artifact is like."""
         protocol = reference(what, self.protocol, len(self.train))
         transform = Normalize.fit(self.train)
 
         def compute() -> Result:
             examples = real_examples(self.train, transform)
             label = f"all real images, {protocol.prior}"
-            return self.measure(examples, protocol, network, runs, label)
+            return self.measure(examples, protocol, student, runs, label)
 
-        result = self.cached({"what": what}, protocol, network, runs, compute, transform)
+        result = self.cached({"what": what}, protocol, student, runs, compute, transform)
         return {**result, "protocol": protocol.to_json(), "images": len(self.train)}
 
     def cached(
@@ -213,13 +259,12 @@ class Bench:
     ) -> Result:  # fmt: skip
         """Return what was measured for the same facts before, or measure it and keep it."""
         transform = transform or self.syn.transform
-        known = key_facts(
-            "score-2", self.run, self.train.checksum, threads=False,
-            version=__version__, test=self.test.checksum, shape=self.test.shape,
-            transform=checksum(transform.to_tensors(), {"kind": transform.kind}),
-            protocol=protocol.hash, network=network, runs=runs, **facts,
-        )  # fmt: skip
+        known = {
+            "shape": self.test.shape,
+            "transform": checksum(transform.to_tensors(), {"kind": transform.kind}),
+            "protocol": protocol.hash,
+            "network": network,
+        }
         if self.run.on_gpu:  # what trains the students there, see student.machine_options
             known |= machine_options(self.run)
-        what = f"{facts['what']}, {network} on {self.train.source}"
-        return remembered(self.run, known, what, compute)
+        return self.kept("score-2", network, compute, runs=runs, **known, **facts)

@@ -100,8 +100,8 @@ class InheritedClassifier:
                 self.sender,
                 bench.run,
                 prior=self.how.prior,
-                views=bench.probe.views,
-                least_steps=bench.probe.full_steps,
+                views=bench.protocol.views,
+                least_steps=bench.protocol.full_steps,
             )
         head.check(self.sender, bench.syn.classes)
         return head
@@ -145,14 +145,19 @@ class InheritedClassifier:
         def logits(z: Tensor) -> Tensor:
             return torch.stack([self.head(move(z)) for move in maps] or [self.head(z)])
 
-        result = self.bench.tested(backbone, logits)
-        sender = self.sender
-        return result | {
+        result = self.bench.tested(backbone, logits) | {
             "label_tier": "inherited",
             "runs": max(1, len(maps)),
             "same_backbone": same,
-            "head": {"bytes": self.head.nbytes, **self.head.facts},
             "projector": {"bytes_if_sent": maps[0].nbytes, **maps[0].about} if maps else None,
+        }
+        return result | self._shipped(began)
+
+    def _shipped(self, began: float) -> dict[str, Any]:
+        """What a receiver had besides the images, and how long it took."""
+        sender = self.sender
+        return {
+            "head": {"bytes": self.head.nbytes, **self.head.facts},
             "receiver_bytes": receiver_bytes(self.bench.syn, "inherited", held=self.head.nbytes),
             "sender_backbone": {"label": sender.label, "key": sender.key, "bytes": sender.nbytes},
             "seconds": time.perf_counter() - began,
@@ -163,7 +168,7 @@ class InheritedClassifier:
         source, goal = self._paired(backbone)
         if self.how.projector == "ridge":
             return [ridge_projector(source, goal)]
-        run, epochs = self.bench.run, self.bench.probe.training.epochs
+        run, epochs = self.bench.run, self.bench.protocol.training.epochs
 
         def draws(number: int) -> Callable[[str, int, int], torch.Generator]:
             return lambda purpose, _, index: run.generator(f"projector/{purpose}", number, index)
@@ -173,8 +178,8 @@ class InheritedClassifier:
     def _paired(self, backbone: Backbone) -> tuple[Tensor, Tensor]:
         """Features of the same stored views as seen by both."""
         images, bench = self.bench.syn.decoded()[0], self.bench
-        if not bench.probe.stored_views:
-            bench = replace(bench, probe=replace(bench.probe, stored_views=64))
+        if not bench.protocol.stored_views:
+            bench = replace(bench, protocol=replace(bench.protocol, stored_views=64))
         return bench.table(images, backbone), bench.table(images, self.sender)
 
     def kd(self, backbone: Backbone, runs: int) -> Result:
@@ -188,16 +193,8 @@ class InheritedClassifier:
             backbone,
             source,
             self.bench.syn.decoded()[1],
-            self.bench.probe.training,
+            self.bench.protocol.training,
             runs,
             teacher=torch.stack([self.head(view) for view in goal]),
         )
-        sender = self.sender
-        return result | {
-            "label_tier": "online",
-            "runs": runs,
-            "head": {"bytes": self.head.nbytes, **self.head.facts},
-            "receiver_bytes": receiver_bytes(self.bench.syn, "inherited", held=self.head.nbytes),
-            "sender_backbone": {"label": sender.label, "key": sender.key, "bytes": sender.nbytes},
-            "seconds": time.perf_counter() - began,
-        }
+        return result | {"label_tier": "online", "runs": runs, **self._shipped(began)}

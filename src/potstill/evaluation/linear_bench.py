@@ -14,23 +14,19 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill import __version__
-from potstill.data import ImageSet
-from potstill.evaluation.bench import tiles_per_side
-from potstill.evaluation.cached import remembered
+from potstill.evaluation.bench import Beside, Other
+from potstill.evaluation.labels import tier_of
 from potstill.evaluation.metrics import class_accuracy, summary
 from potstill.evaluation.probe import Probe
 from potstill.evaluation.record import Result, part
-from potstill.evaluation.references import is_even, prior_of
-from potstill.evaluation.student import distinct_images, mosaic_views, random_rows
+from potstill.evaluation.references import prior_of
 from potstill.experts.backbones import backbone_for
 from potstill.experts.features import collect_features, image_features
 from potstill.losses import REMEDIES
 from potstill.nets.backbone import FILE, Backbone
 from potstill.nets.head_training import HeadTraining, train_heads
 from potstill.nets.post_hoc import correct
-from potstill.run import ArtifactError, InputError, Run
-from potstill.run.cache import key_facts
+from potstill.run import ArtifactError, InputError
 from potstill.run.checkpoint import load_state
 from potstill.run.records import read_json
 from potstill.synthetic import SyntheticSet
@@ -47,15 +43,18 @@ def _number(facts: Mapping[str, Any], name: str, default: Any) -> Any:
 
 
 @dataclass(frozen=True, eq=False)
-class LinearBench:
-    """What all backbones of one evaluation share."""
+class LinearBench(Beside):
+    """What all backbones of one evaluation share; a student is a head on one of them."""
 
-    syn: SyntheticSet
-    train: ImageSet
-    test: ImageSet
-    probe: Probe
-    run: Run
+    protocol: Probe
     sender: str | None = None  # backbone that distilled, if the artifact does not tell its place
+
+    @property
+    def tier(self) -> str:
+        """Label tier of the heads, which learn nothing richer than soft labels."""
+        if self.protocol.labels != "auto":
+            return tier_of(self.syn, self.protocol.labels)
+        return "hard" if self.syn.soft_labels is None else "static"
 
     def open(self, name: str) -> tuple[Backbone, str]:
         """Return the backbone of a name and the name; "same" is the one that distilled.
@@ -77,7 +76,7 @@ class LinearBench:
             place = self._trained_before(known.get("key")) or name
         mine = name in (made.get("backbone"), self.sender)
         epochs = _number(made, "backbone_epochs", 30) if mine else 30
-        flip = _number(made, "flip", 0.5) if mine else self.probe.views.flip
+        flip = _number(made, "flip", 0.5) if mine else self.protocol.views.flip
         try:
             backbone = backbone_for(place, self.train, self.run, epochs=epochs, flip=flip)
         except InputError as error:
@@ -108,8 +107,8 @@ class LinearBench:
 
         def seen(*index: int) -> Tensor:
             draw = self.run.generator("probe/views", *index)
-            drawn = self.probe.views.draw(len(images), draw)
-            found = image_features(images, backbone, self.probe.views, drawn).half()
+            drawn = self.protocol.views.draw(len(images), draw)
+            found = image_features(images, backbone, self.protocol.views, drawn).half()
             if not bool(torch.isfinite(found).all()):
                 raise InputError(
                     f"backbone {backbone.label!r} gives features of the synthetic images that are "
@@ -117,8 +116,8 @@ class LinearBench:
                 )
             return found
 
-        if self.probe.stored_views:
-            return torch.stack([seen(view) for view in range(self.probe.stored_views)])
+        if self.protocol.stored_views:
+            return torch.stack([seen(view) for view in range(self.protocol.stored_views)])
         return lambda epoch: torch.stack([seen(epoch, head) for head in range(heads)])
 
     def measure(
@@ -132,7 +131,7 @@ class LinearBench:
         teacher: Tensor | None = None,
     ) -> Result:
         """Train ``runs`` heads and test each once."""
-        row = REMEDIES[self.probe.prior]
+        row = REMEDIES[self.protocol.prior]
         labels = (targets.argmax(1) if targets.ndim == 2 else targets).to(backbone.device)
         weight, bias = train_heads(
             table,
@@ -165,91 +164,48 @@ class LinearBench:
         ]
         return summary(torch.stack(rows), self.test.counts, self.train.groups)
 
-    def artifact(self, syn: SyntheticSet, backbone: Backbone, runs: int) -> Result:
+    def artifact(self, syn: SyntheticSet, student: Backbone, runs: int) -> Result:
         """Score the artifact, or a view of it."""
         images, hard, soft, weights = syn.decoded()
-        if self.probe.labels == "soft" and soft is None:
+        if self.protocol.labels == "soft" and soft is None:
             raise InputError("labels is 'soft' but the artifact has none; use 'auto' or 'hard'")
-        targets = hard if soft is None or self.probe.labels == "hard" else soft
-        table = self.table(images, backbone, runs)
-        return self.measure(backbone, table, targets, self.probe.training, runs, weights)
+        targets = hard if soft is None or self.protocol.labels == "hard" else soft
+        table = self.table(images, student, runs)
+        return self.measure(student, table, targets, self.protocol.training, runs, weights)
 
-    def start(self, backbone: Backbone, runs: int) -> Result | None:
-        """Score the images and labels before step 0; None where there were none."""
-        first = self.syn.start
-        if first is None:
-            return None
-        facts = {"what": "start", "start": first.checksum}
-        return self._remembered(facts, backbone, runs, lambda: self.artifact(first, backbone, runs))
-
-    def random(self, backbone: Backbone, runs: int) -> Result:
-        """Score one random real subset (per seed) of the same counts."""
-        counts = self.syn.counts
-        rows = random_rows(self.train, counts, self.run)
+    def instead(self, facts: dict[str, Any], what: Other, student: Backbone, runs: int) -> Result:
+        """Score something in the artifact's place, under its training."""
 
         def compute() -> Result:
-            table = self.table(self.train.batch(rows), backbone, runs)
-            labels = self.train.labels[rows]
-            return self.measure(backbone, table, labels, self.probe.training, runs)
+            if isinstance(what, SyntheticSet):
+                return self.artifact(what, student, runs)
+            real = what()
+            table = self.table(real.images, student, runs)
+            return self.measure(student, table, real.targets, self.protocol.training, runs)
 
-        facts = {"what": "random", "counts": counts}
-        return self._remembered(facts, backbone, runs, compute) | {"images": len(rows)}
+        return self._remembered(facts, student, runs, compute)
 
-    def mosaic(self, backbone: Backbone, runs: int) -> Result | None:
-        """Score random real images at equal storage; None where a stored image is one image."""
-        counts, factor = self.syn.counts, tiles_per_side(self.syn)
-        if factor == 1:
-            return None
-
-        def compute() -> Result:
-            images, labels = mosaic_views(self.train, counts, factor, self.run)
-            table = self.table(images, backbone, runs)
-            return self.measure(backbone, table, labels, self.probe.training, runs)
-
-        facts = {"what": "mosaic", "counts": counts, "factor": factor}
-        return self._remembered(facts, backbone, runs, compute) | {
-            "images": distinct_images(self.train, [factor**2 * n for n in counts]),
-            "views": factor**2,
-        }
-
-    def whole(self, backbone: Backbone, runs: int) -> tuple[Result, Result]:
-        """Score all real images: "full" and "ceiling", which have the probe's own training."""
-
-        def under(what: str) -> Result:
-            probe = replace(self.probe, prior=prior_of(what, self.probe.prior))
-            return replace(self, probe=probe)._whole(what, backbone, runs)
-
-        plain = under("full")
-        even = is_even(self.train.counts) and self.probe.prior == "plain"
-        return plain, plain if even else under("ceiling")
-
-    def _whole(self, what: str, backbone: Backbone, runs: int) -> Result:
+    def all_real(self, what: str, student: Backbone, runs: int) -> Result:
+        """Train on all real images, as the probe says for them."""
         images = len(self.train)
+        probe = replace(self.protocol, prior=prior_of(what, self.protocol.prior))
+        bench = replace(self, protocol=probe)
 
         def compute() -> Result:
+            views, count = probe.views, probe.full_views
             stats = collect_features(
-                self.train,
-                backbone,
-                self.run,
-                views=self.probe.views,
-                count=self.probe.full_views,
-                bank=True,
+                self.train, student, self.run, views=views, count=count, bank=True
             )
             assert stats.bank is not None
-            table = stats.bank.to(backbone.device)
-            training = self.probe.full_training(images)
-            return self.measure(backbone, table, self.train.labels, training, runs)
+            table, training = stats.bank.to(student.device), probe.full_training(images)
+            return bench.measure(student, table, self.train.labels, training, runs)
 
-        result = self._remembered({"what": what}, backbone, runs, compute)
-        return result | {"protocol": self.probe.full_json(images, what), "images": images}
+        result = bench._remembered({"what": what}, student, runs, compute)
+        return result | {"protocol": probe.full_json(images, what), "images": images}
 
     def _remembered(
         self, facts: dict[str, Any], backbone: Backbone, runs: int, compute: Callable[[], Result]
     ) -> Result:
-        known = key_facts(
-            "probe-2", self.run, self.train.checksum, threads=False,
-            version=__version__, test=self.test.checksum, protocol=self.probe.hash,
-            backbone=backbone.key, runs=runs, precision=backbone.precision, **facts,
-        )  # fmt: skip
-        what = f"{facts['what']}, {backbone.label} on {self.train.source}"
-        return remembered(self.run, known, what, compute)
+        known = {"protocol": self.protocol.hash, "backbone": backbone.key, "runs": runs}
+        known |= {"precision": backbone.precision}
+        return self.kept("probe-2", backbone.label, compute, **known, **facts)

@@ -102,23 +102,27 @@ class Probe:
     @property
     def facts(self) -> dict[str, Any]:
         """Every field but the name, JSON-like."""
-        return {
-            "kind": "linear probe",
-            "training": self.training.facts,
-            "views": self.views.facts,
-            "stored_views": self.stored_views,
+        full = {
             "full": self.full.facts,
             "full_views": self.full_views,
             "full_steps": self.full_steps,
-            "labels": self.labels,
-            "selection": self.selection,
-            **self._prior_facts,
         }
+        return self._facts(self.training, self.stored_views, self.labels, full)
 
-    @property
-    def _prior_facts(self) -> dict[str, str]:
-        """Nothing by default: hashes made before there was such a field stay what they were."""
-        return {} if self.prior == "plain" else {"prior": self.prior}
+    def _facts(
+        self, training: HeadTraining, stored: int, labels: str, full: dict[str, Any]
+    ) -> dict[str, Any]:
+        """Without a prior that is none: hashes made before there was one stay what they were."""
+        return {
+            "kind": "linear probe",
+            "training": training.facts,
+            "views": self.views.facts,
+            "stored_views": stored,
+            **full,
+            "labels": labels,
+            "selection": self.selection,
+            **({} if self.prior == "plain" else {"prior": self.prior}),
+        }
 
     @property
     def hash(self) -> str:
@@ -127,35 +131,25 @@ class Probe:
 
     def to_json(self) -> dict[str, Any]:
         """Return name, hash, the sentence of :meth:`describe` and the facts in use."""
-        return {
-            "name": self.name,
-            "hash": self.hash,
-            "description": self.describe(),
-            **in_use(self.facts),
-        }
+        seen = f"{self.stored_views} stored views" if self.stored_views else "fresh views"
+        return self._json(self.name, self.facts, self.training, seen)
 
     def full_json(self, images: int, what: str = "full") -> dict[str, Any]:
         """Return name, hash, sentence and facts of how heads are trained on so many real images."""
-        training, views = self.full_training(images), self.views
-        facts = {
-            "kind": "linear probe",
-            "training": training.facts,
-            "views": views.facts,
-            "stored_views": self.full_views,
-            "labels": "hard",
-            "selection": self.selection,
-            **self._prior_facts,
-        }
-        name, key = f"{self.name}-{what}", short_hash(facts)
-        about = self._described(training, f"{self.full_views} stored views")
-        return {"name": name, "hash": key, "description": f"{name} [{key}]: {about}"} | in_use(
-            facts
-        )
+        training, views = self.full_training(images), self.full_views
+        facts = self._facts(training, views, "hard", {})
+        return self._json(f"{self.name}-{what}", facts, training, f"{views} stored views")
+
+    def _json(
+        self, name: str, facts: dict[str, Any], training: HeadTraining, seen: str
+    ) -> dict[str, Any]:
+        key = short_hash(facts)
+        about = f"{name} [{key}]: {self._described(training, seen)}"
+        return {"name": name, "hash": key, "description": about, **in_use(facts)}
 
     def describe(self) -> str:
         """Return one line that says what a head goes through."""
-        seen = f"{self.stored_views} stored views" if self.stored_views else "fresh views"
-        return f"{self.name} [{self.hash}]: {self._described(self.training, seen)}"
+        return str(self.to_json()["description"])
 
     def _described(self, training: HeadTraining, seen: str) -> str:
         mirror = f", flip {self.views.flip:g}" if self.views.flip else ", no flip"

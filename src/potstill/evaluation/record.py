@@ -186,10 +186,6 @@ def error_of_difference(*means: tuple[int, float | None]) -> float | None:
     return sum(std**2 / students for students, std in means if std is not None) ** 0.5
 
 
-def _students(accuracy: Mapping[str, Any]) -> int:
-    return len(accuracy.get("values") or ())
-
-
 def gain(record: Mapping[str, Any], over: str = "start") -> tuple[float, float | None] | None:
     """Return by how many points a set is better than its ``start`` (or "random", "mosaic").
 
@@ -202,7 +198,7 @@ def gain(record: Mapping[str, Any], over: str = "start") -> tuple[float, float |
         return None  # best of several looks against the last
     if own.get("mean") is None or other.get("mean") is None:
         return None
-    error = error_of_difference(*((_students(s), s.get("std")) for s in (own, other)))
+    error = error_of_difference(*((len(s.get("values") or ()), s.get("std")) for s in (own, other)))
     return own["mean"] - other["mean"], error
 
 

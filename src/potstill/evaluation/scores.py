@@ -10,18 +10,19 @@ in its name, its description and its hash.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from datetime import date
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 from potstill.data import ImageSet
-from potstill.evaluation.bench import Bench
+from potstill.evaluation.bench import Bench, Beside
 from potstill.evaluation.inheritance import Inheritance, InheritedClassifier
-from potstill.evaluation.labels import receiver_bytes, tier_of
+from potstill.evaluation.labels import receiver_bytes
 from potstill.evaluation.linear_bench import LinearBench
 from potstill.evaluation.probe import Probe
 from potstill.evaluation.protocol import Protocol, find_protocol
@@ -102,16 +103,16 @@ def evaluate(
     check_value("full", full, bool | Students)
     _check(syn, train, test)
     names = some_networks(network)
+    best_of_all = protocol.selection == "test_max_iterates"
+    wanted = _Wanted(baseline, quantized and not best_of_all, int(full))
     if isinstance(protocol, Probe):
-        bench = LinearBench(syn, train, test, protocol, run, sender)
-        wanted = {"random": baseline, "quantized": quantized, "full": int(full)}
-        return [_probed(bench, name, runs, wanted, inherit, test_note) for name in names]
+        heads = LinearBench(syn, train, test, protocol, run, sender)
+        return [_probed(heads, name, runs, wanted, inherit, test_note) for name in names]
     if inherit is not None:
         raise InputError(
             f"inherit is given under protocol {protocol.name!r}; a classifier is inherited under "
             "a probe, as with protocol='probe'"
         )
-    best_of_all = protocol.selection == "test_max_iterates"
     if best_of_all and not iterates:
         raise InputError(
             f"protocol is {protocol.name!r} but no iterates were kept; distil with --iterate-every "
@@ -122,29 +123,20 @@ def evaluate(
     if protocol.selection == "val":
         rest, watch = train.hold_out(protocol.held_out, run.seed)
     who = teaching(syn, rest, protocol, run, sender)
-    students = Bench(syn, train, rest, watch, test, protocol, run, who)
+    bench = Bench(syn, train, test, protocol, run, rest, watch, who)
     scores = []
     for name in names:
-        begin = time.perf_counter()
-        if best_of_all:
-            result = students.best_iterate(name, iterates or ())
-        else:
-            result = students.artifact(syn, name, runs)
-        seconds = time.perf_counter() - begin
-        score = _score(students, name, protocol.students(runs), result, seconds, test_note)
-        eight_bit = quantized and not best_of_all
-        score = replace(
-            score,
-            quantized=students.eight_bit(name, runs, result) if eight_bit else None,
-            start=students.start(name, runs) if baseline else None,
-            random=students.random(name, runs) if baseline else None,
-            mosaic=students.mosaic(name, runs) if baseline else None,
-        )
-        if full:  # last, for it takes longest
-            plain, ceiling = students.whole(name, int(full))
-            score = replace(score, full=plain, ceiling=ceiling)
-        scores.append(score)
+        own = partial(bench.best_iterate, name, iterates or ()) if best_of_all else None
+        scores.append(_score(bench, name, name, runs, wanted, test_note, own))
     return scores
+
+
+class _Wanted(NamedTuple):
+    """What is scored beside the artifact."""
+
+    baseline: bool
+    quantized: bool
+    full: int  # students
 
 
 def _check(syn: SyntheticSet, train: ImageSet, test: ImageSet) -> None:
@@ -166,8 +158,7 @@ def _check(syn: SyntheticSet, train: ImageSet, test: ImageSet) -> None:
                 f"{split} has images of shape {real.shape} and the artifact {syn.shape}; "
                 "load it with the same image size and channels"
             )
-    made_from = syn.provenance.get("data")
-    made_from = made_from.get("checksum") if isinstance(made_from, dict) else None
+    made_from = part(syn.provenance, "data").get("checksum")
     if made_from not in (None, train.checksum):
         logger.warning(
             "train (checksum %s) is not the set the artifact was made from (%s): its groups and "
@@ -196,39 +187,22 @@ def _probed(
     bench: LinearBench,
     name: str,
     runs: int,
-    wanted: dict[str, Any],
+    wanted: _Wanted,
     inherit: Inheritance | None,
     note: str,
 ) -> Score:
     """Score one backbone, and what else is wanted under it."""
     backbone, own = bench.open(name)
-    begin = time.perf_counter()
-    result = bench.artifact(bench.syn, backbone, runs)
-    seconds = time.perf_counter() - begin
-    score = _score(bench, backbone.label, runs, result, seconds, note)
-    view = bench.syn.quantized()
-    same_pixels = torch.equal(view.images.cpu(), bench.syn.decoded()[0].cpu())
-    eight_bit = result if same_pixels else None
-    if wanted["quantized"] and eight_bit is None:
-        eight_bit = bench.artifact(view, backbone, runs)
     place = Path(own).expanduser()
-    made_with = part(bench.syn.provenance, "backbone").get("key")
     heir = None if inherit is None else InheritedClassifier(bench, inherit)
-    full, ceiling = bench.whole(backbone, wanted["full"]) if wanted["full"] else (None, None)
     return replace(
-        score,
+        _score(bench, backbone, backbone.label, runs, wanted, note),
         backbone={
             "label": backbone.label,
             "key": backbone.key,
             "name": place.name if place.is_dir() else own,
-            "same": backbone.key == made_with,
+            "same": backbone.key == part(bench.syn.provenance, "backbone").get("key"),
         },
-        quantized=eight_bit if wanted["quantized"] else None,
-        start=bench.start(backbone, runs) if wanted["random"] else None,
-        random=bench.random(backbone, runs) if wanted["random"] else None,
-        mosaic=bench.mosaic(backbone, runs) if wanted["random"] else None,
-        full=full,
-        ceiling=ceiling,
         inherited=heir.inherited(backbone, runs) if heir else None,
         kd=heir.kd(backbone, runs) if heir and heir.how.kd else None,
     )
@@ -243,27 +217,27 @@ def _tested(test: ImageSet, note: str) -> dict[str, Any]:
 
 
 def _score(
-    bench: Bench | LinearBench, network: str, runs: int, result: Result, seconds: float, note: str
-) -> Score:
-    protocol = bench.protocol if isinstance(bench, Bench) else bench.probe
-    syn, run, test = bench.syn, bench.run, bench.test
+    bench: Beside, student: Any, network: str, runs: int, wanted: _Wanted, note: str,
+    measure: Callable[[], Result] | None = None,
+) -> Score:  # fmt: skip
+    """Score the artifact by students of one kind, and what is wanted beside it."""
+    begin = time.perf_counter()
+    result = measure() if measure else bench.artifact(bench.syn, student, runs)
+    seconds = time.perf_counter() - begin
+    syn, test, machine = bench.syn, bench.test, describe(bench.run.device)
     who = bench.teaching if isinstance(bench, Bench) else None
-    tier = tier_of(syn, protocol.labels)
-    if isinstance(bench, LinearBench) and protocol.labels == "auto":  # heads learn nothing richer
-        tier = "hard" if syn.soft_labels is None else "static"
-    machine = describe(run.device)
-    return Score(
+    score = Score(
         network=network,
-        protocol=protocol.to_json(),
-        label_tier=tier,
-        runs=runs,
-        seed=run.seed,
+        protocol=bench.protocol.to_json(),
+        label_tier=bench.tier,
+        runs=bench.protocol.students(runs),
+        seed=bench.run.seed,
         artifact=syn.checksum,
         **result,
         classes=list(syn.classes),
         train_counts=list(bench.train.counts),
         seconds=seconds,
-        receiver_bytes=receiver_bytes(syn, tier, held=who.held if who else 0),
+        receiver_bytes=receiver_bytes(syn, bench.tier, held=who.held if who else 0),
         teacher=who.facts if who else None,
         device=machine["device"],
         threads=machine["threads"],
@@ -272,4 +246,12 @@ def _score(
         test_checksum=test.checksum,
         train_checksum=bench.train.checksum,
         chosen=part(syn.provenance, "method").get("family") == "selection",
+        quantized=bench.eight_bit(student, runs, result) if wanted.quantized else None,
+        start=bench.start(student, runs) if wanted.baseline else None,
+        random=bench.random(student, runs) if wanted.baseline else None,
+        mosaic=bench.mosaic(student, runs) if wanted.baseline else None,
     )
+    if not wanted.full:
+        return score
+    plain, ceiling = bench.whole(student, wanted.full)  # last, for it takes longest
+    return replace(score, full=plain, ceiling=ceiling)

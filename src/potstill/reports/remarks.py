@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from potstill.data.images import few_words
 from potstill.evaluation.record import below, error_of_difference, few_test_images, gain, part
 from potstill.reports.table_text import plain, protocol_label, score_table
 
@@ -24,10 +25,7 @@ def remarks(record: Any) -> list[str]:
     names, said = record.get("classes") or [], []
     few = few_test_images(record)
     if few:
-        said.append(
-            f"Few test images: {few} of the smallest class, so one image is {100 / few:.0f} points "
-            "of its accuracy."
-        )
+        said.append(f"{few_words(few)}.")
     if (better := gain(record)) is not None:
         points, error = better
         spread = "points" if error is None else f"± {error:.1f} points (standard error of students)"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -122,26 +122,18 @@ def read_run(folder: str | Path) -> RunFolder:
         raise InputError(f"{folder} {what}; give the folder that `potstill distill` wrote")
     provenance = read_json(inside / "provenance.json", _FIX, missing={})
     scores = _scores(folder / "scores.json", provenance.get("scores"))
-    metrics = folder / "metrics.jsonl"
-    pictures = folder / "pictures"
-    preview, checksum = _file(inside / "preview.png"), part(provenance, "artifact").get("checksum")
-    newer = _newer(run, checksum)
+    checksum = part(provenance, "artifact").get("checksum")
+    preview, newer = _file(inside / "preview.png"), _newer(run, checksum)
+    found = RunFolder(folder, scores=scores, provenance=provenance, preview=preview, newer=newer)
     if newer:  # everything is about the artifact that is there; the newer job has none yet
-        return RunFolder(
-            folder=folder,
-            scores=[r for r in scores if r.get("artifact") in (None, checksum)],
-            provenance=provenance,
-            preview=preview,
-            newer=newer,
-        )
-    return RunFolder(
-        folder=folder,
+        own = [r for r in scores if r.get("artifact") in (None, checksum)]
+        return replace(found, scores=own)
+    metrics, pictures = folder / "metrics.jsonl", folder / "pictures"
+    return replace(
+        found,
         status=str(run.get("status", "")),
         job=part(run, "job"),
         metrics=read_lines(metrics) if metrics.is_file() else [],
-        scores=scores,
-        provenance=provenance,
-        preview=preview,
         real=_file(pictures / "real.png"),
         pictures=tuple(sorted(pictures.glob("step-*.png"))),
     )
