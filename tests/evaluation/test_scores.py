@@ -14,6 +14,7 @@ from potstill.methods import Mosaic
 from potstill.nets import Training
 from potstill.run import ArtifactError, InputError, StorageError
 from potstill.synthetic import SyntheticSet, list_iterates, load_iterate, save_iterate
+from potstill.synthetic.started import kept, started
 
 NETWORK = "convnet-w8"
 TINY = Protocol(name="tiny", training=Training(epochs=6, batch=8, optimizer="adamw", lr=1e-2))
@@ -572,6 +573,15 @@ def test_real_images_have_one_look_under_best_iterates(syn, data, run, tmp_path,
     published = PROTOCOLS["lad-published"].reference
     assert (published.name, published.hash) == ("lad", PROTOCOLS["lad"].hash)
     assert all(p.reference is p for n, p in PROTOCOLS.items() if n != "lad-published")
+
+
+def test_a_start_has_one_look_under_best_iterates(syn, data, run, tmp_path):
+    """Looks at the test set while it trains would be its own choice by it."""
+    save_iterate(tmp_path, 5, noise(syn, 0).images)
+    begun = started(syn, kept({"images": noise(syn, 2).images}))
+    looked = score(begun, data, run, protocol=LOOKED, iterates=list_iterates(tmp_path))
+    plain = score(begun, data, run.with_(cache=tmp_path / "other"), quantized=False)
+    assert looked.start == {**plain.start, "protocol": TINY.to_json()}
 
 
 def test_iterates_that_are_missing_or_foreign_are_refused(syn, data, run, tmp_path, trained):

@@ -231,7 +231,7 @@ class Bench(Beside):
 
         def compute() -> Result:
             if isinstance(what, SyntheticSet):
-                return self.artifact(what, student, runs)
+                return replace(self, protocol=own.reference).artifact(what, student, runs)
             title = "random real images" if facts["what"] == "random" else "random real mosaics"
             return self.measure(self.taught(what()), how, student, runs, title)
 
