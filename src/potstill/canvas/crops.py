@@ -7,6 +7,7 @@ many gives none of its images a second crop before all have given one.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 
 import torch
@@ -55,7 +56,7 @@ def confident_crops(
         judge: whose log-probability of the own class is the score of a crop.
         generator: ``run.generator``; draws per class from ``generator("crops", label)``.
     """
-    at_a_time = max(CPU_CHUNK, _VALUES // real.images[0].numel())
+    at_a_time = max(CPU_CHUNK, _VALUES // math.prod(real.shape))
     views, size = Views(crop_min=_SMALLEST, aspect=1.0, flip=0.0, noise=0.0), real.shape[1:]
     found = []
     for label, count in enumerate(needed):

@@ -179,9 +179,9 @@ class LinearBench(Beside):
         def compute() -> Result:
             if isinstance(what, SyntheticSet):
                 return self.artifact(what, student, runs)
-            real = what()
-            table = self.table(real.images, student, runs)
-            return self.measure(student, table, real.targets, self.protocol.training, runs)
+            seen = what()
+            table = self.table(seen.images, student, runs)
+            return self.measure(student, table, seen.targets, self.protocol.training, runs)
 
         return self._remembered(facts, student, runs, compute)
 

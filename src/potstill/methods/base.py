@@ -35,6 +35,10 @@ from potstill.synthetic.started import kept, started
 __all__ = ["BUDGETS", "Matcher", "Method", "MethodInfo", "Objective", "Selector"]
 
 Bits = Annotated[int, OneOf(8, 32)]
+_LATER = {  # fields that came later: at these values, jobs keep the keys that they had before
+    "bits": 32, "views_per_step": 1, "augment_per": "view", "tail_images": 0, "tail_flip": 0.5,
+    "floor": "none",
+}  # fmt: skip
 BUDGETS = ("quick", "overnight", "standard", "paper")
 
 
@@ -133,7 +137,8 @@ class Method:
 
     def key(self, real: ImageSet, ipc: int, run: Run) -> str:
         """Identify (method, fields, data, ipc, seed): what determines the result."""
-        facts = [self.info.name, self.fields(), real.checksum, ipc, run.seed, run.precision]
+        own = {name: value for name, value in self.fields().items() if _LATER.get(name) != value}
+        facts = [self.info.name, own, real.checksum, ipc, run.seed, run.precision]
         networks: NetworkSpec | None = getattr(self, "networks", None)
         meaning = "" if networks is None else networks.meaning(real, run)
         return digest([*facts, meaning] if meaning else facts)
