@@ -26,9 +26,11 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
+from torch.nn.functional import interpolate
 
 from potstill.data import ImageSet, load
 from potstill.evaluation import PROTOCOLS, Protocol, train_students
+from potstill.evaluation.bench import tiles_per_side
 from potstill.evaluation.metrics import overall
 from potstill.evaluation.student import synthetic_examples
 from potstill.experts.taught_labels import Taught
@@ -129,14 +131,22 @@ def table(lines: list[dict[str, Any]]) -> None:
 
 def teacher_accuracy(
     method: Any, syn: SyntheticSet, real: ImageSet, held_out: ImageSet, run: Run
-) -> float | None:
-    """Percent of the held-out images that the first teacher of a method gets right."""
+) -> dict[str, float] | None:
+    """Percent that a method's first teacher gets right, of images whole and as tiles."""
     labels = getattr(method, "labels", None)
     if not isinstance(labels, Taught):
         return None
     (net, *_), *_ = labels.trained(real, syn.transform, run)
-    right = predict(net, held_out.rows(), syn.transform).argmax(1).cpu() == held_out.labels
-    return round(100 * float(right.float().mean()), 2)
+    whole, size = held_out.batch(torch.arange(len(held_out))), held_out.shape[1:]
+    side = [-(-length // tiles_per_side(syn)) for length in size]
+    small = interpolate(interpolate(whole, side, mode="area"), size, mode="bilinear")
+    tiles, own, *_ = syn.decoded()
+    looks = {"held out": (whole, held_out.labels), "shrunken": (small, held_out.labels)}
+    looks["set"] = tiles, own
+    return {
+        name: round(100 * float((predict(net, x, syn.transform).argmax(1) == y).float().mean()), 2)
+        for name, (x, y) in looks.items()
+    }
 
 
 def measure(
