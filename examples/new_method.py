@@ -13,7 +13,7 @@ from potstill.match.spectral import segment_mean
 from potstill.methods import Matcher, MethodInfo
 from potstill.methods.distribution.class_matching import ClassMatching, Comparison
 from potstill.networks import PoolNets
-from potstill.networks.real_statistics import RealStatistics, SiameseViews
+from potstill.networks.view_draws import RealStatistics, SiameseViews
 
 
 class Covariances(Comparison):

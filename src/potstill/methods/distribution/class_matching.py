@@ -86,9 +86,11 @@ class ClassMatching(Objective):
         normalize: bool = False,
         weight: float = 1.0,
         calibration: CalibrationTerm | None = None,
-        labels: LabelSpec,
+        labels: LabelSpec | None = None,
     ) -> None:
-        self.labeller: Labeller | None = labels.labeller(real, networks.transform, run)
+        self.labeller: Labeller | None = None
+        if labels is not None:
+            self.labeller = labels.labeller(real, networks.transform, run)
         self.tau = 0.0  # how much of the prior was taken out of the newest labels
         if run.on_gpu and real.images.nbytes < run.budget.images:
             real = real.to(run.device)
