@@ -138,11 +138,9 @@ class ClassMatching(Objective):
 
     def facts(self) -> dict[str, Any]:
         """Who labelled the images."""
-        return (
-            {}
-            if self.labeller is None
-            else {"labelled_by": self.labeller.facts | {"tau": self.tau}}
-        )
+        if self.labeller is None:
+            return {}
+        return {"labelled_by": self.labeller.facts | {"tau": self.tau}}
 
     @property
     def seconds_saved(self) -> float:  # type: ignore[override]
