@@ -26,16 +26,16 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import torch
-from torch.nn.functional import interpolate
 
+from potstill.canvas import decode_images
 from potstill.data import ImageSet, load
 from potstill.evaluation import PROTOCOLS, Protocol, train_students
 from potstill.evaluation.bench import tiles_per_side
 from potstill.evaluation.metrics import overall
 from potstill.evaluation.student import synthetic_examples
+from potstill.experts.looks import shrunk
 from potstill.experts.taught_labels import Taught
 from potstill.methods import find
-from potstill.nets import predict
 from potstill.run import Run
 from potstill.run.machine import describe, tune_allocator
 from potstill.synthetic import SyntheticSet
@@ -132,19 +132,17 @@ def table(lines: list[dict[str, Any]]) -> None:
 def teacher_accuracy(
     method: Any, syn: SyntheticSet, real: ImageSet, held_out: ImageSet, run: Run
 ) -> dict[str, float] | None:
-    """Percent that a method's first teacher gets right, of images whole and as tiles."""
+    """Percent that the first teacher gets right, of held-out images and of the tiles of the set."""
     labels = getattr(method, "labels", None)
     if not isinstance(labels, Taught):
         return None
-    (net, *_), *_ = labels.trained(real, syn.transform, run)
-    whole, size = held_out.batch(torch.arange(len(held_out))), held_out.shape[1:]
-    side = [-(-length // tiles_per_side(syn)) for length in size]
-    small = interpolate(interpolate(whole, side, mode="area"), size, mode="bilinear")
-    tiles, own, *_ = syn.decoded()
-    looks = {"held out": (whole, held_out.labels), "shrunken": (small, held_out.labels)}
-    looks["set"] = tiles, own
+    factor = tiles_per_side(syn)
+    teachers, *_ = labels.trained(real, factor, syn.transform, run)
+    small = shrunk(held_out, factor)
+    tiles, own, *_ = decode_images(syn.images, syn.labels, syn.decode, small=True)
+    looks = {"held out": (small.batch(torch.arange(len(small))), small.labels), "set": (tiles, own)}
     return {
-        name: round(100 * float((predict(net, x, syn.transform).argmax(1) == y).float().mean()), 2)
+        name: round(100 * float((teachers.logits(x)[0].argmax(1) == y).float().mean()), 2)
         for name, (x, y) in looks.items()
     }
 

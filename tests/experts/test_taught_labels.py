@@ -1,9 +1,12 @@
 """Labels that residual teachers give to finished images."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from tests.test_pairings import tiny
 
+from potstill.data import Normalize
 from potstill.experts.labelling import residual_training
 from potstill.labels import adsa_tau
 from potstill.methods.distribution.csdm import CSDM
@@ -23,20 +26,28 @@ def method(**changes):
     return tiny(CSDM, labels="taught", factor=2, **TEACHER | changes)
 
 
-def nets_of(made, real, run):
-    """The teachers, trained again without the labels room."""
+def halved(images):
+    """Images (n, c, h, w) in 8 bits, four pixels averaged to one."""
+    n, c, h, w = images.shape
+    means = images.double().reshape(n, c, h // 2, 2, w // 2, 2).mean((3, 5))
+    return means.round().to(torch.uint8)  # torch rounds halves to even, and so does the shrinking
+
+
+def nets_of(made, real, run, factor=1):
+    """The teachers and what stands before them, trained again without the labels room."""
     from potstill.experts.pool import train_pool
 
-    training = residual_training(len(real), 2)
-    pool = train_pool(
-        real, made.transform, "resnet10-w4-bn", 2, training, run, prior="balanced_softmax"
-    )
+    training, transform = residual_training(len(real), 2), made.transform
+    if factor == 2:
+        real = replace(real, images=halved(real.images), fingerprint="halved")
+        transform = Normalize.fit(real)
+    pool = train_pool(real, transform, "resnet10-w4-bn", 2, training, run, prior="balanced_softmax")
     found = []
     for state in pool.trained:
         net = create_for(real, "resnet10-w4-bn", torch.Generator().manual_seed(0))
         net.load_state_dict(state)
         found.append(net.eval())
-    return found
+    return found, transform
 
 
 @pytest.mark.parametrize("calibration", ["none", "adsa"])
@@ -45,9 +56,12 @@ def test_labels_are_the_mean_of_teachers_mixed_with_the_class(calibration, real,
         real, 2, run
     )
     assert made.soft_labels.shape == (6, 4, 3) and made.label_tier == "static"
-    images, labels, soft, _ = made.decoded()
+    _, labels, soft, _ = made.decoded()
+    tiles = made.images.unfold(2, 8, 8).unfold(3, 8, 8)  # (n, c, 2, 2, 8, 8)
+    tiles = tiles.permute(0, 2, 3, 1, 4, 5).flatten(0, 2)
+    nets, transform = nets_of(made, real, run, factor=2)
     with torch.no_grad():
-        z = torch.stack([net(made.transform.forward(images)) for net in nets_of(made, real, run)])
+        z = torch.stack([net(transform.forward(tiles)) for net in nets])
     shares = torch.tensor(real.counts).double() / len(real)
     tau = adsa_tau(z, labels, real.counts) if calibration == "adsa" else 0.0
     own = ((z.double() - tau * shares.log()) / 2.0).softmax(2).mean(0)
@@ -80,8 +94,9 @@ def test_labels_are_of_the_bytes_that_are_stored(real, run):
     made = tiny(DM, labels="taught", bits=8, hard_share=0.0, **chosen)(real, 2, run)
     plain = tiny(DM, labels="taught", hard_share=0.0, **chosen)(real, 2, run)
     assert plain.images.max() > 1.1  # bytes cannot hold it
+    nets, transform = nets_of(made, real, run)
     with torch.no_grad():
-        z = [net(made.transform.forward(made.images)) for net in nets_of(made, real, run)]
+        z = [net(transform.forward(made.images)) for net in nets]
     expected = torch.stack([one.softmax(1) for one in z]).mean(0)
     assert torch.allclose(made.soft_labels, expected, atol=1e-5)
     assert not torch.allclose(plain.soft_labels, expected, atol=1e-3)
@@ -100,8 +115,11 @@ def test_an_unknown_teacher_is_refused_before_anything_is_opened():
 
 
 def test_a_teacher_for_larger_images_is_refused_before_networks_are_trained(make_blobs):
-    small = make_blobs((8, 4), size=4)
-    made = CSDM.budget("quick", labels="taught", teacher="wrn16-w4-bn", network="mlp-w8")
+    chosen = {"labels": "taught", "teacher": "wrn16-w4-bn", "network": "mlp-w8"}
+    made = CSDM.budget("quick", **chosen)
     made.check()
     with pytest.raises(InputError, match="teacher is 'wrn16-w4-bn', whose maps vanish"):
-        made.check(small)
+        made.check(make_blobs((8, 4), size=4))
+    tiled = CSDM.budget("quick", factor=4, **chosen)  # of tiles of 4 pixels
+    with pytest.raises(InputError, match="teacher is 'wrn16-w4-bn', whose maps vanish .* 4x4"):
+        tiled.check(make_blobs((8, 4), size=16))

@@ -25,6 +25,7 @@ from potstill.evaluation import (
 from potstill.experts.backbones import backbone_for, check_backbone
 from potstill.experts.heads import train_head
 from potstill.experts.labelling import HardShare
+from potstill.experts.looks import blurring
 from potstill.losses import priors
 from potstill.nets import parse as parse_network
 from potstill.nets.backbone import is_own_network
@@ -187,7 +188,13 @@ def _networks(syn: SyntheticSet, train: ImageSet, how: Teacher, run: Run) -> Syn
     name = str(how.teacher)  # there, see Teacher.complete
     training: dict[str, Any] = {"epochs": how.teacher_epochs, "members": how.teachers}
     nets, about = trained_teachers(
-        name, how.teacher_prior, how.beside(), train, syn.transform, run, **training
+        name,
+        how.teacher_prior,
+        how.beside(),
+        train,
+        blurring(syn.transform, syn.decode),
+        run,
+        **training,
     )
     shift: dict[str, Any] = {}
     if how.calibration != "none":

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from potstill.canvas.tiled import views
+from potstill.canvas.tiled import small_views, views
 from potstill.data.transform import Transform
 from potstill.run import InputError
 from potstill.run.fields import OneOf, Range, admits
@@ -61,7 +61,11 @@ def views_per_image(spec: Mapping[str, Any]) -> int:
 
 
 def decode_images(
-    images: Tensor, labels: Tensor, spec: Mapping[str, Any], *extras: Tensor | None
+    images: Tensor,
+    labels: Tensor,
+    spec: Mapping[str, Any],
+    *extras: Tensor | None,
+    small: bool = False,
 ) -> tuple[Any, ...]:
     """Turn stored images into training images.
 
@@ -69,6 +73,7 @@ def decode_images(
         images: (n, c, h, w), RGB 0-1. labels: (n,).
         spec: see :func:`canvas_spec`.
         extras: further per-image tensors (n, ...) or None, repeated like the labels.
+        small: as large as tiles are stored, instead of as large as a stored image.
 
     Returns:
         (n * v, c, h, w) images, (n * v,) labels and the repeated extras; the v views of an image
@@ -77,7 +82,7 @@ def decode_images(
     check_spec(spec)
     if spec["kind"] == "pixels":
         return (images, labels, *extras)
-    decoded = views(images, spec["factor"], spec["formation"])
+    decoded = (small_views if small else views)(images, spec["factor"], spec["formation"])
     v = decoded.shape[1]
     repeated = [None if e is None else e.repeat_interleave(v, dim=0) for e in (labels, *extras)]
     return (decoded.flatten(0, 1), *repeated)

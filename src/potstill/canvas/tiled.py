@@ -6,11 +6,13 @@ to (h, w). A receiver who stores one image trains on factor**2 of them.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-__all__ = ["mosaic", "tiles", "views"]
+__all__ = ["mosaic", "small_views", "tiles", "views"]
 
 
 def _padded(images: Tensor, factor: int) -> Tensor:
@@ -27,12 +29,16 @@ def tiles(images: Tensor, factor: int) -> Tensor:
     """
     if factor == 1:
         return images
-    n, c, height, width = images.shape
+    size = (images.shape[-2], images.shape[-1])
+    return F.interpolate(_cut(images, factor), size=size, mode="bilinear", align_corners=False)
+
+
+def _cut(images: Tensor, factor: int) -> Tensor:
+    n, c = images.shape[:2]
     padded = _padded(images, factor)
     h, w = padded.shape[-2] // factor, padded.shape[-1] // factor
-    cut = padded.reshape(n, c, factor, h, factor, w).permute(0, 2, 4, 1, 3, 5)
-    cut = cut.reshape(n * factor**2, c, h, w)
-    return F.interpolate(cut, size=(height, width), mode="bilinear", align_corners=False)
+    parts = padded.reshape(n, c, factor, h, factor, w).permute(0, 2, 4, 1, 3, 5)
+    return parts.reshape(n * factor**2, c, h, w)
 
 
 def views(images: Tensor, factor: int, formation: str) -> Tensor:
@@ -40,8 +46,25 @@ def views(images: Tensor, factor: int, formation: str) -> Tensor:
 
     ``single`` takes the finest cut only; ``multi`` every cut from 1 to ``factor``.
     """
-    factors = [factor] if formation == "single" else range(1, factor + 1)
-    return torch.cat([tiles(images, f).unflatten(0, (len(images), f * f)) for f in factors], dim=1)
+    found = [tiles(images, f) for f in _factors(factor, formation)]
+    return torch.cat([part.unflatten(0, (len(images), -1)) for part in found], dim=1)
+
+
+def small_views(images: Tensor, factor: int, formation: str) -> Tensor:
+    """As :func:`views`, each as large as the finest tile: that one as it is stored, others shrunk.
+
+    Nothing is enlarged: (n, c, h, w) -> (n, views, c, h / factor, w / factor), rounded up.
+    """
+    height, width = images.shape[-2:]
+    size = (-(-height // factor), -(-width // factor))
+    found = [
+        F.interpolate(_cut(images, f), size=size, mode="area") for f in _factors(factor, formation)
+    ]
+    return torch.cat([part.unflatten(0, (len(images), -1)) for part in found], dim=1)
+
+
+def _factors(factor: int, formation: str) -> Iterable[int]:
+    return [factor] if formation == "single" else range(1, factor + 1)
 
 
 def mosaic(parts: Tensor, factor: int) -> Tensor:

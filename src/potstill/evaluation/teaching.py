@@ -17,6 +17,7 @@ from potstill.evaluation.protocol import Protocol
 from potstill.evaluation.references import reference
 from potstill.experts.backbones import backbone_for
 from potstill.experts.labelling import residual_training, train_teachers
+from potstill.experts.looks import blurring
 from potstill.nets import RESIDUAL, Network, Training, parse
 from potstill.run import InputError, Run
 from potstill.run.fields import Epochs, check_value
@@ -94,6 +95,7 @@ def trained_teachers(
     """Return networks trained on all of ``real`` (or read from the cache), and facts about them.
 
     Args:
+        transform: what stands before them; see :func:`potstill.experts.looks.blurring` for tiles.
         name: of the network. prior: of :data:`potstill.losses.REMEDIES`.
         beside, epochs: see :func:`teacher_training`.
         members: how many; a CPU trains one per core at a time.
@@ -106,7 +108,8 @@ def _network(
     name: str, syn: SyntheticSet, real: ImageSet, protocol: Protocol, run: Run
 ) -> Teaching:
     prior = protocol.teacher_prior
-    (net,), facts = trained_teachers(name, prior, protocol, real, syn.transform, run)
+    look = blurring(syn.transform, syn.decode)
+    (net,), facts = trained_teachers(name, prior, protocol, real, look, run)
     held = sum(value.nbytes for value in net.state_dict().values())
 
     @torch.no_grad()

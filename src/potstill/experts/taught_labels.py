@@ -3,12 +3,13 @@
 A label is worth what its teacher is: residual networks reach far more on a long tail than the
 narrow networks through which images are matched, and static labels carry part of that over to the
 student (Sun et al., RDED, CVPR 2024; ADSA, NeurIPS 2025, for the long tail). The teacher plays no
-part in matching.
+part in matching. Of a tiled canvas it sees tiles as they are stored, and learns from real images of
+that size, see :mod:`potstill.experts.looks`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from typing import Annotated, Any
@@ -17,7 +18,7 @@ import torch
 from torch import Tensor
 
 from potstill.canvas import decode_images, views_per_image
-from potstill.data import ImageSet
+from potstill.data import ImageSet, Normalize
 from potstill.data.transform import Transform
 from potstill.experts.labelling import (
     HardShare,
@@ -28,13 +29,14 @@ from potstill.experts.labelling import (
     softened,
     train_teachers,
 )
+from potstill.experts.looks import shrunk
 from potstill.labels import LabelSpec
 from potstill.losses import priors
-from potstill.nets import Network, create_for, parse
+from potstill.nets import Network, create, parse
 from potstill.run import InputError, Run
 from potstill.run.fields import Epochs, OneOf, Positive, Runs
 
-__all__ = ["Labeller", "Taught"]
+__all__ = ["Labeller", "Taught", "Teachers"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,6 +51,19 @@ class Labeller:
     label: Callable[[Tensor, Tensor, dict[str, Any]], tuple[Tensor, float]]  # labels and tau
     facts: dict[str, Any]
     seconds_saved: float
+
+
+@dataclass(frozen=True, eq=False)
+class Teachers:
+    """Trained networks and what stands before them."""
+
+    nets: list[Network]
+    transform: Transform
+    device: str
+
+    def logits(self, images: Tensor) -> list[Tensor]:
+        """Return what each says of images (n, c, h, w), RGB 0-1: logits (n, K)."""
+        return logits_of(self.nets, images, self.transform, self.device)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,40 +84,54 @@ class Taught(LabelSpec, kind="taught"):
         try:
             parse(self.teacher)
             if real is not None:
-                create_for(real, self.teacher, torch.Generator().manual_seed(0))
+                channels, high, wide = real.shape
+                factor = method.canvas.factor_for((high, wide))
+                create(
+                    self.teacher,
+                    channels=channels,
+                    size=(-(-high // factor), -(-wide // factor)),
+                    classes=real.num_classes,
+                    generator=torch.Generator().manual_seed(0),
+                )
         except InputError as error:
             raise InputError(str(error).replace("network is", "teacher is", 1)) from None
 
     def trained(
-        self, real: ImageSet, transform: Transform, run: Run
-    ) -> tuple[list[Network], dict[str, Any], float]:
-        """Train the teachers or read them from the cache, see :func:`train_teachers`."""
-        training = residual_training(len(real), self.teacher_epochs, mirror=self.teacher_mirror)
-        return train_teachers(
-            self.teacher, training, self.teacher_prior, self.teachers, real, transform, run
-        )
+        self, real: ImageSet, factor: int, transform: Transform, run: Run
+    ) -> tuple[Teachers, dict[str, Any], float]:
+        """Train the teachers or read them from the cache, see :func:`train_teachers`.
 
-    def labeller(self, real: ImageSet, transform: Transform, run: Run) -> Labeller:
-        """Return what labels finished images."""
-        teachers, facts, saved = self.trained(real, transform, run)
-        label = partial(self._label, teachers, real, transform, str(run.device))
-        return Labeller(label, facts, saved)
+        Args:
+            factor: by how much smaller than ``real`` images are seen. transform: at factor 1.
+        """
+        training = residual_training(len(real), self.teacher_epochs, mirror=self.teacher_mirror)
+        small = shrunk(real, factor)
+        own = transform if factor == 1 else Normalize.fit(small)
+        nets, facts, saved = train_teachers(
+            self.teacher, training, self.teacher_prior, self.teachers, small, own, run
+        )
+        return Teachers(nets, own, str(run.device)), facts, saved
+
+    def labeller(
+        self, real: ImageSet, spec: Mapping[str, Any], transform: Transform, run: Run
+    ) -> Labeller:
+        """Return what labels finished images that are decoded by ``spec``."""
+        teachers, facts, saved = self.trained(real, spec.get("factor", 1), transform, run)
+        return Labeller(partial(self._label, teachers, real.counts), facts, saved)
 
     def _label(
         self,
-        teachers: list[Network],
-        real: ImageSet,
-        transform: Transform,
-        device: str,
+        teachers: Teachers,
+        real_counts: Sequence[int],
         images: Tensor,
         labels: Tensor,
         spec: dict[str, Any],
     ) -> tuple[Tensor, float]:
         """Labels (n, v, K), or (n, K) where a stored image is one training image; tau."""
-        seen, own = decode_images(images, labels, spec)
-        said = logits_of(teachers, seen, transform, device)
+        seen, own = decode_images(images, labels, spec, small=True)
+        said = teachers.logits(seen)
         adjusted = self.label_calibration == "adsa"
-        counts = real.counts if adjusted else None
+        counts = real_counts if adjusted else None
         tau = calibrated("adsa", said, own, counts) if adjusted else 0.0
         soft = mixed(softened(said, self.label_temperature, counts, tau), own, self.hard_share)
         v = views_per_image(spec)

@@ -86,7 +86,7 @@ class LabelSpec(Part, room=True):
         """Return the labels of a canvas before step 0; ``opinion`` where networks can be asked."""
         raise NotImplementedError
 
-    def labeller(self, real: Any, transform: Any, run: Any) -> Any:
+    def labeller(self, real: Any, spec: Any, transform: Any, run: Any) -> Any:
         """Return who labels images when they are finished; None where labels are there before."""
         return None
 

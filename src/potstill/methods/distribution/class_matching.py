@@ -90,7 +90,7 @@ class ClassMatching(Objective):
     ) -> None:
         self.labeller: Labeller | None = None
         if labels is not None:
-            self.labeller = labels.labeller(real, networks.transform, run)
+            self.labeller = labels.labeller(real, canvas.spec, networks.transform, run)
         self.tau = 0.0  # how much of the prior was taken out of the newest labels
         if run.on_gpu and real.images.nbytes < run.budget.images:
             real = real.to(run.device)
