@@ -199,6 +199,41 @@ def test_channels_last_on_a_cpu_agrees_to_rounding():
 
 
 @pytest.mark.parametrize("backend", ["sequential", "stacked"])
+@pytest.mark.parametrize("momentum", [0.0, 0.9])
+def test_a_network_is_the_mean_of_its_weights(backend, momentum):
+    """Every epoch shows the mean, the steps go on from the weights themselves."""
+    base = {"batch": 8, "lr": 0.05, "momentum": momentum, "reset_momentum": True}
+    base |= {"schedule": "step", "milestones": (0.5,)}
+    examples, steps = toy(dtype=torch.float64), []
+
+    def watch(logits, targets):
+        steps.append([p.detach().clone() for p in slow.parameters()])
+        return cross_entropy(logits, targets)
+
+    (slow,) = members(1, dtype=torch.float64)
+    train([slow], Training(epochs=4, **base), examples, backend="sequential", loss=watch)
+    steps.append(list(slow.parameters()))
+    means, mean = [], steps[1]  # of the first step on
+    for weights in steps[1:]:
+        mean = [0.8 * m + 0.2 * w for m, w in zip(mean, weights, strict=True)]
+        means.append(mean)
+    shown = []
+
+    def look(member, epoch, network):
+        shown.append([p.detach().clone() for p in network.parameters()])
+
+    (ours,) = train(
+        members(1, dtype=torch.float64), Training(epochs=4, ema=0.8, **base), examples,
+        backend=backend, on_epoch=look,
+    )  # fmt: skip
+    for epoch, found in enumerate([*shown, list(ours.parameters())]):
+        expected = means[3 * min(epoch + 1, 4) - 1]
+        newest = steps[3 * min(epoch + 1, 4)]
+        assert all(torch.allclose(p, q, atol=1e-10) for p, q in zip(found, expected, strict=True))
+        assert not torch.allclose(found[0], newest[0], atol=1e-6)
+
+
+@pytest.mark.parametrize("backend", ["sequential", "stacked"])
 def test_lr_and_momentum_at_a_milestone(backend):
     """Full-batch steps against ten lines of plain gradient descent."""
     base = {"epochs": 4, "batch": 20, "lr": 0.1, "weight_decay": 0.01, "schedule": "step",

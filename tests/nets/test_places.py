@@ -4,6 +4,7 @@ import os
 import signal
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -26,9 +27,10 @@ KINDS = {
     "augmented": (AUGMENTED, "convnet-d2-w4-in"),
     "batch norm": (SGD, "convnet-d2-w4-bn"),
     "adamw": (Training(epochs=2, batch=8, optimizer="adamw", lr=1e-2), "convnet-d2-w4-none"),
+    "mean of weights": (replace(SGD, ema=0.7), "convnet-d2-w4-bn"),
     "reset": (
         Training(epochs=2, batch=8, lr=0.05, schedule="step", milestones=(0.5,), gamma=0.5,
-                 reset_momentum=True),
+                 reset_momentum=True, ema=0.7),
         "convnet-d2-w4-in",
     ),
     "sharp": (

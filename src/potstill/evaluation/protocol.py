@@ -196,6 +196,7 @@ class Protocol:
         rate = f"lr {t.lr:g}" + (" (or the artifact's learned one)" if self.learned_lr else "")
         augment = f"{'_'.join(t.augment.ops)} ({t.augment.rule} rule)" if t.augment else "none"
         augment += f", CutMix {t.cutmix:g}" if t.cutmix else ""
+        augment += f", mean of weights with decay {t.ema:g}" if t.ema else ""
         sharp = f", GSAM rho {t.sharpness.rho:g} alpha {t.sharpness.alpha:g}" if t.sharpness else ""
         prior = "" if self.prior == "plain" else f"; {self.prior}: {REMEDIES[self.prior].says}"
         loss = f"; {_LOSSES[self.loss]}" if self.loss != "auto" else ""

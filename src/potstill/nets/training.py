@@ -67,6 +67,7 @@ class Training:
     # rows of the classifier are cut after each step to what lies this share of the way from the
     # smallest to the largest norm that they began with (MaxNorm, Alshammari et al., CVPR 2022)
     max_norm: Share | None = None
+    ema: Decay = 0.0  # a network is its weights' running mean, of this decay per step; 0: itself
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -84,6 +85,7 @@ class Training:
         facts = asdict(self)  # keys made before there was such a field stay what they were
         later: dict[str, Any] = {"sharpness": None, "mixing": "none", "max_norm": None}
         later |= {"epoch_images": 0, "nesterov": False, "warmup": 0.0, "drop_last": False}
+        later["ema"] = 0.0
         for name, default in later.items():
             if facts[name] == default:
                 del facts[name]
@@ -108,7 +110,7 @@ class Training:
     @property
     def memoryless(self) -> bool:
         """Whether a step depends on nothing but the weights, the batch and the epoch."""
-        return self.optimizer == "sgd" and self.momentum == 0
+        return self.optimizer == "sgd" and self.momentum == 0 and not self.ema
 
     def milestones_before(self, epoch: int) -> int:
         """Return how many milestones have passed when ``epoch`` (from 0) begins."""

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from potstill.losses import Loss, Scheduled, cross_entropy, loss_at
+from potstill.nets.averaging import Average
 from potstill.nets.feed import Feed
 from potstill.nets.layers import Network
 from potstill.nets.places import Kept, MembersKeeper, Place, State
@@ -134,12 +135,14 @@ class Job:
         ascent = Ascent(sharp, group.parameters, len(members)) if sharp else None
         keeper = self.kept(members) if self.kept else None
         bound = MaxNorm(group.tensors["classifier.weight"], how.max_norm)
+        average = Average(optimizer, how.ema)
         for step in span:
             epoch, place = divmod(step, steps)
             if not place or step == span.start:
                 if how.reset_momentum and how.milestones_before(epoch) > passed:
                     passed = how.milestones_before(epoch)
                     optimizer = how.optimizer_for(group.parameters)
+                    average.move(optimizer)
                 for options in optimizer.param_groups:
                     options["lr"] = how.lr_at(epoch)
                 group.loss = loss_at(self.loss, epoch / how.epochs)
@@ -151,9 +154,11 @@ class Job:
             seen += self.gradients(group, x, targets, ascent)
             optimizer.step()
             bound.project_()
+            average.follow_()
             if place == steps - 1:
                 self.check(members, seen, epoch)
-                group.after(epoch)
+                with average.shown(stay=epoch == how.epochs - 1):
+                    group.after(epoch)
             if keeper and keeper.due:
                 self.check(members, seen, epoch)
                 self.keep(group, keeper, optimizer, step + 1, leaving=False)
