@@ -6,10 +6,11 @@ experts of its seed where it can. One line of JSON per variant: accuracy of thre
 head, medium and tail classes, and for CSDM the amplitude's share of the distance in the largest and
 the smallest class over the last tenth of the steps, for LAD the learned student step size. Variants
 of the family "parts" differ from SDM's quick budget in one thing each; those of "labels" have the
-labels of a residual teacher, whose own accuracy stands beside them. Lines that ``--out`` holds
+labels of a residual teacher, whose own accuracy stands beside them. "kernels" and "alpha" are the
+cells of CSDM's figures 2 to 4, by ``--ipc`` and ``--imbalance-factor``. Lines that ``--out`` holds
 are not made again; ``--table`` prints their means over seeds, and nothing is made.
 
-    python benchmarks/ablation.py --data FOLDER [--family csdm|parts|labels|lad]
+    python benchmarks/ablation.py --data FOLDER [--family csdm|parts|labels|...]
                                   [--imbalance-factor 200]
 """
 
@@ -101,9 +102,27 @@ LAD: list[tuple[str, dict[str, Any]]] = [  # figure 6a: base, + DAM, + DAM + ED;
     ("mtt", {}),
     ("datm", {}),
 ]
+KERNELS: list[tuple[str, dict[str, Any]]] = [  # of figure 2 (IPC 50) and 4 (factors)
+    ("sdm", {"kernel": kernel, "scale": scale})
+    for scale in (1.0, 0.5, 0.25, 2.0)
+    for kernel in ("rbf", "laplace", "matern32", "rq")
+] + [("sdm", {"kernel": "linear"})]
+ALPHA: list[tuple[str, dict[str, Any]]] = [  # its figure 3, over factors
+    ("csdm", {"alpha_schedule": schedule, "alpha_head": alpha})
+    for alpha in (0.9, 0.1, 0.99, 0.7, 0.5, 0.3)
+    for schedule in ("two_level", "log_linear")
+    if alpha != 0.5 or schedule == "two_level"  # at a half all weigh alike under either
+]
 
 
-FAMILIES = {"csdm": CSDM, "parts": PARTS, "labels": LABELS, "lad": LAD}
+FAMILIES = {
+    "csdm": CSDM,
+    "parts": PARTS,
+    "labels": LABELS,
+    "lad": LAD,
+    "kernels": KERNELS,
+    "alpha": ALPHA,
+}
 
 
 def known(out: Path | None) -> list[dict[str, Any]]:
@@ -115,9 +134,8 @@ def table(lines: list[dict[str, Any]]) -> None:
     """Print means over distillation seeds, with the spread of these, largest first."""
     rows: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
-        rows.setdefault(f"{line['method']} {line['ipc']} {json.dumps(line['asked'])}", []).append(
-            line
-        )
+        cell = f"factor {line['imbalance_factor']:g}, IPC {line['ipc']}: {line['method']}"
+        rows.setdefault(f"{cell} {json.dumps(line['asked'])}", []).append(line)
     means = {name: statistics.mean(one["accuracy"] for one in own) for name, own in rows.items()}
     for name in sorted(means, key=means.__getitem__, reverse=True):
         own, found = rows[name], [one["accuracy"] for one in rows[name]]

@@ -7,7 +7,9 @@ import torch
 from tests.test_pairings import tiny
 
 from potstill.data import Normalize
+from potstill.experts import taught_labels
 from potstill.experts.labelling import residual_training
+from potstill.experts.taught_labels import Taught
 from potstill.labels import adsa_tau
 from potstill.methods.distribution.csdm import CSDM
 from potstill.methods.distribution.dm import DM
@@ -105,6 +107,20 @@ def test_labels_are_of_the_bytes_that_are_stored(real, run):
 def test_a_stored_image_that_is_one_has_one_label(real, run):
     made = tiny(DM, labels="taught", canvas="pixels", start="real", **TEACHER)(real, 2, run)
     assert made.soft_labels.shape == (6, 3)
+
+
+def test_teachers_of_few_images_have_as_many_steps_as_any(real, run, monkeypatch):
+    seen = []
+
+    def train(name, training, *others):
+        seen.append(training.epochs)
+        return [], {}, 0.0
+
+    monkeypatch.setattr(taught_labels, "train_teachers", train)
+    transform = Normalize.fit(real)
+    for asked in (Taught(), Taught(teacher_epochs=3)):
+        asked.trained(real, 1, transform, run)
+    assert seen == [5000, 3]  # 88 images are one whole batch of 64 an epoch
 
 
 def test_an_unknown_teacher_is_refused_before_anything_is_opened():

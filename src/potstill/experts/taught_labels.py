@@ -34,7 +34,7 @@ from potstill.labels import LabelSpec
 from potstill.losses import priors
 from potstill.nets import Network, create, parse
 from potstill.run import InputError, Run
-from potstill.run.fields import Epochs, OneOf, Positive, Runs
+from potstill.run.fields import Epoch, OneOf, Positive, Runs
 
 __all__ = ["Labeller", "Taught", "Teachers"]
 
@@ -73,7 +73,8 @@ class Taught(LabelSpec, kind="taught"):
     teacher: str = "wrn16-w32-bn"  # network of the teachers
     teachers: Runs = 1  # how many, trained side by side; labels are their mean
     teacher_prior: Annotated[str, OneOf(*priors())] = "balanced_softmax"  # the long-tail table
-    teacher_epochs: Epochs = 40  # of each (SGD 0.05, Nesterov, cosine, CutMix; batches of 64)
+    # of each (SGD 0.05, Nesterov, cosine, CutMix; batches of 64); 0 = 40, and at least 5000 steps
+    teacher_epochs: Epoch = 0
     teacher_mirror: bool = True  # whether it sees mirrored images (no for digits and letters)
     label_temperature: Positive = 1.0  # of the labels; above 1 flattens
     label_calibration: Annotated[str, OneOf("none", "adsa")] = "none"  # see potstill relabel
@@ -104,7 +105,8 @@ class Taught(LabelSpec, kind="taught"):
         Args:
             factor: by how much smaller than ``real`` images are seen. transform: at factor 1.
         """
-        training = residual_training(len(real), self.teacher_epochs, mirror=self.teacher_mirror)
+        epochs, mirror = self.teacher_epochs or None, self.teacher_mirror
+        training = residual_training(len(real), epochs, mirror=mirror)
         small = shrunk(real, factor)
         own = transform if factor == 1 else Normalize.fit(small)
         nets, facts, saved = train_teachers(
