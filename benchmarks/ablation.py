@@ -135,7 +135,8 @@ def table(lines: list[dict[str, Any]]) -> None:
     rows: dict[str, list[dict[str, Any]]] = {}
     for line in lines:
         cell = f"factor {line['imbalance_factor']:g}, IPC {line['ipc']}: {line['method']}"
-        rows.setdefault(f"{cell} {json.dumps(line['asked'])}", []).append(line)
+        told = [json.dumps(line["asked"]), *(f"students {s}" for s in [line.get("students")] if s)]
+        rows.setdefault(f"{cell} {' '.join(told)}", []).append(line)
     means = {name: statistics.mean(one["accuracy"] for one in own) for name, own in rows.items()}
     for name in sorted(means, key=means.__getitem__, reverse=True):
         own, found = rows[name], [one["accuracy"] for one in rows[name]]
@@ -143,8 +144,8 @@ def table(lines: list[dict[str, Any]]) -> None:
         groups = [
             statistics.mean(one[group] for one in own) for group in ("head", "medium", "tail")
         ]
-        told = " ".join(f"{value:5.1f}" for value in groups)
-        print(f"{means[name]:6.2f} {spread} {len(own)}  {told}  {name}")
+        by_size = " ".join(f"{value:5.1f}" for value in groups)
+        print(f"{means[name]:6.2f} {spread} {len(own)}  {by_size}  {name}")
 
 
 def teacher_accuracy(
@@ -225,6 +226,9 @@ def main() -> None:
     parser.add_argument("--family", choices=FAMILIES, default="csdm")
     parser.add_argument("--only", type=int, nargs="*", help="numbers of variants, from 0")
     parser.add_argument("--set", type=json.loads, default={}, help="fields of all, as JSON")
+    parser.add_argument(
+        "--students", type=json.loads, default={}, help="changes of their protocol, as JSON"
+    )
     parser.add_argument("--imbalance-factor", type=float, default=200)
     parser.add_argument("--ipc", type=int, default=10)
     parser.add_argument("--steps", type=int, help="default: CSDM 300, LAD's quick budget")
@@ -246,13 +250,15 @@ def main() -> None:
     rest, held_out = load(options.data, quiet=True).hold_out(200, seed=0)
     real = rest.long_tailed(options.imbalance_factor)
     protocol = PROTOCOLS["lad-quick" if options.family == "lad" else "quick"]
+    protocol = protocol.with_(**options.students)
     if options.family != "lad":
         options.steps = options.steps or 300
     for number, (name, fields) in enumerate(FAMILIES[options.family]):
         asked = {**options.set, **fields}
         given = {"method": name, "asked": asked, "seed": options.seed, "steps": options.steps}
         given |= {"imbalance_factor": options.imbalance_factor, "ipc": options.ipc}
-        made = any(given.items() <= line.items() for line in done)
+        given["students"] = options.students
+        made = any(given.items() <= ({"students": {}} | line).items() for line in done)
         if made or (options.only is not None and number not in options.only):
             continue
         line = measure(name, given, real, held_out, protocol, run)
