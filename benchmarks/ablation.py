@@ -74,16 +74,21 @@ PARTS: list[tuple[str, dict[str, Any]]] = [
     ("sdm", {"start": "crops", "steps": 0}),
     ("sdm", {"network": "convnet-w64-in"}),
 ]
-_TAUGHT = {"labels": "taught", "teacher": "resnet10-w24-bn"}
+_TAUGHT = {"labels": "taught", "teacher": "resnet10-w24-bn", "hard_share": 0.0}
+_EVEN = {**_TAUGHT, "label_calibration": "even"}
 LABELS: list[tuple[str, dict[str, Any]]] = [  # without a step, then behind SDM's
     (name, {**steps, **labels})
     for steps in ({"steps": 0}, {})
     for name, labels in (
         ("sdm", {}),
-        ("sdm", {**_TAUGHT, "hard_share": 0.0}),
+        ("sdm", _TAUGHT),
         ("sdm", {**_TAUGHT, "hard_share": 0.5}),
-        ("sdm", {**_TAUGHT, "hard_share": 0.0, "label_temperature": 2.0}),
-        ("sdm", {**_TAUGHT, "hard_share": 0.0, "label_calibration": "adsa"}),
+        ("sdm", {**_TAUGHT, "label_calibration": "adsa"}),
+        ("sdm", _EVEN),
+        ("sdm", {**_EVEN, "label_temperature": 2.0}),
+        ("sdm", {**_EVEN, "label_temperature": 4.0}),
+        ("sdm", {**_EVEN, "label_temperature": 2.0, "hard_share": 0.3}),
+        ("sdm", {**_EVEN, "label_temperature": 2.0, "teachers": 2}),
     )
 ]
 LAD: list[tuple[str, dict[str, Any]]] = [  # figure 6a: base, + DAM, + DAM + ED; then one by one

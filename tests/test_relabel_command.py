@@ -130,6 +130,7 @@ def test_what_is_asked_for_is_what_labels_become(made):
         "plain": "",
         "mixed": " --hard-share 0.25",
         "adsa": " --calibration adsa",
+        "even": " --calibration even",
     }.items():
         assert relabel(made, f"{how}{more} --force") == 0
         found[name] = SyntheticSet.load(made.parent / "b")
@@ -141,6 +142,9 @@ def test_what_is_asked_for_is_what_labels_become(made):
     assert tau > 0.05
     shifted = found["plain"].soft_labels * (counts / counts.sum()) ** -tau
     torch.testing.assert_close(found["adsa"].soft_labels, shifted / shifted.sum(1, keepdim=True))
+    even = found["even"].soft_labels.mean(0)
+    torch.testing.assert_close(even, own.mean(0), atol=1e-5, rtol=0)
+    assert not torch.allclose(found["plain"].soft_labels.mean(0), even, atol=1e-3)
 
 
 def test_two_teachers_are_asked_and_averaged(made):

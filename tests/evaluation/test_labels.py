@@ -130,6 +130,16 @@ def test_adsa_shifts_before_the_temperature_and_says_so():
     assert torch.stack(mean).std() < torch.stack(before).std()
 
 
+def test_even_labels_weigh_alike_at_their_temperature_and_say_so():
+    syn = synthetic(decode=TILED)
+    found = with_soft_labels(syn, [teacher(), teacher()], temperature=2.0, tau="even")
+    _, labels, soft, _ = found.decoded()
+    shares = torch.bincount(labels).double() / len(labels)
+    assert torch.allclose(soft.double().mean(0), shares, atol=1e-5)
+    told = found.provenance["soft_labels"]
+    assert told["calibration"] == "even" and len(told["shift"]) == 3 and not told["adjusted"]
+
+
 def test_adsa_shifts_every_stored_view_alike(run):
     syn, counts = synthetic(decode=TILED), (100, 10, 1)
     net = teacher()

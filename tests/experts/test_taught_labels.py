@@ -71,7 +71,15 @@ def test_labels_are_the_mean_of_teachers_mixed_with_the_class(calibration, real,
     assert torch.allclose(soft.double(), expected, atol=1e-5)
     told = made.provenance["labelled_by"]
     assert told["network"] == "resnet10-w4-bn" and told["epochs"] == 2
-    assert told["tau"] == pytest.approx(tau, abs=1e-3)
+    assert told["tau"] == (pytest.approx(tau, abs=1e-3) if calibration == "adsa" else None)
+
+
+def test_even_labels_give_each_class_its_images_worth(real, run):
+    made = method(hard_share=0.0, label_temperature=2.0, label_calibration="even")(real, 2, run)
+    assert torch.allclose(made.soft_labels.mean((0, 1)), torch.full((3,), 1 / 3), atol=1e-5)
+    assert made.provenance["labelled_by"]["calibration"] == "even"
+    start = made.start.soft_labels.float().mean((0, 1))  # of other images, by a shift of their own
+    assert torch.allclose(start, torch.full((3,), 1 / 3), atol=2e-3)
 
 
 def test_the_start_has_labels_of_its_own_images(real, run):

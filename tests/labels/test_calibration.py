@@ -8,7 +8,7 @@ from itertools import pairwise
 import pytest
 import torch
 
-from potstill.labels import adsa_tau
+from potstill.labels import adsa_tau, even_shift
 from potstill.run import InputError
 
 COUNTS = (500, 60, 7)
@@ -103,3 +103,32 @@ def test_counts_that_do_not_fit_are_refused():
         adsa_tau(z, labels, (1, 2))
     with pytest.raises(InputError, match="one positive number of images"):
         adsa_tau(z, labels, (1, 2, 0))
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 4.0])
+@pytest.mark.parametrize("teachers", [1, 3])
+def test_even_labels_give_each_class_its_images_worth(teachers, temperature):
+    labels = torch.tensor([0] * 12 + [1] * 12 + [2] * 6)
+    draw = torch.Generator().manual_seed(1)
+    z = 3 * torch.randn(teachers, 30, 3, generator=draw, dtype=torch.float64)
+    z += torch.tensor([0.0, 2.0, 7.0])  # a teacher that is all for the tail
+    shift = even_shift(z[0] if teachers == 1 else z, labels, temperature)
+    mass = ((z + shift) / temperature).softmax(2).mean((0, 1))
+    assert mass.tolist() == pytest.approx([0.4, 0.4, 0.2], abs=1e-7)
+    assert float(shift.sum()) == pytest.approx(0, abs=1e-9)
+    assert not torch.allclose((z / temperature).softmax(2).mean((0, 1)), mass, atol=0.1)
+    again = even_shift(z + shift, labels, temperature)
+    assert torch.allclose(again, torch.zeros(3, dtype=torch.float64), atol=1e-6)
+
+
+def test_even_labels_are_found_where_a_teacher_is_all_but_certain():
+    labels = torch.arange(3).repeat(10)
+    z = 60 * torch.eye(3, dtype=torch.float64)[labels.roll(1)]
+    z[labels == 0] = torch.tensor([0.0, 80.0, 3.0], dtype=torch.float64)  # nobody says 0 of these
+    mass = (z + even_shift(z, labels)).softmax(1).mean(0)
+    assert mass.tolist() == pytest.approx([1 / 3] * 3, abs=1e-5)
+
+
+def test_even_labels_need_an_image_of_each_class():
+    with pytest.raises(InputError, match="calibration is 'even', but class 1 has no image"):
+        even_shift(torch.zeros(4, 3), torch.tensor([0, 0, 2, 2]))

@@ -69,8 +69,9 @@ class Teacher:
     protocol: str | None = None  # of the students it is trained beside; default quick, no GPU
     temperature: Positive = 1.0  # of soft labels; above 1 flattens (students choose that of views)
     # adsa: take so much of the real images' log class prior out of the teacher's logits that its
-    # confidence in the classes of the set differs least (ADSA, NeurIPS 2025)
-    calibration: Annotated[str, OneOf("none", "adsa")] = "none"
+    # confidence in the classes of the set differs least (ADSA, NeurIPS 2025); even: give each class
+    # its share of all labels together
+    calibration: Annotated[str, OneOf("none", "adsa", "even")] = "none"
     hard_share: HardShare = 0.0  # soft: share of the class itself in a label
     epochs: Epochs = 100  # views: of how many epochs; longer trainings begin again
     top: Count | None = None  # views: keep the likeliest classes alone

@@ -18,9 +18,9 @@ from potstill.data.views import Views
 from potstill.experts.heads import Head
 from potstill.experts.labelling import (
     HardShare,
-    calibrated,
     logits_of,
     mixed,
+    shift_for,
     soft_labels,
     softened,
 )
@@ -104,8 +104,9 @@ def with_soft_labels(
 
     Args:
         teachers, temperature, counts, device: as for :func:`soft_labels`.
-        tau: how much of the prior of ``counts`` to take out, or "adsa" for what evens out the
-            classes best, see :func:`potstill.labels.adsa_tau`; before the temperature.
+        tau: how much of the prior of ``counts`` to take out before the temperature, or a rule:
+            "adsa" (:func:`potstill.labels.adsa_tau`) or "even"
+            (:func:`potstill.labels.even_shift`), which needs no counts.
         hard_share: S in [0, 1): a label is S times the class plus 1 - S times the soft label.
 
     Raises:
@@ -114,10 +115,9 @@ def with_soft_labels(
     check_value("hard_share", hard_share, HardShare)
     images, labels, *_ = syn.decoded()
     said = logits_of(teachers, images, syn.transform, device)
-    number = calibrated(tau, said, labels, counts)
-    soft = mixed(softened(said, temperature, counts, number), labels, hard_share)
-    facts = _facts(teachers, counts, number, tau)
-    facts |= {"temperature": temperature, "hard_share": hard_share}
+    shift, facts = shift_for(tau, said, labels, counts, temperature)
+    soft = mixed(softened(said, temperature, shift), labels, hard_share)
+    facts |= {"teachers": len(teachers), "temperature": temperature, "hard_share": hard_share}
     v = views_per_image(syn.decode)
     return replace(
         syn,
@@ -153,11 +153,10 @@ def with_view_labels(
     views, device = views or Views(noise=0.0), str(run.device)
     images, labels, *_ = syn.decoded()
     said = logits_of(teachers, images, syn.transform, device) if isinstance(tau, str) else []
-    number = calibrated(tau, said, labels, counts)
+    shift, facts = shift_for(tau, said, labels, counts)
 
     def logits(x: Tensor) -> Tensor:
-        how: dict[str, Any] = {"counts": counts, "tau": number, "device": device}
-        return soft_labels(teachers, x, syn.transform, **how).log()
+        return softened(logits_of(teachers, x, syn.transform, device), 1.0, shift).log()
 
     found = ViewLabels.of(
         images,
@@ -168,8 +167,7 @@ def with_view_labels(
         cutmix=cutmix,
         top=top,
     )
-    facts = _facts(teachers, counts, number, tau)
-    facts |= {"views": views.facts, "cutmix": cutmix, "top": top}
+    facts |= {"teachers": len(teachers), "views": views.facts, "cutmix": cutmix, "top": top}
     told = _unscored(syn) | {"view_labels": facts | {"epochs": epochs}}
     return replace(syn, view_labels=found, provenance=told, start=None)
 
@@ -194,12 +192,3 @@ def with_projection(syn: SyntheticSet, head: Head, backbone: str) -> SyntheticSe
 def _unscored(syn: SyntheticSet) -> dict[str, Any]:
     """Where a set comes from, without its scores: with other labels they are another set's."""
     return {name: value for name, value in syn.provenance.items() if name != "scores"}
-
-
-def _facts(
-    teachers: Sequence[Network], counts: Sequence[int] | None, tau: float, asked: float | str
-) -> dict[str, Any]:
-    """What the provenance says of teachers."""
-    adjusted = counts is not None
-    facts = {"teachers": len(teachers), "adjusted": adjusted, "tau": tau if adjusted else None}
-    return facts | ({"calibration": asked} if isinstance(asked, str) else {})

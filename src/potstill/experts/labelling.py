@@ -13,7 +13,7 @@ from torch.nn.functional import one_hot
 from potstill.data import DSA, ImageSet
 from potstill.data.transform import Transform
 from potstill.experts.pool import train_pool
-from potstill.labels import adsa_tau
+from potstill.labels import adsa_tau, even_shift
 from potstill.losses import adjust
 from potstill.nets import Network, Training, create_for, predict
 from potstill.run import InputError, Run
@@ -22,17 +22,17 @@ from potstill.run.fields import Epochs, OneOf, Range, check_value
 __all__ = [
     "HardShare",
     "Rule",
-    "calibrated",
     "logits_of",
     "mixed",
     "residual_training",
+    "shift_for",
     "soft_labels",
     "softened",
     "train_teachers",
 ]
 
 HardShare = Annotated[float, Range(0, 1, below=True)]
-Rule = Annotated[str, OneOf("adsa")]
+Rule = Annotated[str, OneOf("adsa", "even")]
 # Ours, after Zagoruyko & Komodakis (BMVC 2016) and CutMix: half of their batch and step size, which
 # at an epoch of 175 steps is worth the noise; no label smoothing, which takes from a teacher's
 # labels what students learn by them (Mueller et al., NeurIPS 2019).
@@ -114,7 +114,8 @@ def soft_labels(
     Raises:
         InputError: no teacher, or a temperature that is not positive.
     """
-    return softened(logits_of(teachers, images, transform, device), temperature, counts, tau)
+    said = logits_of(teachers, images, transform, device)
+    return softened(said, temperature, None if counts is None else _less_prior(counts, tau))
 
 
 def logits_of(
@@ -126,29 +127,54 @@ def logits_of(
     return [predict(teacher, images, transform, device=device).cpu() for teacher in teachers]
 
 
-def softened(
-    said: Sequence[Tensor], temperature: float, counts: Sequence[int] | None, tau: float
-) -> Tensor:
-    """See :func:`soft_labels`."""
+def softened(said: Sequence[Tensor], temperature: float, shift: Tensor | None) -> Tensor:
+    """Return softmax((z + shift) / T), the mean over teachers; ``shift`` (K,) of :func:`shift_for`.
+
+    Raises:
+        InputError: a temperature that is not positive.
+    """
     if not temperature > 0:
         raise InputError(f"temperature is {temperature}; use a positive number")
     total = torch.zeros(said[0].shape)
     for logits in said:
-        logits = logits if counts is None else adjust(logits, counts, tau)
+        logits = logits if shift is None else logits + shift.to(logits)
         total += (logits.float() / temperature).softmax(1)
     return total / total.sum(1, keepdim=True)
 
 
-def calibrated(
-    tau: float | str, said: Sequence[Tensor], labels: Tensor, counts: Sequence[int] | None
-) -> float:
-    """The number that ``tau`` stands for."""
+def _less_prior(counts: Sequence[int], tau: float) -> Tensor:
+    return adjust(torch.zeros(len(counts), dtype=torch.float64), counts, tau)
+
+
+def shift_for(
+    tau: float | str,
+    said: Sequence[Tensor],
+    labels: Tensor,
+    counts: Sequence[int] | None,
+    temperature: float = 1.0,
+) -> tuple[Tensor | None, dict[str, Any]]:
+    """Return what to add to logits before the temperature, (K,) or None, and facts about it.
+
+    Args:
+        tau: how much of the log prior of ``counts`` to take out, none where there are none;
+            "adsa": the rule for that number; "even": what gives each class its share of all labels.
+        said, labels: of the images by which a rule decides.
+
+    Raises:
+        InputError: an unknown rule, or "adsa" without counts.
+    """
     if not isinstance(tau, str):
-        return tau
+        shift = None if counts is None else _less_prior(counts, tau)
+        return shift, {"adjusted": counts is not None, "tau": None if counts is None else tau}
     check_value("tau", tau, Rule)
+    if tau == "even":
+        shift = even_shift(torch.stack([*said]), labels, temperature)
+        told = [round(value, 4) for value in shift.tolist()]
+        return shift, {"adjusted": False, "tau": None, "calibration": tau, "shift": told}
     if counts is None:
         raise InputError("tau is 'adsa' without counts; give the real images per class")
-    return adsa_tau(torch.stack([*said]), labels, counts)
+    number = adsa_tau(torch.stack([*said]), labels, counts)
+    return _less_prior(counts, number), {"adjusted": True, "tau": number, "calibration": tau}
 
 
 def mixed(soft: Tensor, labels: Tensor, hard_share: float) -> Tensor:

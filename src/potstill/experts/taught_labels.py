@@ -22,10 +22,10 @@ from potstill.data import ImageSet, Normalize
 from potstill.data.transform import Transform
 from potstill.experts.labelling import (
     HardShare,
-    calibrated,
     logits_of,
     mixed,
     residual_training,
+    shift_for,
     softened,
     train_teachers,
 )
@@ -48,7 +48,7 @@ class Labeller:
         seconds_saved: what making teachers that were read from a cache once took.
     """
 
-    label: Callable[[Tensor, Tensor, dict[str, Any]], tuple[Tensor, float]]  # labels and tau
+    label: Callable[[Tensor, Tensor, dict[str, Any]], tuple[Tensor, dict[str, Any]]]  # and facts
     facts: dict[str, Any]
     seconds_saved: float
 
@@ -77,7 +77,7 @@ class Taught(LabelSpec, kind="taught"):
     teacher_epochs: Epoch = 0
     teacher_mirror: bool = True  # whether it sees mirrored images (no for digits and letters)
     label_temperature: Positive = 1.0  # of the labels; above 1 flattens
-    label_calibration: Annotated[str, OneOf("none", "adsa")] = "none"  # see potstill relabel
+    label_calibration: Annotated[str, OneOf("none", "adsa", "even")] = "none"  # as of relabel
     hard_share: HardShare = 0.5  # share of the class itself in a label
 
     def check(self, method: Any, real: ImageSet | None = None) -> None:
@@ -128,13 +128,13 @@ class Taught(LabelSpec, kind="taught"):
         images: Tensor,
         labels: Tensor,
         spec: dict[str, Any],
-    ) -> tuple[Tensor, float]:
-        """Labels (n, v, K), or (n, K) where a stored image is one training image; tau."""
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Labels (n, v, K), or (n, K) where a stored image is one training image; facts."""
         seen, own = decode_images(images, labels, spec, small=True)
         said = teachers.logits(seen)
-        adjusted = self.label_calibration == "adsa"
-        counts = real_counts if adjusted else None
-        tau = calibrated("adsa", said, own, counts) if adjusted else 0.0
-        soft = mixed(softened(said, self.label_temperature, counts, tau), own, self.hard_share)
+        rule, temperature = self.label_calibration, self.label_temperature
+        tau, counts = (0.0, None) if rule == "none" else (rule, real_counts)
+        shift, facts = shift_for(tau, said, own, counts, temperature)
+        soft = mixed(softened(said, temperature, shift), own, self.hard_share)
         v = views_per_image(spec)
-        return soft if v == 1 else soft.unflatten(0, (len(images), v)), tau
+        return soft if v == 1 else soft.unflatten(0, (len(images), v)), facts

@@ -1,6 +1,6 @@
 """What a receiver learns from: labels of images, learned or not, and labels of their views."""
 
-from potstill.labels.calibration import adsa_tau
+from potstill.labels.calibration import adsa_tau, even_shift
 from potstill.labels.parts import Hard, Labels, LabelSpec, Regression, Soft, TeacherLabels
 from potstill.labels.per_view import ViewLabels
 from potstill.labels.projection import Projection
@@ -15,4 +15,5 @@ __all__ = [
     "TeacherLabels",
     "ViewLabels",
     "adsa_tau",
+    "even_shift",
 ]

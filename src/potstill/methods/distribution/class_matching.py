@@ -91,7 +91,7 @@ class ClassMatching(Objective):
         self.labeller: Labeller | None = None
         if labels is not None:
             self.labeller = labels.labeller(real, canvas.spec, networks.transform, run)
-        self.tau = 0.0  # how much of the prior was taken out of the newest labels
+        self.calibrated: dict[str, Any] = {}  # what was added to logits of the newest labels
         if run.on_gpu and real.images.nbytes < run.budget.images:
             real = real.to(run.device)
         self.canvas, self.networks, self.comparison = canvas, networks, comparison
@@ -133,14 +133,15 @@ class ClassMatching(Objective):
             if self.bits == 8:
                 found["images"] = rounded(found["images"])
             labels, spec = canvas.labels.cpu(), canvas.spec
-            found["soft_labels"], self.tau = self.labeller.label(found["images"], labels, spec)
+            soft, self.calibrated = self.labeller.label(found["images"], labels, spec)
+            found["soft_labels"] = soft
         return found
 
     def facts(self) -> dict[str, Any]:
         """Who labelled the images."""
         if self.labeller is None:
             return {}
-        return {"labelled_by": self.labeller.facts | {"tau": self.tau}}
+        return {"labelled_by": self.labeller.facts | self.calibrated}
 
     @property
     def seconds_saved(self) -> float:  # type: ignore[override]
