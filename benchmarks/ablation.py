@@ -91,6 +91,13 @@ LABELS: list[tuple[str, dict[str, Any]]] = [  # without a step, then behind SDM'
         ("sdm", {**_EVEN, "label_temperature": 2.0, "teachers": 2}),
     )
 ]
+_HALF_BLEND = {**_SNAPSHOTS, "calibration": 2.5, "augment_per": "class"}
+BLEND: list[tuple[str, dict[str, Any]]] = [  # what each part gave, together
+    ("sdm", {**_HALF_BLEND, **_EVEN, "label_temperature": 2.0}),
+    ("sdm", _HALF_BLEND),
+    ("sdm", {**_HALF_BLEND, **_EVEN, "label_temperature": 2.0, "entries": 100}),
+    ("sdm", {**_HALF_BLEND, **_EVEN, "label_temperature": 2.0, "pool_prior": "balanced_softmax"}),
+]
 LAD: list[tuple[str, dict[str, Any]]] = [  # figure 6a: base, + DAM, + DAM + ED; then one by one
     ("lad", {"matching": "plain", "adjustment": "none"}),
     ("lad", {"matching": "plain"}),
@@ -124,6 +131,7 @@ FAMILIES = {
     "csdm": CSDM,
     "parts": PARTS,
     "labels": LABELS,
+    "blend": BLEND,
     "lad": LAD,
     "kernels": KERNELS,
     "alpha": ALPHA,
