@@ -54,6 +54,8 @@ TINY: dict[str, Any] = {
     "renew_every": 3,
     "bank_views": 2,
     "centre_count": 2,
+    "scorer_epochs": 1,
+    "head_steps": 20,
 }
 STEADY: dict[str, Any] = {  # the same question at every step, so that the loss can only fall
     "entries": 1,
@@ -72,6 +74,9 @@ STEADY: dict[str, Any] = {  # the same question at every step, so that the loss 
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     # neighbours needs another run's result, see tests/methods/test_pretrained.py
     **{name: (name, {}) for name in CATALOGUE if name != "neighbours"},
+    "herding-backbone": ("herding", {"networks": "backbone"}),
+    "kcenter-mass": ("kcenter", {"first": "central", "weighting": "mass"}),
+    "graphcut-head": ("graphcut", {"networks": "backbone-head", "coverage": 0.5}),
     "ncfm-minmax": ("ncfm", {"sampling_network": True, "real_side": "features"}),
     "sdm-exact": ("sdm", {"estimator": "exact", "power": 2}),
     "sdm-linear": ("sdm", {"kernel": "linear"}),

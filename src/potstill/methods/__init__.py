@@ -15,6 +15,10 @@ from potstill.methods.kernel.kip import KIP
 from potstill.methods.pretrained.lgm import LGM
 from potstill.methods.pretrained.sfm import SFM
 from potstill.methods.selection.centroids import Centroids
+from potstill.methods.selection.dq import DQ
+from potstill.methods.selection.graphcut import GraphCut
+from potstill.methods.selection.herding import Herding
+from potstill.methods.selection.kcenter import KCenter
 from potstill.methods.selection.mosaic import Mosaic
 from potstill.methods.selection.neighbours import Neighbours
 from potstill.methods.selection.random import Random
@@ -32,6 +36,10 @@ CATALOGUE: dict[str, type[Method]] = {
         Mosaic,
         Centroids,
         Neighbours,
+        Herding,
+        KCenter,
+        GraphCut,
+        DQ,
         DM,
         M3D,
         NCFM,

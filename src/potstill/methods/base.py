@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Self
 
 from torch import Tensor
 
@@ -32,7 +32,7 @@ from potstill.run.parts import Part, changed, check_parts, flat
 from potstill.synthetic import SyntheticSet
 from potstill.synthetic.started import kept, started
 
-__all__ = ["BUDGETS", "Matcher", "Method", "MethodInfo", "Objective", "Selector"]
+__all__ = ["BUDGETS", "Chosen", "Matcher", "Method", "MethodInfo", "Objective", "Selector"]
 
 Bits = Annotated[int, OneOf(8, 32)]
 _LATER = {  # fields that came later: at these values, jobs keep the keys that they had before
@@ -180,12 +180,20 @@ class Method:
         raise NotImplementedError
 
 
+class Chosen(NamedTuple):
+    """What a selector chose."""
+
+    positions: Tensor  # (n,) in the real set, class-sorted
+    networks: Networks | None = None  # by which they were chosen
+    weights: Tensor | None = None  # float32 (n,), of each image
+
+
 @dataclass(frozen=True, kw_only=True)
 class Selector(Method):
     """Methods that choose real images."""
 
-    def select(self, real: ImageSet, ipc: int, run: Run) -> tuple[Tensor, Networks | None]:
-        """Return positions (n,) in ``real``, class-sorted, and the networks that chose them."""
+    def select(self, real: ImageSet, ipc: int, run: Run) -> Chosen:
+        """Return positions in ``real``, and the networks and weights if there are any."""
         raise NotImplementedError
 
     def __call__(self, real: ImageSet, ipc: int, run: Run) -> SyntheticSet:
@@ -193,7 +201,7 @@ class Selector(Method):
         check_value("ipc", ipc, Batch)
         self.check(real)
         began = time.monotonic()
-        positions, networks = self.select(real, ipc, run)
+        positions, networks, weights = self.select(real, ipc, run)
         seconds = time.monotonic() - began
         if networks is not None:
             seconds += networks.seconds_saved - networks.seconds_apart
@@ -206,6 +214,7 @@ class Selector(Method):
             classes=real.classes,
             transform=Normalize.fit(real),
             decode={"kind": "pixels"},
+            weights=weights,
             source_indices=real.indices if real.history else None,
             provenance=provenance,
         )

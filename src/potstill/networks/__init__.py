@@ -4,6 +4,7 @@ from potstill.networks.evolving import EvolvingNets
 from potstill.networks.feature_networks import Networks, PoolNetworks
 from potstill.networks.frozen_backbone import BackboneNetworks, FrozenBackbone
 from potstill.networks.parts import Experts, NetworkSpec, NoNets, PoolNets, RandomNets
+from potstill.networks.scorer import HeadedBackbone, Scorer
 from potstill.networks.snapshots import SnapshotNets, SnapshotNetworks
 
 __all__ = [
@@ -11,12 +12,14 @@ __all__ = [
     "EvolvingNets",
     "Experts",
     "FrozenBackbone",
+    "HeadedBackbone",
     "NetworkSpec",
     "Networks",
     "NoNets",
     "PoolNetworks",
     "PoolNets",
     "RandomNets",
+    "Scorer",
     "SnapshotNets",
     "SnapshotNetworks",
 ]

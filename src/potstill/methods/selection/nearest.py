@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from potstill.data import ImageSet
-from potstill.experts.features import StoredFeatures, collect_features
+from potstill.experts.features import StoredFeatures
+from potstill.methods.base import Chosen
 from potstill.nets.backbone import Backbone
-from potstill.networks import FrozenBackbone, Networks
+from potstill.networks import FrozenBackbone
+from potstill.networks.scorer import stored_features
 from potstill.run import Run
 
 __all__ = ["BackboneSelector", "free_nearest"]
@@ -25,12 +27,11 @@ class BackboneSelector:
 
     networks: FrozenBackbone
 
-    def select(self, real: ImageSet, ipc: int, run: Run) -> tuple[Tensor, Networks]:
+    def select(self, real: ImageSet, ipc: int, run: Run) -> Chosen:
         """Return positions (n,), class-sorted, as seen by the backbone."""
         networks = self.networks.open(real, run)
-        stats = collect_features(real, networks.backbone, run, bank=True)
-        networks.seconds_saved = stats.seconds_saved
-        return self.choose(real, stats, networks.backbone, ipc, run), networks
+        stats = stored_features(real, networks, run)
+        return Chosen(self.choose(real, stats, networks.backbone, ipc, run), networks)
 
     def choose(
         self, real: ImageSet, stats: StoredFeatures, backbone: Backbone, ipc: int, run: Run

@@ -9,10 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
 
 from potstill.data import ImageSet
-from potstill.methods.base import MethodInfo, Selector
+from potstill.methods.base import Chosen, MethodInfo, Selector
 from potstill.run import Run
 
 __all__ = ["Random"]
@@ -34,11 +33,11 @@ class Random(Selector):
         cost="nothing",
     )
 
-    def select(self, real: ImageSet, ipc: int, run: Run) -> tuple[Tensor, None]:
+    def select(self, real: ImageSet, ipc: int, run: Run) -> Chosen:
         """Return positions (n,), class-sorted."""
         chosen = []
         for label in range(real.num_classes):
             own = real.of_class(label)
             order = torch.randperm(len(own), generator=run.generator("random", label))
             chosen.append(own[order[:ipc]])
-        return torch.cat(chosen), None
+        return Chosen(torch.cat(chosen))
