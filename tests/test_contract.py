@@ -56,6 +56,7 @@ TINY: dict[str, Any] = {
     "centre_count": 2,
     "scorer_epochs": 1,
     "head_steps": 20,
+    "least_share": 1.0,
 }
 STEADY: dict[str, Any] = {  # the same question at every step, so that the loss can only fall
     "entries": 1,

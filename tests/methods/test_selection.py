@@ -10,12 +10,14 @@ import torch
 import torch.nn.functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from potstill.experts.features import collect_features
+from potstill.canvas.start import dealt
+from potstill.experts.features import StoredFeatures, collect_features
 from potstill.experts.heads import Head
 from potstill.experts.labelling import train_teachers
-from potstill.methods import DQ, GraphCut, Herding, KCenter
+from potstill.methods import DQ, DQAS, GraphCut, Herding, KCenter
 from potstill.methods.selection.class_by_class import ClassFeatures, mass, quotas
 from potstill.methods.selection.dq import binned, from_each
+from potstill.methods.selection.dqas import shrunk
 from potstill.methods.selection.graphcut import Likeness
 from potstill.nets import predict
 from potstill.nets.frozen import Backbone
@@ -26,7 +28,7 @@ from potstill.synthetic import SyntheticSet
 
 TINY = {"network": "convnet-d2-w8-in", "scorer_epochs": 1}
 CLASSES, DIM = 5, 7
-ALL = [Herding, KCenter, GraphCut, DQ]
+ALL = [Herding, KCenter, GraphCut, DQ]  # DQAS picks as DQ
 
 
 def drawn(*shape, seed=0):
@@ -213,7 +215,7 @@ def test_a_proportional_subset_leaves_the_tail_out_and_says_so(make_blobs, run, 
     real = make_blobs((60, 20, 2))
     syn = GraphCut.budget("quick", quota="proportional", **TINY)(real, 1, run)
     assert syn.counts == tuple(quotas(real.counts, 1, "proportional")) == (2, 1, 0)
-    assert "takes no image of 1 of 3 classes ('class 2' first)" in caplog.text
+    assert "no image is taken of 1 of 3 classes ('class 2' first)" in caplog.text
     syn.save(tmp_path / "artifact")
     assert SyntheticSet.load(tmp_path / "artifact").counts == (2, 1, 0)
 
@@ -343,3 +345,103 @@ def test_bad_fields_are_one_sentence_before_anything_is_trained(fields, said, ma
         GraphCut.budget("quick", **fields)(make_blobs((4, 3)), 1, run)
     assert str(caught.value).startswith(said) and "\n" not in str(caught.value)
     assert not (run.cache / "pools").exists()
+
+
+def two_kinds(counts, run, seed=0):
+    """Class 0 lies at the origin; class 1 on 12 axes, and those unseen look like the origin."""
+    draw = torch.Generator().manual_seed(seed)
+    apart = 6 * torch.eye(13) * (torch.arange(13) > 0)
+    places = [torch.zeros(counts[0], dtype=torch.long), 1 + torch.arange(counts[1]) % 12]
+    z = torch.cat([apart[p] for p in places])
+    z += 0.1 * torch.randn(z.shape, generator=draw)
+    labels = torch.repeat_interleave(torch.arange(2), torch.tensor(counts))
+    stats = StoredFeatures(
+        counts=torch.tensor(counts), sums=torch.zeros(2, 13), views=1, facts={}, key="",
+        bank=z.half()[None], labels=labels,
+    )  # fmt: skip
+    head = Head(torch.randn(2, 13, generator=draw), torch.zeros(2), ("a", "b"), "none", {})
+    return stats, head
+
+
+def test_budgets_move_to_the_class_that_gains_within_floor_and_size(run):
+    stats, head = two_kinds((60, 60), run)
+    method = DQAS(rounds=3)
+    found = method.class_budgets(stats, head, 8, run)
+    assert sum(found) == 16 and found[1] > found[0] >= 4
+    held = method.held(stats.labels, run)
+    whole = [(stats.labels == c).nonzero().flatten()[~held[stats.labels == c]] for c in (0, 1)]
+    few = [own[:3] for own in whole]
+    gain = method.accuracy(stats, whole, held) - method.accuracy(stats, few, held)
+    assert float(gain[1]) > float(gain[0]) + 0.2  # the set is what it says
+    assert method.class_budgets(stats, head, 8, run) == found
+    assert DQAS(least_share=1.0).class_budgets(stats, head, 8, run) == [8, 8]
+    free = DQAS(rounds=3, least_share=0.0).class_budgets(stats, head, 8, run)
+    assert free[0] < 4 and sum(free) == 16
+    small, head = two_kinds((60, 9), run)
+    assert DQAS().class_budgets(small, head, 12, run)[1] <= 9
+
+
+def test_held_out_images_are_a_share_of_each_class_and_never_all_of_it(run):
+    labels = torch.repeat_interleave(torch.arange(4), torch.tensor([50, 9, 2, 1]))
+    held = DQAS().held(labels, run)
+    assert labels[held].bincount(minlength=4).tolist() == [10, 1, 1, 0]
+    assert not torch.equal(held, DQAS().held(labels, run.with_(seed=1)))
+
+
+def test_the_scorer_of_dqas_never_saw_what_is_held_out(make_blobs, run, monkeypatch, caplog):
+    real, seen = make_blobs((30, 9, 4)), []
+    opened = Scorer.open
+    monkeypatch.setattr(
+        Scorer, "open", lambda self, given, run: (seen.append(given), opened(self, given, run))[1]
+    )
+    method = DQAS.budget("quick", **TINY)
+    syn = method(real, 4, run)
+    held = method.held(real.labels, run)
+    assert torch.equal(seen[0].indices, real.indices[~held]) and 0 < int(held.sum()) < len(real)
+    assert "no image" not in caplog.text
+    assert sum(syn.counts) == 12 and min(syn.counts) >= 2 and syn.counts[2] <= 4
+    assert len(set(syn.provenance["indices"])) == 12
+
+
+def test_the_accuracy_of_a_subset_is_that_of_a_balanced_linear_classifier(run):
+    stats, _ = two_kinds((40, 30), run)
+    held = DQAS().held(stats.labels, run)
+    rows = [torch.arange(0, 9), torch.arange(45, 50)]
+    found = DQAS().accuracy(stats, rows, held)
+    z, own = stats.bank[0].double(), torch.cat(rows)
+    scale = z[own].std()
+    weight = torch.zeros(2, 13, dtype=torch.float64, requires_grad=True)
+    bias = torch.zeros(2, dtype=torch.float64, requires_grad=True)
+    for _ in range(3000):
+        losses = F.cross_entropy(
+            z[own] / scale @ weight.T + bias, stats.labels[own], reduction="none"
+        )
+        loss = sum(losses[stats.labels[own] == c].mean() for c in (0, 1)) / 2
+        loss = loss + 2.5e-4 * weight.square().sum()
+        for value, grad in zip(
+            (weight, bias), torch.autograd.grad(loss, (weight, bias)), strict=True
+        ):
+            value.data -= 0.5 * grad
+    right = (z[held] / scale @ weight.T + bias).argmax(1) == stats.labels[held]
+    assert found.tolist() == [
+        pytest.approx(float(right[stats.labels[held] == c].double().mean())) for c in (0, 1)
+    ]
+
+
+def test_gains_of_few_images_are_drawn_to_the_mean():
+    gains, images = torch.tensor([0.2, 0.0, 1.0]).double(), torch.tensor([90, 10, 0])
+    mean = 0.2 * 90 / 100
+    expected = [(18 + 10 * mean) / 100, 10 * mean / 20, mean]
+    assert shrunk(gains, images).tolist() == pytest.approx(expected)
+
+
+def test_what_is_dealt_goes_by_weight_and_never_over():
+    def deal(left, weights, counts, most):
+        return dealt(*(torch.tensor(v) if isinstance(v, list) else v
+                       for v in (left, weights, counts, most))).tolist()  # fmt: skip
+
+    assert deal(6, [2.0, 1.0, 0.0], [1, 1, 1], [9, 9, 9]) == [5, 3, 1]
+    assert deal(6, [2.0, 1.0, 0.0], [1, 1, 1], [2, 9, 9]) == [2, 6, 1]
+    assert deal(6, [0.0, 0.0, 0.0], [1, 1, 1], [9, 9, 9]) == [3, 3, 3]
+    assert deal(3, [1.0, 0.0, 0.0], [1, 1, 1], [2, 9, 9]) == [2, 2, 2]
+    assert deal(99, [1.0, 1.0, 1.0], [1, 0, 0], [2, 3, 4]) == [2, 3, 4]

@@ -106,9 +106,21 @@ def images_per_class(real: ImageSet, ipc: int, profile: str = "balanced") -> lis
     sizes = torch.tensor(real.counts)
     counts = torch.ones_like(sizes)
     left = min(ipc * real.num_classes, int(sizes.sum())) - real.num_classes
-    while left > 0:  # what a full class cannot take goes to the others
-        room = (sizes - counts).clamp_min(0)
-        shares = sizes.double() * (room > 0)
+    return dealt(left, sizes, counts, sizes).tolist()
+
+
+def dealt(left: int, weights: Tensor, counts: Tensor, most: Tensor) -> Tensor:
+    """Return ``counts`` (C,) with ``left`` more, in proportion to ``weights``, none over ``most``.
+
+    What a full class cannot take goes to the others; less than one each goes to the largest. Where
+    no class with room has a weight, all that have room have the same.
+    """
+    counts = counts.clone()
+    left = min(left, int((most - counts).clamp_min(0).sum()))
+    while left > 0:
+        room = (most - counts).clamp_min(0)
+        shares = weights.double() * (room > 0)
+        shares = shares if float(shares.sum()) > 0 else (room > 0).double()
         shares *= left / shares.sum()
         whole = torch.minimum(shares.floor().long(), room)
         if not int(whole.sum()):  # less than one image each
@@ -117,7 +129,7 @@ def images_per_class(real: ImageSet, ipc: int, profile: str = "balanced") -> lis
             whole = torch.minimum(whole, room)
         counts += whole
         left -= int(whole.sum())
-    return counts.tolist()
+    return counts
 
 
 def start_canvas(

@@ -16,6 +16,7 @@ from potstill.methods.pretrained.lgm import LGM
 from potstill.methods.pretrained.sfm import SFM
 from potstill.methods.selection.centroids import Centroids
 from potstill.methods.selection.dq import DQ
+from potstill.methods.selection.dqas import DQAS
 from potstill.methods.selection.graphcut import GraphCut
 from potstill.methods.selection.herding import Herding
 from potstill.methods.selection.kcenter import KCenter
@@ -40,6 +41,7 @@ CATALOGUE: dict[str, type[Method]] = {
         KCenter,
         GraphCut,
         DQ,
+        DQAS,
         DM,
         M3D,
         NCFM,

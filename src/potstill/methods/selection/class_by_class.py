@@ -89,44 +89,51 @@ class ClassByClass:
     def choose(
         self, real: Any, stats: StoredFeatures, head: Head | None, ipc: int, run: Run
     ) -> Chosen:
-        """Return what is chosen by stored features; of ``real`` only classes are looked at."""
-        self.tell(stats, real.classes, ipc)
-        wanted = quotas(stats.counts.tolist(), ipc, self.quota)
-        chosen, weights = [], []
-        for label, count in enumerate(wanted):
-            own = (stats.labels == label).nonzero().flatten()
-            seen = ClassFeatures(label, stats.bank[0, own].double(), head)
-            places = self.pick(seen, count, run) if count else own[:0]
-            chosen.append(own[places])
-            weights.append(mass(seen.z, places))
-        kept = torch.cat(weights).float() if self.weighting == "mass" else None
-        return Chosen(torch.cat(chosen), weights=kept)
-
-    def tell(self, stats: StoredFeatures, classes: Sequence[str], ipc: int) -> None:
-        """Say what is short or alike.
+        """Return what is chosen by stored features; of ``real`` only classes are looked at.
 
         Raises:
             InputError: the network sees the same in all images.
         """
-        bank, counts = stats.bank[0], stats.counts.tolist()
+        bank, chosen, weights = stats.bank[0], [], []
         if bool((bank == bank[:1]).all()):
             raise InputError(
                 f"networks is {self.networks.kind!r}, which sees the same in all {len(bank)} "
                 "images; train it longer, or use another network or backbone"
             )
-        short = [name for name, n in zip(classes, counts, strict=True) if n < ipc]
-        if self.quota == "balanced" and short:
-            logger.warning(
-                "%d of %d classes have fewer than %d images and give all they have (smallest: "
-                "%r with %d)", len(short), len(counts), ipc, classes[counts.index(min(counts))],
-                min(counts),
-            )  # fmt: skip
-        none = [classes[c] for c, n in enumerate(quotas(counts, ipc, self.quota)) if not n]
-        if none:
-            logger.warning(
-                "quota='proportional' takes no image of %d of %d classes (%r first); use "
-                "quota=balanced, or a larger ipc", len(none), len(counts), none[0],
-            )  # fmt: skip
+        budgets = self.class_budgets(stats, head, ipc, run)
+        tell(stats.counts.tolist(), budgets, real.classes, ipc)
+        for label, count in enumerate(budgets):
+            own = (stats.labels == label).nonzero().flatten()
+            seen = ClassFeatures(label, bank[own].double(), head)
+            places = self.pick(seen, count, run) if count else own[:0]
+            chosen.append(own[places])
+            if self.weighting == "mass":
+                weights.append(mass(seen.z, places))
+        kept = torch.cat(weights).float() if weights else None
+        return Chosen(torch.cat(chosen), weights=kept)
+
+    def class_budgets(
+        self, stats: StoredFeatures, head: Head | None, ipc: int, run: Run
+    ) -> Sequence[int]:
+        """Return how many images each class gives, (C,)."""
+        return quotas(stats.counts.tolist(), ipc, self.quota)
+
+
+def tell(counts: Sequence[int], budgets: Sequence[int], classes: Sequence[str], ipc: int) -> None:
+    """Say which classes give all they have, or nothing."""
+    short = [c for c, n in enumerate(counts) if n < ipc and budgets[c] == n]
+    if short:
+        least = min(short, key=lambda c: counts[c])
+        logger.warning(
+            "%d of %d classes have fewer than %d images and give all they have (smallest: %r with "
+            "%d)", len(short), len(counts), ipc, classes[least], counts[least],
+        )  # fmt: skip
+    none = [classes[c] for c, n in enumerate(budgets) if not n]
+    if none:
+        logger.warning(
+            "no image is taken of %d of %d classes (%r first); use quota=balanced, or a larger ipc",
+            len(none), len(counts), none[0],
+        )  # fmt: skip
 
 
 def mass(z: Tensor, places: Tensor) -> Tensor:
