@@ -42,7 +42,8 @@ def pairings() -> Iterator[tuple[str, dict[str, Any]]]:
                 more = {"factor": factor} if factor else {}
                 yield name, {"canvas": canvas, "labels": labels, **more}
         for networks in kinds_of(kind, "networks")[1:]:
-            fresh = {"real_side": "fresh"} if (name, networks) == ("dm", "evolving") else {}
+            moves = name == "dm" and networks in ("evolving", "queue")
+            fresh = {"real_side": "fresh"} if moves else {}
             yield name, {"networks": networks, **fresh}
 
 

@@ -59,6 +59,9 @@ def test_schedules(monkeypatch):
         and cosine.share(50) == pytest.approx(0.5)
         and cosine.share(100) == pytest.approx(0)
     )
+    halved = Schedule(Descent(steps=2000, schedule="halved"))
+    shares = [halved.share(step) for step in (0, 1199, 1200, 1599, 1600, 1799, 1800, 1999)]
+    assert shares == [1, 1, 0.5, 0.5, 0.25, 0.25, 0.125, 0.125]
     plateau = Schedule(Descent(steps=100, schedule="plateau"))
     for step in range(5):
         plateau.observe(step, 1.0)

@@ -4,8 +4,11 @@ A new method is one import and one entry here (see CONTRIBUTING.md).
 """
 
 from potstill.methods.base import BUDGETS, Matcher, Method, MethodInfo, Selector
+from potstill.methods.distribution.cafe import CAFE
 from potstill.methods.distribution.csdm import CSDM
 from potstill.methods.distribution.dm import DM
+from potstill.methods.distribution.idm import IDM
+from potstill.methods.distribution.iid import IID
 from potstill.methods.distribution.m3d import M3D
 from potstill.methods.distribution.ncfm import NCFM
 from potstill.methods.distribution.sdm import SDM
@@ -43,6 +46,9 @@ CATALOGUE: dict[str, type[Method]] = {
         DQ,
         DQAS,
         DM,
+        CAFE,
+        IDM,
+        IID,
         M3D,
         NCFM,
         SDM,

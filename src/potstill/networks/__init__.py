@@ -4,7 +4,9 @@ from potstill.networks.evolving import EvolvingNets
 from potstill.networks.feature_networks import Networks, PoolNetworks
 from potstill.networks.frozen_backbone import BackboneNetworks, FrozenBackbone
 from potstill.networks.parts import Experts, NetworkSpec, NoNets, PoolNets, RandomNets
+from potstill.networks.queue import QueueNets, QueueNetworks
 from potstill.networks.scorer import HeadedBackbone, Scorer
+from potstill.networks.settling import SettlingNets, SettlingNetworks
 from potstill.networks.snapshots import SnapshotNets, SnapshotNetworks
 
 __all__ = [
@@ -18,8 +20,12 @@ __all__ = [
     "NoNets",
     "PoolNetworks",
     "PoolNets",
+    "QueueNets",
+    "QueueNetworks",
     "RandomNets",
     "Scorer",
+    "SettlingNets",
+    "SettlingNetworks",
     "SnapshotNets",
     "SnapshotNetworks",
 ]

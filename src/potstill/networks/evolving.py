@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from copy import deepcopy
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, ClassVar
 
 import torch
 from torch import Tensor
@@ -17,7 +17,7 @@ from potstill.nets.training import Examples, Training
 from potstill.networks.extractor import FeatureExtractor
 from potstill.networks.feature_networks import Networks
 from potstill.networks.parts import OwnNets, fit_transform
-from potstill.run import InputError, Run
+from potstill.run import Run
 from potstill.run.checkpoint import under
 from potstill.run.fields import Batch, Decay, NotNegative, OneOf, Positive, Range
 
@@ -75,9 +75,13 @@ class EvolvingNetworks(Networks):
         if age == 0:
             self.online.restart(self.run.generator("network", birth))
             return
+        self.learn(canvas, targets, dsa, self.epochs)
+
+    def learn(self, canvas: Canvas, targets: Tensor, dsa: DSA | None, epochs: int) -> None:
+        """Train some epochs on the canvas, or steps on real images, or both."""
         how = self.how
         training = Training(
-            epochs=self.epochs,
+            epochs=epochs,
             batch=how.inner_batch,
             lr=how.inner_lr,
             momentum=how.inner_momentum,
@@ -110,6 +114,8 @@ class EvolvingNetworks(Networks):
 class EvolvingNets(OwnNets, kind="evolving"):
     """A network trained on the canvas, on real images, or on both, in turns with the canvas."""
 
+    moves: ClassVar[bool] = True
+
     renew_every: Loop = 0  # steps until a new random network; 0 = as DC for these images per class
     inner_epochs: Loop = 0  # epochs on the canvas after each step; 0 = as DC
     real_steps: Loop = 10  # steps on real images after each step, where they are trained on
@@ -118,17 +124,6 @@ class EvolvingNets(OwnNets, kind="evolving"):
     inner_momentum: Decay = 0.0  # their momentum
     inner_decay: NotNegative = 0.0  # weight decay
     inner_batch: Batch = 256  # images per step
-
-    def check(self, method: Any, real: ImageSet | None = None) -> None:
-        """Refuse a network whose statistics would be those of nothing."""
-        super().check(method, real)
-        if real is not None:
-            network = self.new(real, torch.Generator().manual_seed(0))
-            if any(True for _ in network.buffers()):
-                raise InputError(
-                    f"network is {self.network!r}, whose batch norm has no statistics when it is "
-                    "new; use one with instance norm, such as convnet-w128-in"
-                )
 
     def open(self, real: ImageSet, run: Run) -> EvolvingNetworks:
         """Return a new random network."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from potstill.data import DSA
 from potstill.data.transform import Transform
 from potstill.nets import Network
+from potstill.nets.taps import tapped
 from potstill.run import Run
 from potstill.run.memory import bytes_per_image
 
@@ -53,6 +54,28 @@ class FeatureExtractor:
 
         ``dsa`` is applied behind the transform, with the parameters ``augment``.
         """
+        found = self._passed(self._call, images, dsa, augment)
+        return nn.functional.normalize(found, dim=1, eps=1e-12) if normalize else found
+
+    def maps(
+        self,
+        names: Sequence[str],
+        images: Tensor,
+        dsa: DSA | None = None,
+        augment: Mapping[str, Tensor] | None = None,
+    ) -> list[Tensor]:
+        """Return what the layers of these names make of RGB images, (n, q) each, then features."""
+        with tapped(self.net, names) as outputs:
+            found = self._passed(self.net.features, images, dsa, augment)
+        return [*(outputs[name].flatten(1).to(found.dtype) for name in names), found]
+
+    def _passed(
+        self,
+        call: Callable[[Tensor], Tensor],
+        images: Tensor,
+        dsa: DSA | None,
+        augment: Mapping[str, Tensor] | None,
+    ) -> Tensor:
         moved = self.transform.forward(images)
         if dsa is not None:
             moved = dsa.apply(moved, dict(augment or {}))
@@ -60,9 +83,8 @@ class FeatureExtractor:
             moved = moved.to(memory_format=torch.channels_last)
         kind, half = self.run.device.split(":")[0], self.run.precision == "bf16"
         with torch.autocast(kind, torch.bfloat16, enabled=half):
-            raw = self._call(moved)
-        found = raw.float() if raw.dtype == torch.bfloat16 else raw
-        return nn.functional.normalize(found, dim=1, eps=1e-12) if normalize else found
+            raw = call(moved)
+        return raw.float() if raw.dtype == torch.bfloat16 else raw
 
     def logits(
         self, images: Tensor, dsa: DSA | None = None, augment: Mapping[str, Tensor] | None = None

@@ -65,6 +65,13 @@ class Networks:
         """Yield the networks at the end of their training, each in place until the next."""
         raise NotImplementedError
 
+    def accuracy(self, number: int) -> float:
+        """Return how many training images, as a share, a view's network got right of late.
+
+        0 where networks do not learn, or nobody counts.
+        """
+        return 0.0
+
     @torch.no_grad()
     def judged(self, images: Tensor, counts: Sequence[int], prior: str) -> Tensor:
         """Return what finished networks say of RGB images, log-probabilities (n, K), their mean.

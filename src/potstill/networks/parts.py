@@ -15,7 +15,7 @@ from potstill.experts.trajectories import ExpertPrior, Trajectories, train_exper
 from potstill.nets import Network, Sharpness, create_for, parse
 from potstill.nets.many import Training
 from potstill.networks.feature_networks import Networks, PoolNetworks, RandomNetworks
-from potstill.run import Run
+from potstill.run import InputError, Run
 from potstill.run.fields import (
     Batch,
     Count,
@@ -54,6 +54,7 @@ class NetworkSpec(Part, room=True):
 
     judges: ClassVar[bool] = False  # whether trained networks can choose images and labels
     has_trained: ClassVar[bool] = False  # whether a trained network stands behind each that sees
+    moves: ClassVar[bool] = False  # whether they change while the canvas moves
 
     @property
     def prior(self) -> str:
@@ -95,10 +96,16 @@ class OwnNets(NetworkSpec):
     preprocess: Preprocess = "normalize"  # what networks see: mean and std, or "zca" whitening
 
     def check(self, method: Any, real: ImageSet | None = None) -> None:
-        """Refuse an unknown network, or one for larger images."""
+        """Refuse an unknown network, one for larger images, or statistics of nothing."""
         parse(self.network)
-        if real is not None:
-            self.new(real, torch.Generator().manual_seed(0))
+        if real is None:
+            return
+        network = self.new(real, torch.Generator().manual_seed(0))
+        if self.moves and any(True for _ in network.buffers()):
+            raise InputError(
+                f"network is {self.network!r}, whose batch norm has no statistics when it is "
+                "new; use one with instance norm, such as convnet-w128-in"
+            )
 
     def new(self, real: ImageSet, generator: torch.Generator) -> Network:
         """Return a new network."""

@@ -36,10 +36,10 @@ class RealStatistics(Part):
 
     def check(self, method: Any, real: ImageSet | None = None) -> None:
         """Refuse to keep what networks that move have seen, and what would be ignored."""
-        if method.networks.kind == "evolving" and self.real_side != "fresh":
+        if method.networks.moves and self.real_side != "fresh":
             raise InputError(
-                f"real_side is {self.real_side!r} and networks is 'evolving', of which nothing can "
-                "be kept; use real_side=fresh"
+                f"real_side is {self.real_side!r} and networks is {method.networks.kind!r}, of "
+                "which nothing can be kept; use real_side=fresh"
             )
         if self.real_side == "features" and self.augment_per == "class":
             raise InputError(

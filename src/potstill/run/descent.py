@@ -18,7 +18,8 @@ __all__ = ["Course", "Descent", "Optimizer", "Rate", "Schedule", "cosine", "pack
 
 Optimizer = Annotated[str, OneOf("adam", "mean_adam", "sgd")]
 _PATIENCE = 500  # plateau: steps without improvement before the rate is halved
-Course = Annotated[str, OneOf("constant", "cosine", "plateau")]  # of the step size
+_HALVED = (0.6, 0.8, 0.9)  # shares of the steps after which CAFE halves the rate
+Course = Annotated[str, OneOf("constant", "cosine", "plateau", "halved")]  # of the step size
 
 
 @dataclass(frozen=True)
@@ -43,7 +44,8 @@ class Descent(Part):
     # "adam" (0.9, 0.999), "mean_adam" (one second moment: weights of classes stay) or "sgd"
     optimizer: Optimizer = "adam"
     momentum: Decay = 0.5  # of SGD
-    schedule: Course = "constant"  # step size over time: "constant", "cosine" or "plateau"
+    # step size over time: "constant", "cosine", "plateau", or "halved" thrice at the end (CAFE)
+    schedule: Course = "constant"
 
     def scaled(self, share: float) -> float:
         """Return ``lr_images`` in pixels a unit of which is ``share ** -0.5`` units of its own.
@@ -92,6 +94,9 @@ class Schedule:
         """Return what every leaf's step size is multiplied by at ``step``."""
         if self.descent.schedule == "cosine":
             return cosine(step, max(1, self.descent.steps))
+        if self.descent.schedule == "halved":
+            done = step / max(1, self.descent.steps)
+            return 0.5 ** sum(done >= share for share in _HALVED)
         return self.factor
 
     def observe(self, step: int, loss: float) -> None:

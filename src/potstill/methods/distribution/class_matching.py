@@ -1,9 +1,9 @@
-"""The step that DM, M3D, NCFM, SDM and CSDM share.
+"""The step that DM, IDM, IID, M3D, NCFM, SDM and CSDM share.
 
 One network looks at all synthetic images of some classes and the result is compared, class by
 class, with the cached real side; NCFM, SDM and CSDM also keep the images where a trained classifier
-expects them (calibration, DANCE). A method says how features become a class statistic and how two
-statistics differ: its :class:`Comparison`.
+expects them (calibration, DANCE), IID keeps those of a class together. A method says how features
+become a class statistic and how two statistics differ: its :class:`Comparison`.
 """
 
 from __future__ import annotations
@@ -33,7 +33,16 @@ from potstill.run.objective import Term
 from potstill.run.parts import Part
 from potstill.synthetic.eight_bit import rounded
 
-__all__ = ["CANVASES", "LABELS", "TRAINED", "Calibration", "ClassMatching", "Comparison"]
+__all__ = [
+    "CANVASES",
+    "LABELS",
+    "TRAINED",
+    "Calibration",
+    "ClassMatching",
+    "Comparison",
+    "FurtherTerm",
+    "Removed",
+]
 
 CANVASES = ("pixels", "tiled", "multi-formation", "frequency")
 LABELS = ("hard", "taught")
@@ -70,8 +79,16 @@ class Comparison:
         raise NotImplementedError
 
 
+class FurtherTerm:
+    """What a method asks of the images beside the match, behind networks of its own."""
+
+    def terms(self, step: int, number: int, canvas: Canvas, piece: int) -> Iterator[Term]:
+        """Yield the terms of a step whose last view has this number."""
+        raise NotImplementedError
+
+
 class ClassMatching(Objective):
-    """L = sum_c weight * distance_c, and a calibration where there is one."""
+    """L = sum_c weight * distance_c, and a further term where there is one."""
 
     def __init__(
         self,
@@ -85,7 +102,7 @@ class ClassMatching(Objective):
         statistics: RealStatistics,
         normalize: bool = False,
         weight: float = 1.0,
-        calibration: CalibrationTerm | None = None,
+        further: FurtherTerm | None = None,
         labels: LabelSpec | None = None,
     ) -> None:
         self.labeller: Labeller | None = None
@@ -95,13 +112,13 @@ class ClassMatching(Objective):
         if run.on_gpu and real.images.nbytes < run.budget.images:
             real = real.to(run.device)
         self.canvas, self.networks, self.comparison = canvas, networks, comparison
-        self.weight, self.calibration = weight, calibration
+        self.weight, self.further = weight, further
         self.side = RealSide(
             real, networks, run, statistics, views.dsa(), comparison, normalize=normalize
         )
 
     def terms(self, step: int, canvas: Canvas, piece: int) -> Iterator[Term]:
-        """Matching, then calibration (NCFM sec. 4.3; DANCE sec. 3.3) behind the last view."""
+        """Matching, then calibration (NCFM sec. 4.3; DANCE sec. 3.3) or the like, once a step."""
         weight = self.weight / self.side.statistics.views_per_step
         for view in self.side.views(step):
             for part in cuts(canvas.classes, piece):
@@ -112,8 +129,8 @@ class ClassMatching(Objective):
                     view, features, labels - first, first, last
                 )
                 yield Term("match", values * weight, first, facts)
-        if self.calibration is not None:
-            yield from self.calibration.terms(step, view.number, canvas, piece)
+        if self.further is not None:
+            yield from self.further.terms(step, view.number, canvas, piece)
 
     def after(self, step: int, canvas: Canvas) -> None:
         """Networks that move learn from the canvas."""
@@ -175,7 +192,7 @@ class Calibration(Part):
         return CalibrationTerm(self.calibration, networks, dsa, run, real.counts, left)
 
 
-class CalibrationTerm:
+class CalibrationTerm(FurtherTerm):
     """Cross-entropy of a trained network on augmented images, averaged per class.
 
     Logits are taken minus ``left`` times the log prior of classes of these ``counts``.

@@ -76,7 +76,11 @@ class DM(Matcher):
         },
         "standard": {"steps": 5000, "real_side": "rolling", "entries": 200, "refresh": 10},
     }
-    pairs = {"canvas": CANVASES, "labels": LABELS, "networks": ("random", *TRAINED, "evolving")}
+    pairs = {
+        "canvas": CANVASES,
+        "labels": LABELS,
+        "networks": ("random", *TRAINED, "evolving", "queue"),
+    }
 
     canvas: CanvasSpec = Pixels(bounded=False)
     networks: NetworkSpec = RandomNets()

@@ -124,7 +124,7 @@ def spectral_matching(
         labels=method.labels,
         normalize=method.normalize,
         weight=method.match_weight / real.num_classes,
-        calibration=method.calibrating.prepared(
+        further=method.calibrating.prepared(
             real, networks, method.views.dsa(), run, method.networks.prior
         ),
     )
