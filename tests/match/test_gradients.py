@@ -57,7 +57,9 @@ def plain_rows(a, b):
 
 def plain_whole(a, b, metric):
     a, b = (torch.cat([g.reshape(-1) for g in side]) for side in (a, b))
-    if metric == "mse":
+    if metric == "kernels_l1":
+        return abs(a - b).sum()
+    if metric in ("mse", "kernels"):
         return ((a - b) ** 2).sum()
     return 1 - (a * b).sum() / (a.norm() * b.norm() + 0.000001)
 
@@ -65,6 +67,8 @@ def plain_whole(a, b, metric):
 def released(net, real, synthetic, metric, keep=lambda name: True, loss=F.cross_entropy):
     """The released loop: distances per class with a double backward through the whole network."""
     named = [(name, p) for name, p in net.named_parameters() if keep(name)]
+    if metric.startswith("kernels"):
+        named = [(name, p) for name, p in named if p.ndim > 1]
     parameters = [p for _, p in named]
     found = []
     for (x, y), (s, t) in zip(real, synthetic, strict=True):
@@ -81,7 +85,7 @@ def leaves(sides):
 @pytest.mark.parametrize(
     "name", ["convnet-d2-w5-in", "convnet-d2-w4-bn", "convnet-d2-w4-none-max", "mlp-w6", "lenet"]
 )
-@pytest.mark.parametrize("metric", ["rows", "cosine", "mse"])
+@pytest.mark.parametrize("metric", ["rows", "cosine", "mse", "kernels", "kernels_l1"])
 def test_distances_and_pixel_gradients_are_those_of_a_plain_double_backward(name, metric):
     net, real = network(name), batches((5, 3, 7), seed=1)
     ours, plain = leaves(batches((2, 1, 3), seed=2)), leaves(batches((2, 1, 3), seed=2))
@@ -112,7 +116,7 @@ def test_the_sum_over_classes_has_the_summed_gradient():
 
 
 @pytest.mark.parametrize("layers", ["body", "head"])
-@pytest.mark.parametrize("metric", ["rows", "mse"])
+@pytest.mark.parametrize("metric", ["rows", "mse", "kernels"])
 def test_parts_of_the_network(layers, metric):
     net, real = network(), batches((4, 2, 3), seed=1)
     ours, plain = leaves(batches((2, 2, 2), seed=2)), leaves(batches((2, 2, 2), seed=2))
@@ -192,7 +196,7 @@ def test_what_cannot_be_compared_is_refused():
     g = {"bias": normal(3)}
     with pytest.raises(InputError, match="metric is 'rows', for which the gradients hold no"):
         gradient_distance(g, g)
-    with pytest.raises(InputError, match="metric is 'ours'; use one of rows, cosine, mse"):
+    with pytest.raises(InputError, match="metric is 'ours'; use one of rows, cosine, mse, kernels"):
         gradient_distance(g, g, "ours")
     with pytest.raises(InputError, match="layers is 'conv'; use one of all, body, head"):
         matching(network(), layers="conv")

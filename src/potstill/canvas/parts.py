@@ -46,6 +46,10 @@ class CanvasSpec(Part, room=True):
         """Return the stored images of each class."""
         return [ipc] * real.num_classes
 
+    def material(self, real: ImageSet, ipc: int) -> list[int]:
+        """Return how many real images each class begins with; none where it is not free to say."""
+        return []
+
     def make(
         self,
         real: ImageSet,
@@ -118,6 +122,14 @@ class Started(CanvasSpec):
     def counts(self, real: ImageSet, ipc: int) -> list[int]:
         """Return the stored images of each class."""
         return images_per_class(real, ipc, self.ipc_profile)
+
+    def material(self, real: ImageSet, ipc: int) -> list[int]:
+        """Return how many real images each class begins with; none where it is not free to say."""
+        if self.start not in ("real", "tiled"):
+            return []
+        size = (real.shape[1], real.shape[2])
+        per_image = self.factor_for(size) ** 2 if self.start == "tiled" else 1
+        return [per_image * count for count in self.counts(real, ipc)]
 
     def make(
         self,

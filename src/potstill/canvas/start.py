@@ -76,13 +76,14 @@ def _warn_of_shortage(
     have = real.counts if candidates is None else [len(own) for own in candidates]
     short = [c for c, n in enumerate(have) if n < wanted[c] * per_image]
     if short:
+        all_qualify = all(have[c] == real.counts[c] for c in short)
         logger.warning(
             "%d of %d classes have fewer than the %d %s that %d stored images start from "
             "(smallest: %d); shortage=%r %s",
             len(short),
             real.num_classes,
             max(wanted[c] for c in short) * per_image,
-            "images" if candidates is None else "rightly classified images",
+            "images" if all_qualify else "rightly classified images",
             max(wanted[c] for c in short),
             min(have),
             shortage,

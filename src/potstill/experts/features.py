@@ -8,6 +8,7 @@ what it found is cached by content: data, backbone, views and seed.
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import replace
 from typing import Any, Literal, overload
 
@@ -34,7 +35,14 @@ from potstill.run.cache import Cached, key_facts
 from potstill.run.memory import Portion
 from potstill.run.recall import tell_damage
 
-__all__ = ["FeatureStats", "StoredFeatures", "collect_features", "image_features", "sub_centres"]
+__all__ = [
+    "FeatureStats",
+    "StoredFeatures",
+    "collect_features",
+    "image_features",
+    "k_means",
+    "sub_centres",
+]
 
 
 @overload
@@ -156,9 +164,6 @@ def sub_centres(stats: StoredFeatures, parts: int, run: Run) -> Tensor:
 
     A class with fewer images than ``parts`` gives its images' features in turn.
     """
-    from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits
-
     found = []
     for label in range(len(stats.counts)):
         rows = (stats.labels == label).nonzero().flatten()
@@ -166,9 +171,21 @@ def sub_centres(stats: StoredFeatures, parts: int, run: Run) -> Tensor:
         if len(rows) <= parts:
             found.append(z.mean(0)[torch.arange(parts) % len(rows)])
             continue
-        draw = run.generator("features/k-means", label)
-        seed = int(torch.randint(2**31, (), generator=draw))
-        with threadpool_limits(1):  # sums of several threads come in any order
-            means = KMeans(parts, n_init=4, random_state=seed).fit(z.flatten(0, 1).numpy())
-        found.append(torch.from_numpy(means.cluster_centers_).float())
+        found.append(k_means(z.flatten(0, 1), parts, run.generator("features/k-means", label)))
     return torch.stack(found)
+
+
+def k_means(z: Tensor, parts: int, draw: torch.Generator, starts: int = 4) -> Tensor:
+    """Return the k-means centres (parts, d) of rows ``z`` (n, d) on the CPU, n >= parts.
+
+    Lloyd's, the best of ``starts`` beginnings (k-means++, seeded by ``draw``).
+    """
+    from sklearn.cluster import KMeans
+    from sklearn.exceptions import ConvergenceWarning
+    from threadpoolctl import threadpool_limits
+
+    seed = int(torch.randint(2**31, (), generator=draw))
+    with threadpool_limits(1), warnings.catch_warnings():  # sums of threads come in any order
+        warnings.simplefilter("ignore", ConvergenceWarning)  # fewer distinct rows than parts
+        means = KMeans(parts, n_init=starts, random_state=seed).fit(z.numpy())
+    return torch.from_numpy(means.cluster_centers_).float()

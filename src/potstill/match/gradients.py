@@ -30,11 +30,13 @@ from potstill.run import InputError
 from potstill.run.fields import Batch, Checked, OneOf, check_value
 from potstill.run.machine import CPU_CHUNK
 
-__all__ = ["GradientMatching", "Metric", "Side", "gradient_distance"]
+__all__ = ["GradientMatching", "Layers", "Metric", "Side", "gradient_distance"]
 
-Metric = Annotated[str, OneOf("rows", "cosine", "mse")]
+Metric = Annotated[str, OneOf("rows", "cosine", "mse", "kernels", "kernels_l1")]
+Layers = Annotated[str, OneOf("all", "body", "head")]
 Side = tuple[Tensor, Tensor]  # images (n, c, h, w) as the network takes them, and targets
 _FLOOR = 1e-6  # of the denominators, as released
+_OF_WEIGHTS = ("rows", "kernels", "kernels_l1")  # to which parameters with one axis are nothing
 
 
 def gradient_distance(
@@ -44,20 +46,24 @@ def gradient_distance(
 
     "rows" is DC's distance (released as "ours"), of rows (out, rest) of the parameters with two
     axes or more; "cosine" is 1 - the cosine of all values at once; "mse" is their squared
-    distance, a sum as released.
+    distance, a sum as released; "kernels" is that of the parameters with two axes or more (IDC),
+    "kernels_l1" the sum of their absolute differences (IDC on ImageNet).
 
     Raises:
         InputError: an unknown metric, or nothing to compare.
     """
     check_value("metric", metric, Metric)
-    names = [name for name, value in synthetic.items() if metric != "rows" or value.ndim > 1]
+    whole = metric not in _OF_WEIGHTS
+    names = [name for name, value in synthetic.items() if whole or value.ndim > 1]
     if not names:
         raise InputError(f"metric is {metric!r}, for which the gradients hold no parameter")
     if metric == "rows":
         gaps = [_row_gaps(real[name].flatten(1), synthetic[name].flatten(1)) for name in names]
         return torch.cat(gaps).sum()
     a, b = (torch.cat([side[name].flatten() for name in names]) for side in (real, synthetic))
-    return (a - b).square().sum() if metric == "mse" else _row_gaps(a[None], b[None]).sum()
+    if metric == "cosine":
+        return _row_gaps(a[None], b[None]).sum()
+    return (a - b).abs().sum() if metric == "kernels_l1" else (a - b).square().sum()
 
 
 def _row_gaps(a: Tensor, b: Tensor) -> Tensor:
@@ -89,7 +95,7 @@ class GradientMatching(Checked):
     loss: Loss = cross_entropy  # logits and targets to values (b,); its mean is differentiated
     metric: Metric = "rows"
     # "body": all but the classifier; "head": the classifier alone, without a backward pass
-    layers: Annotated[str, OneOf("all", "body", "head")] = "all"
+    layers: Layers = "all"
     chunk: Batch | None = None  # real images at a time; None = 64 on a CPU, all on a GPU
     head: tuple[str, str] = ("classifier.weight", "classifier.bias")  # names of the last layer
 
@@ -164,4 +170,4 @@ class GradientMatching(Checked):
         return s
 
     def _counts(self, parameter: Tensor) -> bool:
-        return self.metric != "rows" or parameter.ndim > 1
+        return self.metric not in _OF_WEIGHTS or parameter.ndim > 1

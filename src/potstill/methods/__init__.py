@@ -13,7 +13,9 @@ from potstill.methods.distribution.m3d import M3D
 from potstill.methods.distribution.ncfm import NCFM
 from potstill.methods.distribution.sdm import SDM
 from potstill.methods.gradient.dc import DC
+from potstill.methods.gradient.dream import DREAM
 from potstill.methods.gradient.dsa import DSA
+from potstill.methods.gradient.idc import IDC
 from potstill.methods.kernel.kip import KIP
 from potstill.methods.pretrained.lgm import LGM
 from potstill.methods.pretrained.sfm import SFM
@@ -62,6 +64,8 @@ CATALOGUE: dict[str, type[Method]] = {
         SFM,
         DC,
         DSA,
+        IDC,
+        DREAM,
         KIP,
     )
 }

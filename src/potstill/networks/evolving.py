@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from copy import deepcopy
-from dataclasses import dataclass
-from typing import Annotated, ClassVar
+from dataclasses import dataclass, replace
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from potstill.canvas import Canvas
 from potstill.data import DSA, ImageSet
 from potstill.data.transform import Transform
+from potstill.losses import REMEDIES
 from potstill.nets.online import OnlineNetwork
 from potstill.nets.training import Examples, Training
 from potstill.networks.extractor import FeatureExtractor
@@ -19,12 +20,20 @@ from potstill.networks.feature_networks import Networks
 from potstill.networks.parts import OwnNets, fit_transform
 from potstill.run import Run
 from potstill.run.checkpoint import under
-from potstill.run.fields import Batch, Decay, NotNegative, OneOf, Positive, Range
+from potstill.run.fields import Batch, Decay, NotNegative, OneOf, Positive, Range, Share
 
-__all__ = ["EvolvingNetworks", "EvolvingNets"]
+__all__ = ["EvolvingNetworks", "EvolvingNets", "MovingPrior"]
 
 Loop = Annotated[int, Range(0, 10**6)]
 TrainedOn = Annotated[str, OneOf("canvas", "real", "both")]
+# rows of the long-tail table whose training has no end, mixes nothing and corrects nothing after it
+MovingPrior = Annotated[
+    str,
+    OneOf(
+        "plain", "balanced", "class_aware", "sqrt", "balanced_softmax", "logit_adjusted",
+        "effective_number", "focal", "ldam",
+    ),
+]  # fmt: skip
 # images per class: steps with one network, and epochs of it after each (DC's released table)
 _PUBLISHED = {1: (1, 1), 10: (10, 50), 20: (20, 25), 30: (30, 20), 40: (40, 15), 50: (50, 10)}
 
@@ -94,8 +103,15 @@ class EvolvingNetworks(Networks):
             examples = Examples(images, targets.detach(), self.transform)
             self.online.train(examples, training, generators=self._draws)
         if how.trained_on != "canvas":
-            examples = Examples(self.real.rows(), self.real.labels, self.transform)
-            self.online.train(examples, training, generators=self._draws, steps=how.real_steps)
+            self._train_on_real(replace(training, cutmix=how.real_cutmix))
+
+    def _train_on_real(self, training: Training) -> None:
+        examples = Examples(self.real.rows(), self.real.labels, self.transform)
+        loss: Any = REMEDIES[self.how.real_prior].loss_for(self.real.counts)
+        training = training.under(self.how.real_prior)
+        self.online.train(
+            examples, training, generators=self._draws, loss=loss, steps=self.how.real_steps
+        )
 
     def _draws(self, purpose: str, birth: int, index: int) -> torch.Generator:
         return self.run.generator(f"evolving/{purpose}", birth, index)
@@ -124,6 +140,8 @@ class EvolvingNets(OwnNets, kind="evolving"):
     inner_momentum: Decay = 0.0  # their momentum
     inner_decay: NotNegative = 0.0  # weight decay
     inner_batch: Batch = 256  # images per step
+    real_cutmix: Share = 0.0  # probability of CutMix in a step on real images
+    real_prior: MovingPrior = "plain"  # their uneven classes: "plain", "balanced", ...: the table
 
     def open(self, real: ImageSet, run: Run) -> EvolvingNetworks:
         """Return a new random network."""

@@ -11,7 +11,7 @@ from __future__ import annotations
 from copy import deepcopy
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any, ClassVar
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -22,23 +22,15 @@ from potstill.data.transform import Transform
 from potstill.losses import REMEDIES, Loss
 from potstill.nets.online import OnlineNetwork
 from potstill.nets.training import Examples, Training
+from potstill.networks.evolving import MovingPrior
 from potstill.networks.extractor import FeatureExtractor
 from potstill.networks.feature_networks import Networks
 from potstill.networks.parts import OwnNets, fit_transform
 from potstill.run import ArtifactError, InputError, Run
 from potstill.run.checkpoint import under
-from potstill.run.fields import Batch, Count, Decay, Every, NotNegative, OneOf, Positive
+from potstill.run.fields import Batch, Count, Decay, Every, NotNegative, Positive
 
 __all__ = ["QueueNets", "QueueNetworks"]
-
-# rows of the long-tail table whose training has no end, mixes nothing and corrects nothing after it
-QueuePrior = Annotated[
-    str,
-    OneOf(
-        "plain", "balanced", "class_aware", "sqrt", "balanced_softmax", "logit_adjusted",
-        "effective_number", "focal", "ldam",
-    ),
-]  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +48,7 @@ class QueueNets(OwnNets, kind="queue"):
     inner_momentum: Decay = 0.9  # their momentum
     inner_decay: NotNegative = 5e-4  # weight decay
     inner_batch: Batch = 256  # images per step
-    pool_prior: QueuePrior = "plain"  # what is done about uneven classes: the long-tail table
+    pool_prior: MovingPrior = "plain"  # what is done about uneven classes: the long-tail table
 
     @property
     def prior(self) -> str:

@@ -1,10 +1,10 @@
-"""The step that DC and DSA share: the gradients of one network on real and on synthetic images."""
+"""The step of this family: the gradients of one network on real and on synthetic images."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Annotated, Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -12,16 +12,21 @@ from torch.func import functional_call
 
 from potstill.canvas import Canvas
 from potstill.data import DSA, ImageSet
-from potstill.match.gradients import GradientMatching, Metric, Side
+from potstill.data.transform import Transform
+from potstill.match.gradients import GradientMatching, Layers, Metric, Side
 from potstill.methods.base import Objective
+from potstill.methods.gradient.representatives import representatives
 from potstill.networks import Networks
 from potstill.run import Run
 from potstill.run.checkpoint import under
-from potstill.run.fields import Batch
+from potstill.run.descent import Descent
+from potstill.run.fields import Batch, BatchOrAll, Range
 from potstill.run.objective import Term
 from potstill.run.parts import Part
 
 __all__ = ["Gradients", "GradientObjective", "MatchesGradients"]
+
+Pause = Annotated[int, Range(0, 10**9)]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -29,7 +34,12 @@ class Gradients(Part):
     """How gradients are taken and compared."""
 
     batch_real: Batch = 256  # real images of a class in a step; a small class gives all it has
-    metric: Metric = "rows"  # cosines of output units summed, "cosine" of all values, or "mse"
+    # cosines of output units summed, "cosine" of all values, "mse", or of weights without biases
+    # and norms squared ("kernels") or absolute ("kernels_l1") differences
+    metric: Metric = "rows"
+    layers: Layers = "all"  # whose gradients: "all", the "body", or the classifier ("head")
+    batch_syn: BatchOrAll = 0  # training images of a class of the canvas in a step; 0 = all
+    recluster: Pause = 0  # steps until k-means chooses the real images anew; 0 = random each step
 
 
 class MatchesGradients:
@@ -54,9 +64,21 @@ class MatchesGradients:
         "networks": ("evolving", "random", "pool"),
     }
 
+    descent: Descent
+
     def dsa(self) -> DSA | None:
         """Return the augmentation of both sides, or None."""
         return None
+
+    def lesson(self) -> DSA | None:
+        """Return the augmentation under which the network itself learns, or None."""
+        return self.dsa()
+
+    def settled(self, canvas: Canvas, transform: Transform) -> tuple[Canvas, float]:
+        """Return the canvas in units of the published step size, and that size."""
+        if canvas.plain:
+            return canvas.moved_behind(transform), self.descent.lr_images
+        return canvas, self.descent.scaled(transform.step_share)
 
     def prepare(self, real: ImageSet, canvas: Canvas, networks: Networks, run: Run) -> Objective:
         """Nothing is computed before step 0."""
@@ -69,20 +91,20 @@ class GradientObjective(Objective):
     def __init__(
         self, method: Any, real: ImageSet, canvas: Canvas, networks: Networks, run: Run
     ) -> None:
-        self.real, self.networks, self.run, self.dsa = real, networks, run, method.dsa()
-        self.transform, self.batch = networks.transform, method.gradients.batch_real
+        self.real, self.networks, self.run = real, networks, run
+        self.dsa, self.lesson = method.dsa(), method.lesson()
+        self.transform, self.how = networks.transform, method.gradients
         self.labels, self.rates = method.labels.make(canvas), method.labels.rates
-        if canvas.plain:
-            self.canvas = canvas.moved_behind(self.transform)
-        else:  # the published step size is one of what networks see
-            self.canvas = canvas
-            self.lr = method.descent.scaled(self.transform.step_share)
+        self.canvas, self.lr = method.settled(canvas, self.transform)
+        self.chosen: dict[str, Tensor] = {}  # by k-means, of each class that is large enough
         body = networks.at(0).net.body  # of every step's network, whose buffers it holds
 
         def features(theta: Mapping[str, Tensor], x: Tensor) -> Tensor:
             return functional_call(body, under("body.", theta), (x,)).flatten(1)
 
-        self.matching = GradientMatching(features=features, metric=method.gradients.metric)
+        self.matching = GradientMatching(
+            features=features, metric=self.how.metric, layers=self.how.layers
+        )
 
     def leaves(self) -> dict[str, Tensor]:
         """The labels, where they are soft."""
@@ -90,19 +112,35 @@ class GradientObjective(Objective):
 
     def real_batch(self, step: int, label: int) -> Tensor:
         """Return the positions of the real images of a class in a step."""
-        own, draw = self.real.of_class(label), self.run.generator("real", step, label)
-        return own[torch.randperm(len(own), generator=draw)[: self.batch]]
+        own, wanted, every = self.real.of_class(label), self.how.batch_real, self.how.recluster
+        if not every:
+            draw = self.run.generator("real", step, label)
+            return own[torch.randperm(len(own), generator=draw)[:wanted]]
+        if len(own) <= wanted:  # nothing to choose from
+            return own
+        name = f"chosen/{label}"
+        if step % every == 0:
+            draw, network = self.run.generator("k-means", step, label), self.networks.at(step)
+            self.chosen[name] = representatives(self.real, own, network, wanted, draw)
+        return self.chosen[name]
 
     def terms(self, step: int, canvas: Canvas, piece: int) -> Iterator[Term]:
         """One distance for each class; its graph is freed before the next one is built."""
         theta = dict(self.networks.at(step).net.named_parameters())
         for label in range(canvas.classes):
-            own = self.labels.targets(canvas.rows(label, label + 1))
-            seen = canvas.seen(self.transform, label, label + 1)
             real = self._real(step, label)
-            synthetic = self._augmented((seen, own), step, label)
+            synthetic = self._augmented(self._synthetic(step, canvas, label), step, label)
             (distance,) = self.matching.distances(theta, [real], [synthetic])
             yield Term("match", distance[None], label, {"distance": distance.detach()[None]})
+
+    def _synthetic(self, step: int, canvas: Canvas, label: int) -> Side:
+        own = self.labels.targets(canvas.rows(label, label + 1))
+        seen, most = canvas.seen(self.transform, label, label + 1), self.how.batch_syn
+        if not 0 < most < len(seen):
+            return seen, own
+        draw = self.run.generator("synthetic", step, label)
+        rows = torch.randperm(len(seen), generator=draw)[:most].to(seen.device)
+        return seen[rows], own[rows]
 
     @torch.no_grad()
     def _real(self, step: int, label: int) -> Side:
@@ -120,8 +158,17 @@ class GradientObjective(Objective):
         return self.dsa.apply(images, drawn), targets
 
     def after(self, step: int, canvas: Canvas) -> None:
-        """Let the network learn from the canvas, augmented as in the match."""
-        self.networks.after(step, canvas, self.labels.targets(), self.dsa)
+        """Let the network learn from the canvas, or from real images."""
+        self.networks.after(step, canvas, self.labels.targets(), self.lesson)
+
+    def state(self) -> dict[str, Tensor]:
+        """Networks that move, and real images that were chosen for more than one step."""
+        return super().state() | self.chosen
+
+    def load_state(self, tensors: dict[str, Tensor]) -> None:
+        """Put both back."""
+        super().load_state(tensors)
+        self.chosen = {name: rows for name, rows in tensors.items() if name.startswith("chosen/")}
 
     def pieces(self, run: Run) -> int:
         """Classes are taken one by one."""
