@@ -63,6 +63,7 @@ TINY: dict[str, Any] = {
     "scorer_epochs": 1,
     "head_steps": 20,
     "least_share": 1.0,
+    "nets_per_step": 2,
 }
 STEADY: dict[str, Any] = {  # the same question at every step, so that the loss can only fall
     "entries": 1,
@@ -81,6 +82,7 @@ STEADY: dict[str, Any] = {  # the same question at every step, so that the loss 
     "crop_min": 1.0,
     "flip": 0.0,
     "noise": 0.0,
+    "nets_per_step": 16,
 }
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     # neighbours needs another run's result, see tests/methods/test_pretrained.py
@@ -120,6 +122,15 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "cafe-augmented": (
         "cafe",
         {"start": "noise", "augment": "color_crop", "settled_inner": 0.9, "settled": 0.9},
+    ),
+    "kip-balanced": ("kip", {"outer_loss": "balanced_softmax", "learn_labels": True}),
+    "frepo-balanced": (
+        "frepo",
+        {"outer_loss": "balanced_softmax", "mirrored": False, "network": "convnet-d2-w8-bn"},
+    ),
+    "rfad-squared": (
+        "rfad",
+        {"outer_loss": "squared_error", "learn_labels": True, "learn_mixing": False},
     ),
     "dm-frequency": ("dm", {"canvas": "frequency"}),
     "mtt-pixels": ("mtt", {"canvas": "pixels", "start": "real"}),

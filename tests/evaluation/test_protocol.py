@@ -19,7 +19,7 @@ CHANGES = {
     "epochs_by_ipc": ((1, 3),), "labels": "hard", "learned_lr": True, "held_out": 2,
     "mixing": "remix", "max_norm": 0.1, "prior": "balanced_softmax", "loss": "squared_error",
     "temperature": 2.0, "epoch_images": 3, "nesterov": True, "warmup": 0.2,
-    "drop_last": True,
+    "drop_last": True, "ema": 0.9,
 }  # fmt: skip
 
 
@@ -81,6 +81,10 @@ def test_published_hyper_parameters():
     assert facts("dsa") == (1000, 256, "sgd", 0.01, 5e-4, 0.1, 0.0)
     assert facts("idc") == (1000, 64, "sgd", 0.01, 5e-4, 0.2, 0.5)
     assert facts("ncfm") == (2000, 128, "adamw", 1e-3, 0.01, 0.5, 0.5)
+    frepo = PROTOCOLS["frepo"]  # Zhou et al. 2022
+    assert (frepo.loss, frepo.training.ema) == ("squared_error", 0.995)
+    assert (frepo.training.optimizer, frepo.training.weight_decay) == ("adamw", 0)
+    assert [frepo.training_for(ipc).epochs for ipc in (1, 10, 50)] == [1000, 2000, 5000]
     for name in ("dc", "dsa", "idc"):
         assert PROTOCOLS[name].training.momentum == 0.9
     assert PROTOCOLS["dc"].training.augment is None

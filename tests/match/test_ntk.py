@@ -6,13 +6,17 @@ import math
 import pytest
 import torch
 
-from potstill.match.ntk import WideNetwork, kernel_regression, regression_loss
+from potstill.match.ntk import WideNetwork, kernel_regression
 from potstill.run import InputError
 
 
 def normal(*shape, seed=0):
     draw = torch.Generator().manual_seed(seed)
     return torch.randn(*shape, generator=draw, dtype=torch.float64)
+
+
+def regression_loss(k_ss, k_ts, y_s, y_t, reg):
+    return 0.5 * (kernel_regression(k_ss, k_ts, y_s, reg) - y_t).square().mean()
 
 
 def literal(x, y, depth, w2, b2):
@@ -183,9 +187,6 @@ def test_the_prediction_solves_the_normal_equations(reg):
     if not float(reg):
         torch.testing.assert_close(kernel_regression(k_ss, k_ss, y, reg), y)
     torch.testing.assert_close(kernel_regression(9 * k_ss, 9 * k_ts, y, reg), found)
-    goal = normal(3, 2, seed=3)
-    half = sum((a - b) ** 2 for a, b in zip(found.flatten(), goal.flatten(), strict=True)) / 12
-    torch.testing.assert_close(regression_loss(k_ss, k_ts, y, goal, reg), half)
 
 
 def test_equal_images_need_a_ridge():

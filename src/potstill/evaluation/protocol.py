@@ -293,6 +293,10 @@ _NCFM = Training(  # NCFM, Wang et al., CVPR 2025: released evaluation code
     schedule="step", milestones=(1 / 5, 2 / 5, 3 / 5, 4 / 5), gamma=0.5,
     augment=DSA.parse(_NO_CUTOUT, rule="idc"), cutmix=0.5,
 )  # fmt: skip
+_FREPO = Training(  # FRePo, Zhou et al., NeurIPS 2022; steps, lr and batch are recalled
+    epochs=1000, batch=500, optimizer="adamw", lr=3e-4, weight_decay=0.0, schedule="cosine",
+    augment=DSA.parse(_ALL, rule="dc"), ema=0.995,
+)  # fmt: skip
 _TINY = ((1, 2000), (10, 300), (50, 40))  # NCFM's epochs for Tiny ImageNet
 
 # Ours: what the strong published recipes share (AdamW, IDC-rule augmentation, CutMix) with the one
@@ -318,6 +322,12 @@ PROTOCOLS: dict[str, Protocol] = {
         Protocol(name="ncfm", training=_NCFM),
         Protocol(name="ncfm-published", training=_NCFM, selection="test_max", test_every=100),
         Protocol(name="ncfm-tiny", training=_NCFM, epochs_by_ipc=_TINY),
+        Protocol(  # an epoch is one step as long as the set has no more images than a batch
+            name="frepo",
+            training=_FREPO,
+            epochs_by_ipc=((1, 1000), (10, 2000), (50, 5000)),
+            loss="squared_error",
+        ),
         Protocol(name="mtt", training=_MTT, learned_lr=True),  # also FTD, TESLA, DATM
         Protocol(name="lad", training=_LAD, learned_lr=True),
         Protocol(

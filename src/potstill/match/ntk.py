@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from potstill.run import InputError
 from potstill.run.fields import Checked, NotNegative, OneOf, Positive, Range
 
-__all__ = ["WideNetwork", "kernel_regression", "regression_loss"]
+__all__ = ["WideNetwork", "kernel_regression"]
 
 _EQUAL = 1e-14  # a cosine as close to ±1 as this is ±1: the rest is rounding of dot products
 _TINY = 1e-30  # least variance of an output, for zero images without biases
@@ -151,13 +151,3 @@ def kernel_regression(k_ss: Tensor, k_ts: Tensor, y_s: Tensor, reg: float | Tens
             "(equal images?); use a larger reg"
         )
     return k_ts @ torch.cholesky_solve(y_s, factor)
-
-
-def regression_loss(
-    k_ss: Tensor, k_ts: Tensor, y_s: Tensor, y_t: Tensor, reg: float | Tensor = 1e-6
-) -> Tensor:
-    """Half the mean squared error of :func:`kernel_regression` on targets y_t (m, C), scalar.
-
-    The mean is over images and classes, as in KIP's released code (FRePo sums over classes).
-    """
-    return 0.5 * (kernel_regression(k_ss, k_ts, y_s, reg) - y_t.double()).square().mean()

@@ -16,7 +16,9 @@ from potstill.methods.gradient.dc import DC
 from potstill.methods.gradient.dream import DREAM
 from potstill.methods.gradient.dsa import DSA
 from potstill.methods.gradient.idc import IDC
+from potstill.methods.kernel.frepo import FRePo
 from potstill.methods.kernel.kip import KIP
+from potstill.methods.kernel.rfad import RFAD
 from potstill.methods.pretrained.lgm import LGM
 from potstill.methods.pretrained.sfm import SFM
 from potstill.methods.selection.centroids import Centroids
@@ -67,6 +69,8 @@ CATALOGUE: dict[str, type[Method]] = {
         IDC,
         DREAM,
         KIP,
+        FRePo,
+        RFAD,
     )
 }
 __all__ = ["BUDGETS", "CATALOGUE", "Matcher", "Method", "MethodInfo", "Selector", "find"]

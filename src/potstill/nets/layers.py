@@ -28,6 +28,7 @@ __all__ = [
     "Network",
     "average_pool",
     "initialise",
+    "initialise_normal",
     "norm",
     "pool",
     "predict",
@@ -209,3 +210,27 @@ def initialise(network: nn.Module, generator: torch.Generator) -> None:
                 value.copy_(torch.empty(value.shape).uniform_(-bound, bound, generator=generator))
         elif isinstance(module, nn.GroupNorm | nn.BatchNorm2d):
             module.reset_parameters()
+
+
+@torch.no_grad()
+def initialise_normal(
+    network: nn.Module,
+    generator: torch.Generator,
+    *,
+    weight_variance: float = 2.0,
+    bias_variance: float = 0.01,
+) -> None:
+    """Draw all parameters anew, in place, as wide networks with a kernel in closed form have them.
+
+    Weights of convolutions and linear layers are normal with variance ``weight_variance`` over
+    fan_in and biases with ``bias_variance`` (the "ntk" parameterisation at its start, see
+    :class:`potstill.match.ntk.WideNetwork`); the rest is as in :func:`initialise`.
+    """
+    initialise(network, generator)
+    for module in network.modules():
+        if isinstance(module, nn.Conv2d | nn.Linear):
+            variance = weight_variance / module.weight[0].numel()
+            for value, own in (module.weight, variance), (module.bias, bias_variance):
+                if value is not None:
+                    drawn = torch.empty(value.shape).normal_(0, own**0.5, generator=generator)
+                    value.copy_(drawn)

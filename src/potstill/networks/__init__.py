@@ -3,7 +3,15 @@
 from potstill.networks.evolving import EvolvingNets
 from potstill.networks.feature_networks import Networks, PoolNetworks
 from potstill.networks.frozen_backbone import BackboneNetworks, FrozenBackbone
-from potstill.networks.parts import Experts, NetworkSpec, NoNets, PoolNets, RandomNets
+from potstill.networks.online_pool import OnlinePoolNets
+from potstill.networks.parts import (
+    Experts,
+    GaussianNets,
+    NetworkSpec,
+    NoNets,
+    PoolNets,
+    RandomNets,
+)
 from potstill.networks.queue import QueueNets, QueueNetworks
 from potstill.networks.scorer import HeadedBackbone, Scorer
 from potstill.networks.settling import SettlingNets, SettlingNetworks
@@ -14,10 +22,12 @@ __all__ = [
     "EvolvingNets",
     "Experts",
     "FrozenBackbone",
+    "GaussianNets",
     "HeadedBackbone",
     "NetworkSpec",
     "Networks",
     "NoNets",
+    "OnlinePoolNets",
     "PoolNetworks",
     "PoolNets",
     "QueueNets",

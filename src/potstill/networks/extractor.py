@@ -79,11 +79,18 @@ class FeatureExtractor:
         moved = self.transform.forward(images)
         if dsa is not None:
             moved = dsa.apply(moved, dict(augment or {}))
+        return self.seen(moved, call)
+
+    def seen(self, moved: Tensor, call: Callable[[Tensor], Tensor] | None = None) -> Tensor:
+        """Images (n, c, h, w) behind the transform -> features (n, d), float32 or as the images.
+
+        ``call`` takes the place of the network's features, or of what they were compiled to.
+        """
         if self.run.on_gpu:
             moved = moved.to(memory_format=torch.channels_last)
         kind, half = self.run.device.split(":")[0], self.run.precision == "bf16"
         with torch.autocast(kind, torch.bfloat16, enabled=half):
-            raw = call(moved)
+            raw = (call or self._call)(moved)
         return raw.float() if raw.dtype == torch.bfloat16 else raw
 
     def logits(

@@ -13,6 +13,7 @@ from potstill.data.transform import Transform
 from potstill.experts.pool import Prior, train_pool
 from potstill.experts.trajectories import ExpertPrior, Trajectories, train_experts
 from potstill.nets import Network, Sharpness, create_for, parse
+from potstill.nets.layers import initialise_normal
 from potstill.nets.many import Training
 from potstill.networks.feature_networks import Networks, PoolNetworks, RandomNetworks
 from potstill.run import InputError, Run
@@ -30,6 +31,7 @@ from potstill.run.parts import Part
 
 __all__ = [
     "Experts",
+    "GaussianNets",
     "NetworkSpec",
     "NoNets",
     "OwnNets",
@@ -115,6 +117,22 @@ class OwnNets(NetworkSpec):
 @dataclass(frozen=True, kw_only=True)
 class RandomNets(OwnNets, kind="random"):
     """A randomly initialised network for each view of the real side."""
+
+    def open(self, real: ImageSet, run: Run) -> RandomNetworks:
+        """Return the networks."""
+        transform = fit_transform(real, self.preprocess)
+        return RandomNetworks(lambda draw: self.new(real, draw), self.network, transform, run)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GaussianNets(OwnNets, kind="gaussian"):
+    """As random, with the normal weights of wide networks whose kernel is known (RFAD)."""
+
+    def new(self, real: ImageSet, generator: torch.Generator) -> Network:
+        """Return a new network of normal weights."""
+        network = super().new(real, generator)
+        initialise_normal(network, generator)
+        return network
 
     def open(self, real: ImageSet, run: Run) -> RandomNetworks:
         """Return the networks."""

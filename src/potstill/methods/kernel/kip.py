@@ -9,7 +9,8 @@ the synthetic set by kernel ridge regression in float64 and moves the images, an
 asked for, down the slope of the error.
 
 On a long tail a natural batch is nearly all head, and so is its error; ``balance="sampling"`` draws
-every class equally often.
+every class equally often, and ``outer_loss="balanced_softmax"`` judges the prediction as a
+classifier that knows the class sizes (:mod:`potstill.methods.kernel.ridge_regression`).
 
 Deviations: images are seen through the data set's mean and standard deviation ("zca": whitening
 without the per-image norm); the fully connected kernel only. What is recalled from the paper and
@@ -18,31 +19,26 @@ not read is marked in docs/methods/kip.md. Recipe: recipes/kip/.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated
 
-import torch
 from torch import Tensor
 
 from potstill.canvas import Canvas, CanvasSpec, Pixels
 from potstill.data import ImageSet
 from potstill.labels import LabelSpec, Regression
-from potstill.labels.parts import centred
-from potstill.match.ntk import WideNetwork, regression_loss
+from potstill.match.ntk import WideNetwork
 from potstill.methods.base import Matcher, MethodInfo, Objective
-from potstill.nets.sampling import balanced_order
+from potstill.methods.kernel.ridge_regression import CANVASES, Outer, RidgeRegression
 from potstill.networks import Networks, NetworkSpec, NoNets
 from potstill.run import Run
 from potstill.run.descent import Descent
 from potstill.run.fields import Batch, OneOf, Positive, Range
-from potstill.run.objective import Term
 
 __all__ = ["KIP"]
 
 Depth = Annotated[int, Range(1, 20)]
 KernelKind = Annotated[str, OneOf("ntk", "nngp")]
-Balance = Annotated[str, OneOf("none", "sampling")]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,7 +61,7 @@ class KIP(Matcher):
         "standard": {"steps": 1000, "batch_real": 1000},
     }
     pairs = {
-        "canvas": ("pixels", "tiled", "multi-formation", "frequency"),
+        "canvas": CANVASES,
         "labels": ("regression",),
         "networks": ("none",),
     }
@@ -73,60 +69,31 @@ class KIP(Matcher):
     canvas: CanvasSpec = Pixels(bounded=False)
     labels: LabelSpec = Regression()
     networks: NetworkSpec = NoNets()
+    outer: Outer = Outer()
     descent: Descent = Descent(steps=5000, lr_images=0.04)  # Adam
     depth: Depth = 1  # hidden layers of the network
     kernel_kind: KernelKind = "ntk"  # tangent kernel, or "nngp", the covariance of outputs
     reg: Positive = 1e-6  # ridge, as a share of the mean of the kernel's diagonal
     batch_real: Batch = 5000  # real images per step
-    balance: Balance = "none"  # long tails: "none" as published, or "sampling"
 
     def prepare(self, real: ImageSet, canvas: Canvas, networks: Networks, run: Run) -> Objective:
         """Nothing is computed before step 0."""
-        return _Regression(self, real, canvas, networks, run)
+        return _Wide(self, real, canvas, networks, run)
 
 
-class _Regression(Objective):
-    """Half the mean squared error of predicting a real batch."""
+class _Wide(RidgeRegression):
+    """Under the closed-form kernel."""
 
     def __init__(
         self, how: KIP, real: ImageSet, canvas: Canvas, networks: Networks, run: Run
     ) -> None:
-        self.how, self.real, self.run, self.transform = how, real, run, networks.transform
-        self.labels = how.labels.make(canvas)
-        self.canvas = canvas.moved_behind(self.transform) if canvas.plain else canvas
-        if not canvas.plain:  # the step size is one of what the kernel sees
-            self.lr = how.descent.scaled(self.transform.step_share)
-        self.rates = how.labels.rates
+        super().__init__(how, real, canvas, networks, run)
         self.kernel = WideNetwork(depth=how.depth, kind=how.kernel_kind)
-        self.groups = [real.of_class(label) for label in range(real.num_classes)]
 
-    def leaves(self) -> dict[str, Tensor]:
-        """The targets."""
-        return self.labels.leaves()
-
-    def positions(self, step: int) -> Tensor:
-        """Return which real images (b,) a step predicts."""
-        size, draw = min(self.how.batch_real, len(self.real)), self.run.generator("real", step)
-        if self.how.balance == "sampling":
-            return balanced_order(self.groups, size, draw)
-        return torch.randperm(len(self.real), generator=draw)[:size]
-
-    def terms(self, step: int, canvas: Canvas, piece: int) -> Iterator[Term]:
-        """One error of the whole set."""
-        rows = self.positions(step)
-        with torch.no_grad():
-            t = self.transform.forward(self.real.batch(rows, self.run.device)).flatten(1)
-        s = canvas.seen(self.transform).flatten(1)
-        goal = centred(self.real.labels[rows], canvas.classes).to(s.device)
-        k_ss, k_ts = self.kernel(s, s), self.kernel(t, s)
-        yield Term(
-            "regression", regression_loss(k_ss, k_ts, self.labels.targets(), goal, self.how.reg)
-        )
+    def kernels(self, step: int, t: Tensor, s: Tensor, piece: int) -> tuple[Tensor, Tensor]:
+        """In closed form."""
+        return self.kernel(s, s), self.kernel(t, s)
 
     def pieces(self, run: Run) -> int:
         """The set is solved as a whole."""
         return 1
-
-    def outcome(self, canvas: Canvas) -> dict[str, Any]:
-        """Images, and the targets where they were learned."""
-        return super().outcome(canvas) | self.labels.outcome()
