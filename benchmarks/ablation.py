@@ -74,7 +74,13 @@ PARTS: list[tuple[str, dict[str, Any]]] = [
     ("sdm", {"start": "crops", "steps": 0}),
     ("sdm", {"network": "convnet-w64-in"}),
 ]
-_TAUGHT = {"labels": "taught", "teacher": "resnet10-w24-bn", "hard_share": 0.0}
+_TAUGHT = {
+    "labels": "taught",
+    "teacher": "resnet10-w24-bn",
+    "label_calibration": "none",
+    "label_temperature": 1.0,
+    "hard_share": 0.0,
+}
 _EVEN = {**_TAUGHT, "label_calibration": "even"}
 LABELS: list[tuple[str, dict[str, Any]]] = [  # without a step, then behind SDM's
     (name, {**steps, **labels})
@@ -97,6 +103,7 @@ BLEND: list[tuple[str, dict[str, Any]]] = [  # what each part gave, together
     ("sdm", _HALF_BLEND),
     ("sdm", {**_HALF_BLEND, **_EVEN, "label_temperature": 2.0, "entries": 100}),
     ("sdm", {**_HALF_BLEND, **_EVEN, "label_temperature": 2.0, "pool_prior": "balanced_softmax"}),
+    ("sdm", {**_EVEN, "label_temperature": 2.0, "entries": 100, "views_per_step": 3}),
 ]
 LAD: list[tuple[str, dict[str, Any]]] = [  # figure 6a: base, + DAM, + DAM + ED; then one by one
     ("lad", {"matching": "plain", "adjustment": "none"}),

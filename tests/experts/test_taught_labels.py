@@ -101,8 +101,9 @@ def test_images_do_not_depend_on_labels_and_teachers_are_kept(real, run):
 
 def test_labels_are_of_the_bytes_that_are_stored(real, run):
     chosen = {"canvas": "pixels", "start": "real", "lr_images": 300.0, **TEACHER}
-    made = tiny(DM, labels="taught", bits=8, hard_share=0.0, **chosen)(real, 2, run)
-    plain = tiny(DM, labels="taught", hard_share=0.0, **chosen)(real, 2, run)
+    chosen |= {"labels": "taught", "label_calibration": "none", "label_temperature": 1.0}
+    made = tiny(DM, bits=8, **chosen)(real, 2, run)
+    plain = tiny(DM, **chosen)(real, 2, run)
     assert plain.images.max() > 1.1  # bytes cannot hold it
     nets, transform = nets_of(made, real, run)
     with torch.no_grad():

@@ -76,9 +76,9 @@ class Taught(LabelSpec, kind="taught"):
     # of each (SGD 0.05, Nesterov, cosine, CutMix; batches of 64); 0 = 40, and at least 5000 steps
     teacher_epochs: Epoch = 0
     teacher_mirror: bool = True  # whether it sees mirrored images (no for digits and letters)
-    label_temperature: Positive = 1.0  # of the labels; above 1 flattens
-    label_calibration: Annotated[str, OneOf("none", "adsa", "even")] = "none"  # as of relabel
-    hard_share: HardShare = 0.5  # share of the class itself in a label
+    label_temperature: Positive = 2.0  # of the labels; above 1 flattens
+    label_calibration: Annotated[str, OneOf("none", "adsa", "even")] = "even"  # as of relabel
+    hard_share: HardShare = 0.0  # share of the class itself in a label
 
     def check(self, method: Any, real: ImageSet | None = None) -> None:
         """Refuse an unknown network, or one for larger images."""
