@@ -113,6 +113,20 @@ def test_labels_are_of_the_bytes_that_are_stored(real, run):
     assert not torch.allclose(plain.soft_labels, expected, atol=1e-3)
 
 
+def test_a_poor_teacher_is_told_of_once(real, run, caplog):
+    made = method(teacher_epochs=1, teachers=1)(real, 2, run)  # two steps
+    right = made.provenance["labelled_by"]["right"]
+    _, labels, soft, _ = made.decoded()
+    assert right == pytest.approx(float((soft.argmax(1) == labels).double().mean()), abs=1e-3)
+    assert right < 0.5
+    (told,) = [r.getMessage() for r in caplog.records if "poor teacher's" in r.getMessage()]
+    assert "use more teacher_epochs" in told
+    caplog.clear()
+    good = method(teacher_epochs=60, teachers=1)(real, 2, run)
+    assert good.provenance["labelled_by"]["right"] > 0.5
+    assert "poor teacher's" not in caplog.text
+
+
 def test_a_stored_image_that_is_one_has_one_label(real, run):
     made = tiny(DM, labels="taught", canvas="pixels", start="real", **TEACHER)(real, 2, run)
     assert made.soft_labels.shape == (6, 3)

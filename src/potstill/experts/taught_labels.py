@@ -129,12 +129,17 @@ class Taught(LabelSpec, kind="taught"):
         labels: Tensor,
         spec: dict[str, Any],
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Labels (n, v, K), or (n, K) where a stored image is one training image; facts."""
+        """Labels (n, v, K), or (n, K) where a stored image is one training image; facts.
+
+        Among these "right", the share of images whose likeliest class is their own.
+        """
         seen, own = decode_images(images, labels, spec, small=True)
         said = teachers.logits(seen)
         rule, temperature = self.label_calibration, self.label_temperature
         tau, counts = (0.0, None) if rule == "none" else (rule, real_counts)
         shift, facts = shift_for(tau, said, own, counts, temperature)
-        soft = mixed(softened(said, temperature, shift), own, self.hard_share)
+        plain = softened(said, temperature, shift)
+        facts["right"] = round(float((plain.argmax(1) == own.cpu()).double().mean()), 4)
+        soft = mixed(plain, own, self.hard_share)
         v = views_per_image(spec)
         return soft if v == 1 else soft.unflatten(0, (len(images), v)), facts

@@ -26,7 +26,7 @@ from potstill.methods.base import Objective
 from potstill.networks import Networks
 from potstill.networks.real_statistics import RealSide
 from potstill.networks.view_draws import RealStatistics, SiameseViews
-from potstill.run import InputError, Run
+from potstill.run import InputError, Run, logger
 from potstill.run.fields import NotNegative, OneOf
 from potstill.run.memory import cuts
 from potstill.run.objective import Term
@@ -47,6 +47,7 @@ __all__ = [
 CANVASES = ("pixels", "tiled", "multi-formation", "frequency")
 LABELS = ("hard", "taught")
 TRAINED = ("pool", "snapshots")  # networks that can calibrate
+_POOR = 0.5  # share of images that a teacher gets right, below which it is warned about
 Removed = Annotated[str, OneOf("adjusted", "none")]
 
 
@@ -150,8 +151,14 @@ class ClassMatching(Objective):
             if self.bits == 8:
                 found["images"] = rounded(found["images"])
             labels, spec = canvas.labels.cpu(), canvas.spec
-            soft, self.calibrated = self.labeller.label(found["images"], labels, spec)
-            found["soft_labels"] = soft
+            found["soft_labels"], told = self.labeller.label(found["images"], labels, spec)
+            if not self.calibrated and told["right"] < _POOR:
+                logger.warning(
+                    "the teacher gets %.0f %% of the first images right, and a poor teacher's "
+                    "labels harm; use more teacher_epochs, another teacher, or hard_share=0.5",
+                    100 * told["right"],
+                )
+            self.calibrated = told
         return found
 
     def facts(self) -> dict[str, Any]:
