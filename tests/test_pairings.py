@@ -10,7 +10,7 @@ import pytest
 import torch
 from tests.test_contract import TINY
 
-from potstill.methods import CATALOGUE, Matcher
+from potstill.methods import CATALOGUE, Matcher, find
 from potstill.run import InputError
 
 SIZE = 16  # of which tiles of factor 2 and 3 can be cut
@@ -99,3 +99,21 @@ def test_every_method_names_its_pairings_and_begins_with_the_first_that_fits():
         for room in ROOMS:
             assert getattr(kind(), room).kind in kind.pairs[room]
     assert len(list(unnamed())) > 3 * len(MATCHERS)
+
+
+@pytest.mark.parametrize("name", ["dc", "dsa", "kip", "frepo", "idc"])
+def test_pixels_that_are_to_stay_in_bounds_do(name, make_blobs, run):
+    """Behind a transform 0-1 means nothing, so such a canvas stays in front of it."""
+    real = make_blobs((8, 5), channels=3, size=16)
+    kind = find(name)
+    chosen = {"canvas": "pixels", "bounded": True, "lr_images": 5.0, "preprocess": "normalize"}
+    made = tiny(kind, **chosen)(real, 1, run)
+    assert made.images.min() >= 0 and made.images.max() <= 1
+    free = tiny(kind, **chosen | {"bounded": False})(real, 1, run)
+    assert free.images.min() < 0 or free.images.max() > 1
+
+
+def test_a_learned_matrix_has_no_bounds():
+    with pytest.raises(InputError, match="bounded is True with learn_mixing"):
+        find("rfad").budget("quick", bounded=True).check()
+    find("rfad").budget("quick", bounded=True, learn_mixing=False).check()

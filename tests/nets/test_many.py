@@ -233,6 +233,11 @@ def test_a_network_is_the_mean_of_its_weights(backend, momentum):
         assert not torch.allclose(found[0], newest[0], atol=1e-6)
 
 
+def test_a_mean_in_a_memory_that_is_given_up_is_refused():
+    with pytest.raises(InputError, match=r"ema is 0\.9 with reset_momentum and adamw"):
+        Training(epochs=2, batch=8, optimizer="adamw", ema=0.9, reset_momentum=True)
+
+
 @pytest.mark.parametrize("backend", ["sequential", "stacked"])
 def test_lr_and_momentum_at_a_milestone(backend):
     """Full-batch steps against ten lines of plain gradient descent."""

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from tests.test_pairings import tiny
 
 import potstill
 from potstill.data import Normalize
@@ -21,7 +22,9 @@ from potstill.evaluation import (
     with_view_labels,
 )
 from potstill.evaluation.labels import tier_of
+from potstill.evaluation.teaching import teaching
 from potstill.experts.heads import train_head
+from potstill.methods.distribution.dm import DM
 from potstill.nets import create, predict
 from potstill.nets.backbone import open_backbone, own_backbone, save_backbone
 from potstill.run import ArtifactError, InputError
@@ -192,6 +195,25 @@ def test_impossible_wishes_are_refused(syn, viewed, projected, real, make_blobs,
     path = save_iterate(tmp_path, 3, viewed.images)
     with pytest.raises(ArtifactError, match="has view_labels, which an iterate has not"):
         load_iterate(path, viewed)
+
+
+def test_whole_images_beside_tiles_have_a_teacher_of_whole_images(make_blobs, run):
+    real, test = make_blobs((12, 8), size=16), make_blobs((6, 6), size=16, seed=1)
+    tiled = tiny(DM, canvas="tiled", factor=2)(real, 2, run)
+    plain = tiny(DM)(real, 2, run)
+    protocol = find_protocol(PROTOCOLS["quick"], labels="online", teacher="convnet-d2-w8-in")
+    of_tiles = teaching(tiled, real, protocol, run)
+    of_whole = teaching(tiled, real, protocol, run, whole=True)
+    alone = teaching(plain, real, protocol, run)
+    assert "shrunk 2" in of_tiles.facts["sees"] and "shrunk" not in of_whole.facts["sees"]
+    assert of_whole.facts == alone.facts != of_tiles.facts  # one transform, one teacher
+    assert teaching(plain, real, protocol, run, whole=True) is None
+    x = tiled.transform.forward(real.batch(torch.arange(4)))
+    assert not torch.equal(of_tiles.logits(x), of_whole.logits(x))
+    how = {"labels": "online", "teacher": "convnet-d2-w8-in"}
+    beside = {s: score(s_, real, test, run, **how).random["accuracy"]
+              for s, s_ in {"tiled": tiled, "plain": plain}.items()}  # fmt: skip
+    assert beside["tiled"] == beside["plain"]  # the same images, by the same teacher
 
 
 def test_protocols_of_old_keep_their_hashes():

@@ -168,7 +168,9 @@ def relabel(
         for name, value in vars(how).items()
         if value is not None and how.labels in _OF.get(name, (how.labels,))
     }
-    key = digest([syn.checksum, facts, run.seed])
+    look = blurring(syn.transform, syn.decode)
+    told_apart = [] if look is syn.transform or how.labels == "projected" else [look.kind]
+    key = digest([syn.checksum, facts, run.seed, *told_apart])
     with claimed(out, key, force) as finished:
         if finished:
             return SyntheticSet.load(out)

@@ -148,10 +148,15 @@ class Canvas:
         """Whether what is stored are the pixels that networks are shown, one image each."""
         return self.views == 1
 
+    @property
+    def free(self) -> bool:
+        """Whether it can be moved behind a transform: plain, and no pixel has to stay in 0-1."""
+        return self.plain and not self.bounded
+
     def moved_behind(self, transform: Transform) -> Canvas:
         """Return this canvas with its pixels as networks see them, without bounds.
 
-        A step is then one of what networks see. Only for a :attr:`plain` canvas.
+        A step is then one of what networks see. Only for a :attr:`free` canvas.
         """
         moved = copy(self)
         moved.images = transform.forward(self.images.detach()).requires_grad_(True)

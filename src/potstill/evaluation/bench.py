@@ -146,6 +146,8 @@ class Bench(Beside):
     rest: ImageSet  # train without what is held out under selection "val"
     watch: ImageSet | None
     teaching: Teaching | None = None  # who labels what students see
+    # who labels whole images, where what students see of the artifact are tiles
+    of_whole: Teaching | None = None
 
     @property
     def drawn_from(self) -> ImageSet:
@@ -226,14 +228,16 @@ class Bench(Beside):
         own, how = self.protocol, self.protocol.reference
         learned = what.syn_lr if isinstance(what, SyntheticSet) else None
         how = replace(how, training=own.training_for(self.syn.ipc, learned))
-        if self.teaching is not None:
-            facts = facts | {"teaching": self.teaching.facts}
+        whole = facts["what"] == "random"
+        bench = replace(self, teaching=self.of_whole) if whole and self.of_whole else self
+        if bench.teaching is not None:
+            facts = facts | {"teaching": bench.teaching.facts}
 
         def compute() -> Result:
             if isinstance(what, SyntheticSet):
                 return replace(self, protocol=own.reference).artifact(what, student, runs)
-            title = "random real images" if facts["what"] == "random" else "random real mosaics"
-            return self.measure(self.taught(what()), how, student, runs, title)
+            title = "random real images" if whole else "random real mosaics"
+            return self.measure(bench.taught(what()), how, student, runs, title)
 
         result = self.cached(facts, how, student, runs, compute)
         if self.teaching is not None:

@@ -123,7 +123,8 @@ def evaluate(
     if protocol.selection == "val":
         rest, watch = train.hold_out(protocol.held_out, run.seed)
     who = teaching(syn, rest, protocol, run, sender)
-    bench = Bench(syn, train, test, protocol, run, rest, watch, who)
+    of_whole = teaching(syn, rest, protocol, run, sender, whole=True) if baseline else None
+    bench = Bench(syn, train, test, protocol, run, rest, watch, who, of_whole)
     scores = []
     for name in names:
         own = partial(bench.best_iterate, name, iterates or ()) if best_of_all else None

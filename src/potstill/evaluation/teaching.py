@@ -38,12 +38,20 @@ class Teaching:
 
 
 def teaching(
-    syn: SyntheticSet, real: ImageSet, protocol: Protocol, run: Run, sender: str | None = None
+    syn: SyntheticSet,
+    real: ImageSet,
+    protocol: Protocol,
+    run: Run,
+    sender: str | None = None,
+    *,
+    whole: bool = False,
 ) -> Teaching | None:
     """Return who labels views for students of ``syn``; None where labels are stored.
 
     Args:
         real: what a protocol's teacher is trained on (cached), see :func:`teacher_training`.
+        whole: a teacher of whole images, also where the set decodes to tiles; None where that
+            makes no difference.
         sender: where the backbone of a projection is, if its name leads nowhere any more.
 
     Raises:
@@ -51,9 +59,11 @@ def teaching(
     """
     tier = tier_of(syn, protocol.labels)
     if tier == "projected":
-        return _projection(syn, real, run, sender)
-    name = protocol.teacher  # of labels "online" alone, see Protocol
-    return None if name is None else _network(name, syn, real, protocol, run)
+        return None if whole else _projection(syn, real, run, sender)
+    name, look = protocol.teacher, blurring(syn.transform, syn.decode)  # name: of "online" alone
+    if name is None or (whole and look is syn.transform):
+        return None
+    return _network(name, syn.transform if whole else look, real, protocol, run)
 
 
 def teacher_training(
@@ -104,11 +114,8 @@ def trained_teachers(
     return train_teachers(name, training, prior, members, real, transform, run)[:2]
 
 
-def _network(
-    name: str, syn: SyntheticSet, real: ImageSet, protocol: Protocol, run: Run
-) -> Teaching:
+def _network(name: str, look: Transform, real: ImageSet, protocol: Protocol, run: Run) -> Teaching:
     prior = protocol.teacher_prior
-    look = blurring(syn.transform, syn.decode)
     (net,), facts = trained_teachers(name, prior, protocol, real, look, run)
     held = sum(value.nbytes for value in net.state_dict().values())
 

@@ -87,7 +87,9 @@ def train_teachers(
         net = create_for(real, name, torch.Generator().manual_seed(0))  # overwritten at once
         net.load_state_dict(state)
         nets.append(net.to(run.device).eval())
+    size = f"{real.shape[1]}x{real.shape[2]}, {transform.kind}"  # tells a teacher of tiles, too
     facts = {"network": name, "prior": prior, "epochs": training.epochs, "key": pool.key}
+    facts["sees"] = size
     return nets, facts, pool.seconds_saved
 
 

@@ -24,18 +24,20 @@ __all__ = ["blurring", "shrunk"]
 
 
 def shrunk(real: ImageSet, factor: int) -> ImageSet:
-    """Return the images ``factor`` times smaller per side (rounded up), 8 bits, in memory."""
+    """Return the images ``factor`` times smaller per side (rounded up), 8 bits.
+
+    All of them are held in memory, one part in ``factor``² of what the whole images take.
+    """
     if factor == 1:
         return real
     size = -(-real.shape[1] // factor), -(-real.shape[2] // factor)
-    parts = [
-        _shrink(real.rows(rows).float(), size).round_().to(torch.uint8)
-        for rows in torch.arange(len(real)).split(CPU_CHUNK)
-    ]
+    small = torch.empty(len(real), real.shape[0], *size, dtype=torch.uint8)
+    for rows in torch.arange(len(real)).split(CPU_CHUNK):
+        small[rows] = _shrink(real.rows(rows).float(), size).round_().to(torch.uint8).cpu()
     told = hashlib.sha256(f"{real.fingerprint} shrunk {factor}".encode()).hexdigest()[:16]
     fact = {"op": "shrunk", "factor": factor}
     history = (*real.history, fact)
-    return replace(real, images=torch.cat(parts), mapped=None, fingerprint=told, history=history)
+    return replace(real, images=small, mapped=None, fingerprint=told, history=history)
 
 
 def blurring(transform: Transform, decode: Mapping[str, Any]) -> Transform:

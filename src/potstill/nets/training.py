@@ -73,6 +73,11 @@ class Training:
         check_fields(self)
         if self.cutmix and self.mixing != "none":
             raise InputError(f"mixing is {self.mixing!r} with cutmix {self.cutmix}; use cutmix=0")
+        if self.ema and self.reset_momentum and self.optimizer != "sgd":
+            raise InputError(
+                f"ema is {self.ema} with reset_momentum and {self.optimizer}, whose memory holds "
+                "the mean; use sgd, or reset_momentum=False"
+            )
         if self.nesterov and (self.optimizer != "sgd" or not self.momentum):
             raise InputError(
                 f"nesterov is True with {self.optimizer} and momentum {self.momentum:g}; it "

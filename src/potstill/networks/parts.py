@@ -137,7 +137,8 @@ class GaussianNets(OwnNets, kind="gaussian"):
     def open(self, real: ImageSet, run: Run) -> RandomNetworks:
         """Return the networks."""
         transform = fit_transform(real, self.preprocess)
-        return RandomNetworks(lambda draw: self.new(real, draw), self.network, transform, run)
+        label = f"gaussian-{self.network}"  # part of keys
+        return RandomNetworks(lambda draw: self.new(real, draw), label, transform, run)
 
 
 @dataclass(frozen=True, kw_only=True)

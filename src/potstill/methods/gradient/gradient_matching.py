@@ -76,7 +76,7 @@ class MatchesGradients:
 
     def settled(self, canvas: Canvas, transform: Transform) -> tuple[Canvas, float]:
         """Return the canvas in units of the published step size, and that size."""
-        if canvas.plain:
+        if canvas.free:
             return canvas.moved_behind(transform), self.descent.lr_images
         return canvas, self.descent.scaled(transform.step_share)
 

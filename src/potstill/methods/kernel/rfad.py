@@ -86,6 +86,11 @@ class RFAD(Matcher):
     def check(self, real: ImageSet | None = None) -> None:
         """Refuse a matrix that is larger than all else."""
         super().check(real)
+        if self.learn_mixing and getattr(self.canvas, "bounded", False):
+            raise InputError(
+                "bounded is True with learn_mixing, which moves images behind the transform, where "
+                "0-1 means nothing; use learn_mixing=False"
+            )
         size = 0 if real is None else math.prod(real.shape)
         if self.learn_mixing and size > _LARGEST:
             raise InputError(

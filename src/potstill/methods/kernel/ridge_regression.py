@@ -72,8 +72,8 @@ class RidgeRegression(Objective):
         self.how, self.real, self.networks, self.run = how, real, networks, run
         self.transform, outer = networks.transform, how.outer
         self.labels = how.labels.make(canvas)
-        self.canvas = canvas.moved_behind(self.transform) if canvas.plain else canvas
-        if not canvas.plain:  # the step size is one of what the kernel sees
+        self.canvas = canvas.moved_behind(self.transform) if canvas.free else canvas
+        if not canvas.free:  # the step size is one of what the kernel sees
             self.lr = how.descent.scaled(self.transform.step_share)
         self.platt = None
         if outer.outer_loss != "squared_error":
