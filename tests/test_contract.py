@@ -58,6 +58,8 @@ TINY: dict[str, Any] = {
     "queries": 4,
     "relation_network": "resnet10-w4-in",
     "relation_epochs": 1,
+    "history_after": 2,
+    "contrast_keys": 4,
     "bank_views": 2,
     "centre_count": 2,
     "scorer_epochs": 1,
@@ -119,6 +121,8 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "dm-evolving": ("dm", {"networks": "evolving", "real_side": "fresh"}),
     "idm-adjusted": ("idm", {"pool_prior": "ldam", "ce_prior": "adjusted"}),
     "iid-random": ("iid", {"networks": "random", "shrinkage": 16.0, "centralisation": 0.0}),
+    "dsdm-shrunken": ("dsdm", {"networks": "random", "shrinkage": 16.0, "real_side": "fixed"}),
+    "mim4dd-queue": ("mim4dd", {"networks": "queue", "contrast": 500.0, "contrast_growth": 0.5}),
     "cafe-augmented": (
         "cafe",
         {"start": "noise", "augment": "color_crop", "settled_inner": 0.9, "settled": 0.9},

@@ -42,7 +42,7 @@ def pairings() -> Iterator[tuple[str, dict[str, Any]]]:
                 more = {"factor": factor} if factor else {}
                 yield name, {"canvas": canvas, "labels": labels, **more}
         for networks in kinds_of(kind, "networks")[1:]:
-            moves = name == "dm" and networks in ("evolving", "queue")
+            moves = name in ("dm", "mim4dd") and networks in ("evolving", "queue")
             fresh = {"real_side": "fresh"} if moves else {}
             yield name, {"networks": networks, **fresh}
 

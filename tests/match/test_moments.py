@@ -3,7 +3,15 @@
 import pytest
 import torch
 
-from potstill.match.moments import channel_products, covariance, mean_distance, shrunken
+from potstill.match.mmd import by_class
+from potstill.match.moments import (
+    channel_products,
+    covariance,
+    covariance_distance,
+    mean_distance,
+    scatter_rows,
+    shrunken,
+)
 from potstill.match.spectral import segment_mean
 
 
@@ -35,3 +43,25 @@ def test_few_images_count_less_beside_the_mean_of_all_classes(strength):
     for covariance_, got, count in zip(own, found, counts, strict=True):
         share = strength / (strength + count)
         torch.testing.assert_close(got, (1 - share) * covariance_ + share * own.mean(0))
+
+
+@pytest.mark.parametrize("strength", [0.0, 16.0])
+def test_distance_of_covariances_is_that_of_the_matrices(strength):
+    draw, classes, dim = torch.Generator().manual_seed(1), 3, 7
+    counts, few = (6, 1, 4), (2, 5, 1)
+    a = [torch.randn(n, dim, generator=draw, dtype=torch.float64) + 3 for n in counts]
+    b = [torch.randn(n, dim, generator=draw, dtype=torch.float64) - 1 for n in few]
+
+    def padded(sets):
+        labels = torch.tensor([c for c, one in enumerate(sets) for _ in one])
+        return scatter_rows(*by_class(torch.cat(sets), labels, classes))
+
+    theirs, ours = ([x.T.cov() if len(x) > 1 else x.new_zeros(dim, dim) for x in s] for s in (a, b))
+    rows, mean = padded(a), sum(theirs) / classes
+    share = strength / (strength + torch.tensor(counts).double())
+    more = (mean, share) if strength else ()
+    found = covariance_distance(rows, padded(b), *more)
+    for place in range(classes):
+        s = share[place]
+        aim = (1 - s) * theirs[place] + s * mean
+        torch.testing.assert_close(found[place], ((aim - ours[place]) ** 2).sum())

@@ -1,7 +1,7 @@
-"""Losses that need no labels: two views of an image should be alike, those of others not.
+"""What is alike should be seen alike: two views of an image, or images of a class.
 
-Both take the projections ``a`` and ``b`` (n, d) of two views of the same n images and return a
-scalar.
+Losses without labels take the projections ``a`` and ``b`` (n, d) of two views of the same n images
+and return a scalar.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from torch.nn.functional import cross_entropy, normalize
 
 from potstill.run.errors import InputError
 
-__all__ = ["OBJECTIVES", "barlow_twins", "nt_xent", "self_supervised"]
+__all__ = ["OBJECTIVES", "barlow_twins", "class_nce", "nt_xent", "self_supervised"]
 
 OBJECTIVES = ("simclr", "barlow")
 
@@ -43,6 +43,27 @@ def barlow_twins(a: Tensor, b: Tensor, off_diagonal: float = 0.005) -> Tensor:
     diagonal = correlation.diagonal()
     rest = correlation.square().sum() - diagonal.square().sum()
     return (1 - diagonal).square().sum() + off_diagonal * rest
+
+
+def class_nce(
+    anchors: Tensor, labels: Tensor, keys: Tensor, key_labels: Tensor, temperature: float
+) -> Tensor:
+    """Return -log of the share of its class among all keys, by cosine, of each anchor (n,).
+
+        -log  sum_{keys of its class} w exp(z z' / t)  /  sum_{all keys} w exp(z z' / t)
+
+    Args:
+        anchors: (n, d) of classes ``labels`` (n,). keys: (m, d) of classes ``key_labels`` (m,).
+        temperature: t above 0.
+
+    w is one over the keys of the key's class, so that large classes are no likelier; the class of
+    every anchor has a key. MIM4DD (Shang et al., NeurIPS 2023) bounds mutual information so.
+    """
+    cosines = normalize(anchors, dim=1) @ normalize(keys, dim=1).T
+    counts = torch.bincount(key_labels)[key_labels].to(cosines)
+    logits = cosines / temperature - counts.log()
+    other = labels[:, None] != key_labels
+    return logits.logsumexp(1) - logits.masked_fill(other, -torch.inf).logsumexp(1)
 
 
 def self_supervised(objective: str, a: Tensor, b: Tensor, temperature: float) -> Tensor:

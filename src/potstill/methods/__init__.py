@@ -7,9 +7,11 @@ from potstill.methods.base import BUDGETS, Matcher, Method, MethodInfo, Selector
 from potstill.methods.distribution.cafe import CAFE
 from potstill.methods.distribution.csdm import CSDM
 from potstill.methods.distribution.dm import DM
+from potstill.methods.distribution.dsdm import DSDM
 from potstill.methods.distribution.idm import IDM
 from potstill.methods.distribution.iid import IID
 from potstill.methods.distribution.m3d import M3D
+from potstill.methods.distribution.mim4dd import MIM4DD
 from potstill.methods.distribution.ncfm import NCFM
 from potstill.methods.distribution.sdm import SDM
 from potstill.methods.gradient.dc import DC
@@ -53,6 +55,8 @@ CATALOGUE: dict[str, type[Method]] = {
         CAFE,
         IDM,
         IID,
+        DSDM,
+        MIM4DD,
         M3D,
         NCFM,
         SDM,

@@ -63,11 +63,17 @@ class FeatureExtractor:
         images: Tensor,
         dsa: DSA | None = None,
         augment: Mapping[str, Tensor] | None = None,
+        *,
+        pooled: bool = False,
     ) -> list[Tensor]:
-        """Return what the layers of these names make of RGB images, (n, q) each, then features."""
+        """Return what the layers of these names make of RGB images, (n, q) each, then features.
+
+        Maps are their means over the pixels if ``pooled``, and flattened otherwise.
+        """
         with tapped(self.net, names) as outputs:
             found = self._passed(self.net.features, images, dsa, augment)
-        return [*(outputs[name].flatten(1).to(found.dtype) for name in names), found]
+        maps = (outputs[name].to(found.dtype) for name in names)
+        return [*(m.mean((2, 3)) if pooled and m.ndim == 4 else m.flatten(1) for m in maps), found]
 
     def _passed(
         self,

@@ -40,7 +40,7 @@ from potstill.run.machine import CPU_CHUNK
 from potstill.run.memory import bytes_per_image, cuts
 from potstill.run.objective import Term
 
-__all__ = ["CAFE", "Alignment"]
+__all__ = ["CAFE", "Alignment", "relu_layers"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -91,15 +91,15 @@ class CAFE(Matcher):
         super().check(real)
         if real is not None and isinstance(self.networks, OwnNets):
             own = self.networks.new(real, torch.Generator().manual_seed(0))
-            _layers(own, self.networks.network)
+            relu_layers(own, self.networks.network)
 
     def prepare(self, real: ImageSet, canvas: Canvas, networks: Networks, run: Run) -> Objective:
         """Nothing is computed before step 0."""
         return Alignment(self, real, canvas, networks, run)
 
 
-def _layers(network: nn.Module, name: str = "") -> list[str]:
-    """Names of the layers whose maps are matched."""
+def relu_layers(network: nn.Module, name: str = "") -> list[str]:
+    """Return the names of the layers whose maps are compared."""
     found = [n for n in tap_names(network) if isinstance(network.get_submodule(n), nn.ReLU)]
     if not found:
         raise InputError(f"network is {name!r}, which has no ReLU to look behind; use a convnet")
@@ -117,7 +117,7 @@ class Alignment(Objective):
         self.lr = how.descent.scaled(networks.transform.step_share)
         drawn = RealStatistics(real_side="fresh", batch_real=how.batch_real, augment_per="class")
         self.draws = ViewDraws(real, run, drawn, networks.members, self.dsa)
-        self.layers = _layers(networks.at(0).net)
+        self.layers = relu_layers(networks.at(0).net)
         # the last map counts twice, as a map and as the features that it is flattened to
         self.weights = [how.inner_weight] * (len(self.layers) - 1) + [1.0, 2.0]
 

@@ -87,6 +87,10 @@ class FurtherTerm:
         """Yield the terms of a step whose last view has this number."""
         raise NotImplementedError
 
+    def image_bytes(self, image: Tensor) -> int:
+        """Return the bytes kept for one image (1, c, h, w), where it may be more than the match."""
+        return 0
+
 
 class ClassMatching(Objective):
     """L = sum_c weight * distance_c, and a further term where there is one."""
@@ -142,7 +146,9 @@ class ClassMatching(Objective):
 
     def image_bytes(self) -> int:
         """Measured with one image."""
-        return self.networks.at(0).image_bytes(self.canvas.pictures()[:1])
+        image = self.canvas.pictures()[:1]
+        asked = 0 if self.further is None else self.further.image_bytes(image)
+        return max(self.networks.at(0).image_bytes(image), asked)
 
     def outcome(self, canvas: Canvas) -> dict[str, Any]:
         """Return the images, with labels by a teacher where there is one: of what is stored."""
