@@ -123,6 +123,11 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "iid-random": ("iid", {"networks": "random", "shrinkage": 16.0, "centralisation": 0.0}),
     "dsdm-shrunken": ("dsdm", {"networks": "random", "shrinkage": 16.0, "real_side": "fixed"}),
     "mim4dd-queue": ("mim4dd", {"networks": "queue", "contrast": 500.0, "contrast_growth": 0.5}),
+    "wmdd": ("wmdd", {"network": "convnet-d2-w8-bn"}),
+    "wmdd-shrunken": (
+        "wmdd",
+        {"network": "resnet10-w4-bn", "shrinkage": 8.0, "members": 1, "canvas": "tiled"},
+    ),
     "cafe-augmented": (
         "cafe",
         {"start": "noise", "augment": "color_crop", "settled_inner": 0.9, "settled": 0.9},

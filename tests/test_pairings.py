@@ -28,6 +28,7 @@ def tiny(kind: type[Matcher], **chosen: Any) -> Any:
     """A method of these kinds that takes a second."""
     start = {"start": "real"} if chosen.get("canvas", "pixels") != "pixels" else {}
     weight = {"calibration": 0.0} if chosen.get("networks") == "random" else {}
+    weight |= {"network": "convnet-d2-w8-bn"} if kind.info.name == "wmdd" else {}
     wanted = TINY | {"steps": 2, "preprocess": "normalize"} | start | weight | chosen
     known = kind.budget("quick", **chosen).fields()
     return kind.budget("quick", **{k: v for k, v in wanted.items() if k in known})

@@ -4,6 +4,8 @@ import pytest
 import torch
 from tests.test_contract import build
 
+from potstill.run import InputError
+
 COUNTS = (14, 9, 5)
 
 
@@ -124,3 +126,57 @@ def test_mim4dd_without_contrast_is_dm(make_blobs, run):
     plain, off = build("dm")(real, 2, run), build("mim4dd", contrast=0.0)(real, 2, run)
     assert torch.equal(plain.images, off.images)
     assert not torch.equal(plain.images, build("mim4dd")(real, 2, run).images)
+
+
+def test_wmdd_leads_to_barycentres_under_the_statistics_of_each_class(make_blobs, run):
+    real = make_blobs(COUNTS, channels=3)
+    weights = {"point_weight": 2.0, "ce_weight": 3.0, "norm_weight": 5.0, "shrinkage": 4.0}
+    objective, networks = build("wmdd", augment="flip", **weights).begin(real, 4, run)
+    canvas, net = objective.canvas, networks.trained_at(1).net
+    assert not torch.equal(objective.known[0][0], objective.known[1][0])  # of two members
+
+    def passed(images, flip=False):  # what is in front of each batch norm, features, logits
+        x, found = networks.transform.forward(images), []
+        x = x.flip(3) if flip else x
+        for layer in net.body:
+            if isinstance(layer, torch.nn.BatchNorm2d):
+                found.append(x)
+            x = layer(x)
+        return found, x.flatten(1), net.classifier(x.flatten(1))
+
+    flip = bool(objective.dsa.draw(1, (8, 8), run.generator("augment", 1), siamese=True)["flip"])
+    inner, _, _ = passed(real.batch(torch.arange(len(real))))
+    moments = [
+        [(x[real.labels == c].mean((0, 2, 3)), (x[real.labels == c] ** 2).mean((0, 2, 3)))
+         for c in range(3)] for x in inner
+    ]  # fmt: skip
+    expected = []
+    for c, share in enumerate(4 / (4 + torch.tensor(COUNTS).float())):
+        images, _ = canvas.decode(c, c + 1)
+        maps, features, logits = passed(images, flip)
+        aims = objective.plans[c].float() @ passed(real.batch(real.of_class(c)))[1]
+        total = 2 * ((features - aims) ** 2).sum().sqrt()
+        total = total - 3 * logits.log_softmax(1)[:, c].mean()
+        for x, of_class, factor in zip(maps, moments, (10, 1), strict=True):
+            mean, square = (
+                (1 - share) * of_class[c][i] + share * sum(m[i] for m in of_class) / 3
+                for i in (0, 1)
+            )
+            variance = x.var((0, 2, 3), correction=0) - (square - mean**2)
+            apart = variance.norm() + (x.mean((0, 2, 3)) - mean).norm()
+            total = total + 5 * factor * apart
+        expected.append(total / 3)
+    for piece in (3, 1):
+        found = torch.cat([term.values for term in objective.terms(1, canvas, piece)])
+        torch.testing.assert_close(found, torch.stack(expected), rtol=1e-4, atol=1e-5)
+
+
+def test_wmdd_gives_a_small_class_its_images_again_and_needs_batch_norm(make_blobs, run):
+    real = make_blobs((9, 2))
+    objective, networks = build("wmdd", members=1).begin(real, 3, run)
+    rows = networks.trained_at(0).features(real.batch(real.of_class(1)))
+    points = objective.known[0][0]
+    torch.testing.assert_close(points[3:], rows[[0, 1, 0]])
+    assert objective.plans[0].sum(0) == pytest.approx([1 / 3] * 9)  # each image weighs the same
+    with pytest.raises(InputError, match="network is 'convnet-w8-in', which has no batch norm"):
+        build("wmdd", network="convnet-w8-in").check(real)

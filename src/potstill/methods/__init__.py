@@ -14,6 +14,7 @@ from potstill.methods.distribution.m3d import M3D
 from potstill.methods.distribution.mim4dd import MIM4DD
 from potstill.methods.distribution.ncfm import NCFM
 from potstill.methods.distribution.sdm import SDM
+from potstill.methods.distribution.wmdd import WMDD
 from potstill.methods.gradient.dc import DC
 from potstill.methods.gradient.dream import DREAM
 from potstill.methods.gradient.dsa import DSA
@@ -57,6 +58,7 @@ CATALOGUE: dict[str, type[Method]] = {
         IID,
         DSDM,
         MIM4DD,
+        WMDD,
         M3D,
         NCFM,
         SDM,

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from potstill.run import InputError, nearest
 
-__all__ = ["LayerStatistics", "batch_statistics", "tap_names", "tapped"]
+__all__ = ["LayerStatistics", "batch_statistics", "image_moments", "tap_names", "tapped"]
 
 
 def tap_names(network: nn.Module) -> list[str]:
@@ -78,12 +78,7 @@ def batch_statistics(network: nn.Module) -> Iterator[dict[str, LayerStatistics]]
     Raises:
         InputError: no such layer, or one that keeps no running statistics.
     """
-    layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)}
-    if not layers or any(layer.running_mean is None for layer in layers.values()):
-        raise InputError(
-            "network has no batch norm with running statistics; use one with batch norm in every "
-            "place, such as 'convnet-bn' or 'resnet18-bn'"
-        )
+    layers = _batch_norms(network)
     found: dict[str, LayerStatistics] = {}
 
     def look(name: str, layer: Any, inputs: tuple[Tensor]) -> None:
@@ -93,5 +88,37 @@ def batch_statistics(network: nn.Module) -> Iterator[dict[str, LayerStatistics]]
 
     with ExitStack() as hooks:
         for name, layer in layers.items():
+            hooks.callback(layer.register_forward_pre_hook(partial(look, name)).remove)
+        yield found
+
+
+def _batch_norms(network: nn.Module) -> dict[str, nn.BatchNorm2d]:
+    layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.BatchNorm2d)}
+    if not layers or any(layer.running_mean is None for layer in layers.values()):
+        raise InputError(
+            "network has no batch norm with running statistics; use one with batch norm in every "
+            "place, such as 'convnet-bn' or 'resnet18-bn'"
+        )
+    return layers
+
+
+@contextmanager
+def image_moments(network: nn.Module) -> Iterator[dict[str, Tensor]]:
+    """Collect mean and mean square, (n, 2c), of each image in front of every ``BatchNorm2d``.
+
+    Over its pixels, with their graph, by the layer's name in the order of the pass. Their means
+    over the images of a class give that class's statistics in a batch of several (WMDD, ICCV 2025).
+
+    Raises:
+        InputError: as :func:`batch_statistics`.
+    """
+    found: dict[str, Tensor] = {}
+
+    def look(name: str, layer: Any, inputs: tuple[Tensor]) -> None:
+        x = inputs[0].float()
+        found[name] = torch.cat([x.mean((2, 3)), x.square().mean((2, 3))], dim=1)
+
+    with ExitStack() as hooks:
+        for name, layer in _batch_norms(network).items():
             hooks.callback(layer.register_forward_pre_hook(partial(look, name)).remove)
         yield found
