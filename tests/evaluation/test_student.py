@@ -147,7 +147,7 @@ def test_random_examples_are_those_of_the_method_random():
     from potstill.methods.selection.random import Random
 
     run = Run(seed=5, device="cpu")
-    rows, _ = Random().select(TRAIN, 4, run)
+    rows = Random().select(TRAIN, 4, run).positions
     found = random_examples(TRAIN, (4, 4, 4), TRANSFORM, run)
     assert torch.equal(found.images, TRAIN.batch(rows))
 
