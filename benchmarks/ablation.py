@@ -168,10 +168,20 @@ def table(lines: list[dict[str, Any]]) -> None:
         print(f"{means[name]:6.2f} {spread} {len(own)}  {by_size}  {name}")
 
 
+def label_mass(syn: SyntheticSet) -> list[float] | None:
+    """How many training images' worth of soft labels each class gets."""
+    _, _, soft, _ = syn.decoded()
+    return None if soft is None else [round(float(mass), 1) for mass in soft.sum(0)]
+
+
 def teacher_accuracy(
     method: Any, syn: SyntheticSet, real: ImageSet, held_out: ImageSet, run: Run
-) -> dict[str, float] | None:
-    """Percent that the first teacher gets right, of held-out images and of the tiles of the set."""
+) -> dict[str, Any] | None:
+    """What the first teacher makes of held-out images and of the tiles of the set.
+
+    Percent that it gets right, and the shares of all labels that each class gets of it, in units of
+    its share of the images.
+    """
     labels = getattr(method, "labels", None)
     if not isinstance(labels, Taught):
         return None
@@ -180,10 +190,13 @@ def teacher_accuracy(
     small = shrunk(held_out, factor)
     tiles, own, *_ = decode_images(syn.images, syn.labels, syn.decode, small=True)
     looks = {"held out": (small.batch(torch.arange(len(small))), small.labels), "set": (tiles, own)}
-    return {
-        name: round(100 * float((teachers.logits(x)[0].argmax(1) == y).float().mean()), 2)
-        for name, (x, y) in looks.items()
-    }
+    found: dict[str, Any] = {}
+    for name, (x, y) in looks.items():
+        said = teachers.logits(x)[0]
+        found[name] = round(100 * float((said.argmax(1) == y).float().mean()), 2)
+        mass = said.softmax(1).mean(0) * said.shape[1]  # of as many images of each class
+        found[f"mass, {name}"] = [round(float(share), 2) for share in mass]
+    return found
 
 
 def measure(
@@ -234,6 +247,7 @@ def measure(
         "loss": records[-1]["loss"] if records else None,
         "syn_lr": syn.syn_lr,
         "kB": round(syn.nbytes / 1000),
+        "mass": label_mass(syn),
         "teacher": teacher_accuracy(method, syn, real, held_out, run),
         "seconds": round(seconds, 1),
         "device": describe(run.device)["device"],

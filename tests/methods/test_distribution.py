@@ -7,8 +7,8 @@ import torch
 from tests.test_contract import build
 from torch import nn
 
-from potstill.methods.distribution import cafe
 from potstill.methods.distribution.idm import ClassAware
+from potstill.nets.taps import relu_layers
 from potstill.networks.real_views import ClassMeans
 from potstill.run import InputError
 
@@ -170,8 +170,8 @@ def test_cafe_is_its_formula_with_every_class_at_once(augment, make_blobs, run):
 
 def test_networks_that_cannot_be_used_are_refused_by_their_own_flag(make_blobs):
     with pytest.raises(InputError, match="network is 'plain', which has no ReLU"):
-        cafe.relu_layers(nn.Sequential(nn.Linear(2, 2)), "plain")
-    assert cafe.relu_layers(nn.Sequential(nn.Linear(2, 2), nn.ReLU())) == ["1"]
+        relu_layers(nn.Sequential(nn.Linear(2, 2)), "plain")
+    assert relu_layers(nn.Sequential(nn.Linear(2, 2), nn.ReLU())) == ["1"]
     for name in ("foo", "convnet-d4-w4-in"):  # unknown, and for larger images
         with pytest.raises(InputError, match=rf"^relation_network is '{name}'"):
             build("iid", relation_network=name).check(make_blobs(COUNTS))

@@ -17,13 +17,32 @@ from torch import Tensor, nn
 
 from potstill.run import InputError, nearest
 
-__all__ = ["LayerStatistics", "batch_statistics", "image_moments", "tap_names", "tapped"]
+__all__ = [
+    "LayerStatistics",
+    "batch_statistics",
+    "image_moments",
+    "relu_layers",
+    "tap_names",
+    "tapped",
+]
 
 
 def tap_names(network: nn.Module) -> list[str]:
     """Return the names of the inner layers that :func:`tapped` takes, outer ones first."""
     lists = (nn.ModuleList, nn.ModuleDict)  # never called themselves
     return [n for n, layer in network.named_modules() if n and not isinstance(layer, lists)]
+
+
+def relu_layers(network: nn.Module, name: str = "") -> list[str]:
+    """Return the names of all ReLUs, behind which CAFE and MIM4DD look.
+
+    Raises:
+        InputError: there is none; ``name`` is that of the network in the sentence.
+    """
+    found = [n for n in tap_names(network) if isinstance(network.get_submodule(n), nn.ReLU)]
+    if not found:
+        raise InputError(f"network is {name!r}, which has no ReLU to look behind; use a convnet")
+    return found
 
 
 @contextmanager

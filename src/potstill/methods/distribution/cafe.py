@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.functional import cross_entropy, one_hot
 
 from potstill.canvas import Canvas, CanvasSpec, Pixels
@@ -29,18 +29,18 @@ from potstill.match.moments import mean_distance
 from potstill.match.spectral import SegmentMean, segment_mean
 from potstill.methods.base import Matcher, MethodInfo, Objective
 from potstill.methods.distribution.class_matching import CANVASES
-from potstill.nets.taps import tap_names
+from potstill.nets.taps import relu_layers
 from potstill.networks import Networks, NetworkSpec, SettlingNets
 from potstill.networks.parts import OwnNets
 from potstill.networks.view_draws import RealStatistics, SiameseViews, ViewDraws
-from potstill.run import InputError, Run
+from potstill.run import Run
 from potstill.run.descent import Descent
 from potstill.run.fields import Batch, NotNegative
 from potstill.run.machine import CPU_CHUNK
 from potstill.run.memory import bytes_per_image, cuts
 from potstill.run.objective import Term
 
-__all__ = ["CAFE", "Alignment", "relu_layers"]
+__all__ = ["CAFE", "Alignment"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,14 +96,6 @@ class CAFE(Matcher):
     def prepare(self, real: ImageSet, canvas: Canvas, networks: Networks, run: Run) -> Objective:
         """Nothing is computed before step 0."""
         return Alignment(self, real, canvas, networks, run)
-
-
-def relu_layers(network: nn.Module, name: str = "") -> list[str]:
-    """Return the names of the layers whose maps are compared."""
-    found = [n for n in tap_names(network) if isinstance(network.get_submodule(n), nn.ReLU)]
-    if not found:
-        raise InputError(f"network is {name!r}, which has no ReLU to look behind; use a convnet")
-    return found
 
 
 class Alignment(Objective):

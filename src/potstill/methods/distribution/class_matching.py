@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any
+from typing import Annotated, Any, Self
 
 import torch
 from torch import Tensor
@@ -121,6 +121,21 @@ class ClassMatching(Objective):
         self.side = RealSide(
             real, networks, run, statistics, views.dsa(), comparison, normalize=normalize
         )
+
+    @classmethod
+    def of(
+        cls,
+        method: Any,
+        real: ImageSet,
+        canvas: Canvas,
+        networks: Networks,
+        run: Run,
+        comparison: Comparison,
+        **more: Any,
+    ) -> Self:
+        """Return the objective of a method with the parts ``views``, ``statistics`` and labels."""
+        parts = {name: getattr(method, name) for name in ("views", "statistics", "labels")}
+        return cls(real, canvas, networks, run, comparison, **parts, **more)
 
     def terms(self, step: int, canvas: Canvas, piece: int) -> Iterator[Term]:
         """Matching, then calibration (NCFM sec. 4.3; DANCE sec. 3.3) or the like, once a step."""

@@ -15,8 +15,8 @@ from torch import Tensor
 from potstill.canvas import Canvas
 from potstill.losses.contrastive import class_nce
 from potstill.match.spectral import segment_mean
-from potstill.methods.distribution.cafe import relu_layers
 from potstill.methods.distribution.class_matching import FurtherTerm
+from potstill.nets.taps import relu_layers
 from potstill.networks.real_statistics import RealSide
 from potstill.networks.view_draws import RealStatistics, ViewDraws
 from potstill.run.fields import Batch, NotNegative, Positive, Range

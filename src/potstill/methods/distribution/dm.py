@@ -94,15 +94,6 @@ class DM(Matcher):
         self, real: ImageSet, canvas: Canvas, networks: Networks, run: Run
     ) -> ClassMatching:
         """Open the real side; the published step size acts on normalised pixels."""
-        objective = ClassMatching(
-            real,
-            canvas,
-            networks,
-            run,
-            MeanDistance(),
-            views=self.views,
-            statistics=self.statistics,
-            labels=self.labels,
-        )
+        objective = ClassMatching.of(self, real, canvas, networks, run, MeanDistance())
         objective.lr = self.descent.scaled(networks.transform.step_share)
         return objective

@@ -94,16 +94,7 @@ class DSDM(Matcher):
     ) -> ClassMatching:
         """Open the real side; the published step size acts on normalised pixels."""
         history = torch.zeros(real.num_classes, networks.dim, device=run.device)
-        objective = _Remembering(
-            real,
-            canvas,
-            networks,
-            run,
-            Moments(self, history),
-            views=self.views,
-            statistics=self.statistics,
-            labels=self.labels,
-        )
+        objective = _Remembering.of(self, real, canvas, networks, run, Moments(self, history))
         objective.lr = self.descent.scaled(networks.transform.step_share)
         return objective
 

@@ -116,15 +116,8 @@ class IDM(Matcher):
         self, real: ImageSet, canvas: Canvas, networks: Networks, run: Run
     ) -> ClassMatching:
         """Open the real side; the published step size acts on normalised pixels."""
-        objective = ClassMatching(
-            real,
-            canvas,
-            networks,
-            run,
-            ClassAware(self, real, networks),
-            views=self.views,
-            statistics=self.statistics,
-            labels=self.labels,
+        objective = ClassMatching.of(
+            self, real, canvas, networks, run, ClassAware(self, real, networks)
         )
         objective.lr = self.descent.scaled(networks.transform.step_share)
         return objective

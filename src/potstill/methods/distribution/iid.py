@@ -84,16 +84,7 @@ class IID(Matcher):
     ) -> ClassMatching:
         """Train the networks of centralisation where there is one, and open the real side."""
         comparison = Covariances(self, real, networks)
-        objective = Related(
-            real,
-            canvas,
-            networks,
-            run,
-            comparison,
-            views=self.views,
-            statistics=self.statistics,
-            labels=self.labels,
-        )
+        objective = Related.of(self, real, canvas, networks, run, comparison)
         comparison.rows = torch.tensor(objective.side.draws.rows)
         if self.relations.centralisation:
             pool = self.relations.trained(real, networks, run)

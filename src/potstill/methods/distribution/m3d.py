@@ -82,14 +82,6 @@ class M3D(Matcher):
         self, real: ImageSet, canvas: Canvas, networks: Networks, run: Run
     ) -> ClassMatching:
         """Open the real side; eq. 8 is the mean over classes."""
-        return ClassMatching(
-            real,
-            canvas,
-            networks,
-            run,
-            _Discrepancy(),
-            views=self.views,
-            statistics=self.statistics,
-            labels=self.labels,
-            weight=1 / real.num_classes,
+        return ClassMatching.of(
+            self, real, canvas, networks, run, _Discrepancy(), weight=1 / real.num_classes
         )

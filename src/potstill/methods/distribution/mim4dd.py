@@ -63,16 +63,7 @@ class MIM4DD(Matcher):
         self, real: ImageSet, canvas: Canvas, networks: Networks, run: Run
     ) -> ClassMatching:
         """Open DM's real side and lay the contrast upon it."""
-        objective = ClassMatching(
-            real,
-            canvas,
-            networks,
-            run,
-            MeanDistance(),
-            views=self.views,
-            statistics=self.statistics,
-            labels=self.labels,
-        )
+        objective = ClassMatching.of(self, real, canvas, networks, run, MeanDistance())
         objective.further = self.contrasting.on(objective.side)
         objective.lr = self.descent.scaled(networks.transform.step_share)
         return objective

@@ -113,15 +113,13 @@ def spectral_matching(
     form: type[Matching] = ClassMatching,  # type: ignore[assignment]
 ) -> Matching:
     """Return the objective of SDM, CSDM and NCFM: a comparison, and the calibration beside it."""
-    objective = form(
+    objective = form.of(
+        method,
         real,
         canvas,
         networks,
         run,
         comparison,
-        views=method.views,
-        statistics=method.statistics,
-        labels=method.labels,
         normalize=method.normalize,
         weight=method.match_weight / real.num_classes,
         further=method.calibrating.prepared(
