@@ -6,7 +6,8 @@ experts of its seed where it can. One line of JSON per variant: accuracy of thre
 head, medium and tail classes, and for CSDM the amplitude's share of the distance in the largest and
 the smallest class over the last tenth of the steps, for LAD the learned student step size. Variants
 of the family "parts" differ from SDM's quick budget in one thing each; those of "labels" have the
-labels of a residual teacher, whose own accuracy stands beside them. "kernels" and "alpha" are the
+labels of a residual teacher, whose own accuracy stands beside them; those of "storage" hold more
+training images in the same numbers. "kernels" and "alpha" are the
 cells of CSDM's figures 2 to 4, by ``--ipc`` and ``--imbalance-factor``. Lines that ``--out`` holds
 are not made again; ``--table`` prints their means over seeds, and nothing is made.
 
@@ -105,6 +106,17 @@ BLEND: list[tuple[str, dict[str, Any]]] = [  # what each part gave, together
     ("sdm", {**_HALF_BLEND, **_EVEN, "label_temperature": 2.0, "pool_prior": "balanced_softmax"}),
     ("sdm", {**_EVEN, "label_temperature": 2.0, "entries": 100, "views_per_step": 3}),
 ]
+_EVEN_2 = {**_EVEN, "label_temperature": 2.0}
+STORAGE: list[tuple[str, dict[str, Any]]] = [  # what one stored image holds
+    ("mosaic", {"colours": "half"}),
+    ("sdm", {"canvas": "subsampled"}),
+    ("sdm", {"canvas": "subsampled", "steps": 0, **_EVEN_2}),
+    ("sdm", {"canvas": "subsampled", **_EVEN_2}),
+    ("sdm", {"canvas": "subsampled", **_EVEN_2, "entries": 100, "views_per_step": 3}),
+    ("csdm", {"canvas": "subsampled"}),
+    ("mosaic", {"colours": "half", "factor": 1}),
+    ("mosaic", {"colours": "half", "factor": 4}),
+]
 LAD: list[tuple[str, dict[str, Any]]] = [  # figure 6a: base, + DAM, + DAM + ED; then one by one
     ("lad", {"matching": "plain", "adjustment": "none"}),
     ("lad", {"matching": "plain"}),
@@ -139,6 +151,7 @@ FAMILIES = {
     "parts": PARTS,
     "labels": LABELS,
     "blend": BLEND,
+    "storage": STORAGE,
     "lad": LAD,
     "kernels": KERNELS,
     "alpha": ALPHA,

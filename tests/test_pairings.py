@@ -39,7 +39,8 @@ def pairings() -> Iterator[tuple[str, dict[str, Any]]]:
     for name, kind in MATCHERS.items():
         for canvas, labels in product(kinds_of(kind, "canvas"), kinds_of(kind, "labels")):
             tiled = "factor" in kind.budget("quick", canvas=canvas).fields()
-            for factor in (2, 3) if tiled else (0,):
+            divides = (2, 4) if canvas == "subsampled" else (2, 3)
+            for factor in divides if tiled else (0,):
                 more = {"factor": factor} if factor else {}
                 yield name, {"canvas": canvas, "labels": labels, **more}
         for networks in kinds_of(kind, "networks")[1:]:
@@ -66,9 +67,10 @@ def test_a_pairing_that_a_method_names_makes_images(name, chosen, make_blobs, ru
     per = {
         "tiled": lambda f: f * f,
         "multi-formation": lambda f: sum(k * k for k in range(1, f + 1)),
+        "subsampled": lambda f: 2 * f * f,
     }
     views = per.get(chosen.get("canvas", ""), lambda f: 1)(chosen.get("factor", 1))
-    if "canvas" in chosen and chosen["canvas"] in ("pixels", "tiled", "multi-formation"):
+    if "canvas" in chosen and chosen["canvas"] != "frequency":
         assert len(images) == 3 * views
     if "labels" in chosen:
         assert (syn.soft_labels is not None) == (chosen["labels"] in ("soft", "teacher", "taught"))

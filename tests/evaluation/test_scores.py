@@ -263,7 +263,7 @@ def test_mosaics_follow_uneven_counts(syn, data, run, caplog):
     make = replace(uneven, images=syn.images.repeat(3, 1, 1, 1), labels=torch.arange(18) // 6)
     score(make, data, run, quantized=False, protocol=TINY.with_(epochs=1))
     assert not caplog.records  # that a class repeats its 5 images is no news to a reader of scores
-    images, labels = mosaic_views(data[0], (2, 0, 1), 2, run)
+    images, labels = mosaic_views(data[0], (2, 0, 1), run, factor=2)
     assert images.shape == (12, 1, 8, 8) and labels.tolist() == [0] * 8 + [2] * 4
 
 

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 from torch import Tensor
 
 from potstill.canvas.crops import Judge, confident_crops
-from potstill.canvas.pixels import Canvas
+from potstill.canvas.pixels import Canvas, canvas_spec, tiles_per_image
 from potstill.canvas.start import (
     Profile,
     Shortage,
@@ -18,12 +18,13 @@ from potstill.canvas.start import (
     images_per_class,
     start_canvas,
 )
+from potstill.canvas.subsampled import subsampled_fault
 from potstill.data import ImageSet
 from potstill.run import InputError, Run
 from potstill.run.fields import Range
 from potstill.run.parts import Part
 
-__all__ = ["CanvasSpec", "MultiFormation", "Pixels", "Tiled"]
+__all__ = ["CanvasSpec", "MultiFormation", "Pixels", "Subsampled", "Tiled"]
 
 Factor = Annotated[int, Range(0, 8)]
 
@@ -94,7 +95,10 @@ class Started(CanvasSpec):
             )
         if self.judged and not method.networks.judges:
             raise InputError("start is 'correct', which needs experts to judge; use start=real")
-        if self.judged and self.factor_for((16, 16)) > 1:
+        if (
+            self.judged
+            and tiles_per_image(canvas_spec(self.factor_for((16, 16)), self.formation)) > 1
+        ):
             raise InputError(
                 f"start is 'correct' with canvas {self.kind!r}, whose tiles no expert has judged; "
                 "use start=tiled"
@@ -103,6 +107,11 @@ class Started(CanvasSpec):
     def factor_for(self, size: tuple[int, int]) -> int:
         """Return the tiles per side of a stored image of ``size`` (h, w)."""
         return 1
+
+    @property
+    def begins(self) -> str:
+        """From what the first images are made."""
+        return self.start
 
     @property
     def formation(self) -> str:
@@ -125,10 +134,10 @@ class Started(CanvasSpec):
 
     def material(self, real: ImageSet, ipc: int) -> list[int]:
         """Return how many real images each class begins with; none where it is not free to say."""
-        if self.start not in ("real", "tiled"):
+        if self.begins not in ("real", "tiled"):
             return []
-        size = (real.shape[1], real.shape[2])
-        per_image = self.factor_for(size) ** 2 if self.start == "tiled" else 1
+        spec = canvas_spec(self.factor_for((real.shape[1], real.shape[2])), self.formation)
+        per_image = tiles_per_image(spec) if self.begins == "tiled" else 1
         return [per_image * count for count in self.counts(real, ipc)]
 
     def make(
@@ -144,13 +153,14 @@ class Started(CanvasSpec):
         factor, counts = self.factor_for((real.shape[1], real.shape[2])), self.counts(real, ipc)
         crops = None
         if self.start == "crops" and judge is not None:
-            needed = [factor**2 * count for count in counts]
+            per_image = tiles_per_image(canvas_spec(factor, self.formation))
+            needed = [per_image * count for count in counts]
             crops = confident_crops(real, needed, judge, run.generator, run.device)
         started = start_canvas(
             real,
             counts,
             run.generator,
-            start=self.start,
+            start=self.begins,
             factor=factor,
             formation=self.formation,
             shortage=self.shortage,
@@ -199,3 +209,26 @@ class MultiFormation(Tiled, kind="multi-formation"):
     def formation(self) -> str:
         """Which tiles a receiver trains on."""
         return "multi"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Subsampled(Tiled, kind="subsampled"):
+    """As tiled, with colours at half the resolution of brightness: twice as many tiles."""
+
+    def check(self, method: Any, real: ImageSet | None = None) -> None:
+        """Refuse images that have no colours, or no half resolution."""
+        super().check(method, real)
+        if real is not None:
+            factor = self.factor_for((real.shape[1], real.shape[2]))
+            if fault := subsampled_fault(real.shape, factor):
+                raise InputError(f"canvas is {fault}; use canvas=tiled")
+
+    @property
+    def begins(self) -> str:
+        """From what the first images are made: a whole image has no place here, so from mosaics."""
+        return "tiled" if self.start == "real" else self.start
+
+    @property
+    def formation(self) -> str:
+        """Which tiles a receiver trains on."""
+        return "subsampled"

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
-from potstill.canvas.tiled import small_views, views
+from potstill.canvas.tiled import joined, small_views, views
 from potstill.data.transform import Transform
 from potstill.run import InputError
 from potstill.run.fields import OneOf, Range, admits
@@ -22,16 +22,18 @@ __all__ = [
     "canvas_spec",
     "check_spec",
     "decode_images",
+    "for_people",
+    "tiles_per_image",
     "views_per_image",
 ]
 
 Factor = Annotated[int, Range(1, 8)]  # tiles per side of a stored image
-Formation = Annotated[str, OneOf("single", "multi")]
+Formation = Annotated[str, OneOf("single", "multi", "subsampled")]
 
 
 def canvas_spec(factor: int = 1, formation: str = "single") -> dict[str, Any]:
     """Return how stored images become training images, as it stands in an artifact."""
-    if factor == 1:
+    if factor == 1 and formation != "subsampled":
         return {"kind": "pixels"}
     spec = {"kind": "tiled", "factor": factor, "formation": formation}
     check_spec(spec)
@@ -49,15 +51,37 @@ def check_spec(spec: Mapping[str, Any]) -> None:
     if not admits(Factor, factor):
         raise InputError(f"decode factor is {factor!r}; use an integer from 1 to 8")
     if not admits(Formation, formation):
-        raise InputError(f"decode formation is {formation!r}; use 'single' or 'multi'")
+        raise InputError(
+            f"decode formation is {formation!r}; use 'single', 'multi' or 'subsampled'"
+        )
 
 
 def views_per_image(spec: Mapping[str, Any]) -> int:
     """Return how many training images one stored image yields."""
     if spec["kind"] == "pixels":
         return 1
-    factor = spec["factor"]
-    return factor**2 if spec["formation"] == "single" else sum(f * f for f in range(1, factor + 1))
+    if spec["formation"] == "multi":
+        return sum(f * f for f in range(1, spec["factor"] + 1))
+    return tiles_per_image(spec)
+
+
+def tiles_per_image(spec: Mapping[str, Any]) -> int:
+    """Return how many real images a mosaic in the form of a stored image holds."""
+    if spec["kind"] == "pixels":
+        return 1
+    return spec["factor"] ** 2 * (2 if spec["formation"] == "subsampled" else 1)
+
+
+def for_people(images: Tensor, labels: Tensor, spec: Mapping[str, Any]) -> tuple[Tensor, Tensor]:
+    """Return stored images (n, c, h, w) as pictures RGB 0-1, and the labels of these.
+
+    What is stored is a picture already, save for tiles with subsampled colours: two mosaics each.
+    """
+    if spec.get("formation") != "subsampled":
+        return images, labels
+    small = small_views(images, spec["factor"], spec["formation"])
+    pictures = joined(small.reshape(-1, spec["factor"] ** 2, *small.shape[2:]), spec["factor"])
+    return pictures, labels.repeat_interleave(2)
 
 
 def decode_images(

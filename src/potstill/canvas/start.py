@@ -12,7 +12,7 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from potstill.canvas.pixels import Canvas, canvas_spec
+from potstill.canvas.pixels import Canvas, canvas_spec, tiles_per_image
 from potstill.canvas.tiled import mosaic
 from potstill.data import ImageSet
 from potstill.data.augment import moved, reach_of
@@ -154,8 +154,8 @@ def start_canvas(
             classes, or one for each.
         generator: ``run.generator``; draws per class from ``generator("start", label)``.
         start: "real" (random images of the class), "tiled" (each stored image is a mosaic of
-            factor**2 of them), "noise", "correct" (real ones among ``candidates``), or "crops"
-            (mosaics of ``crops``).
+            factor**2 of them, or twice as many), "noise", "correct" (real ones among
+            ``candidates``), or "crops" (mosaics of ``crops``).
         shortage: for classes with fewer images than needed: "repeat" (shifted copies), "noise", or
             "keep" (fewer stored images; not with mosaics).
         candidates: positions in ``real`` per class, in the order in which they are taken; default:
@@ -171,7 +171,8 @@ def start_canvas(
         raise InputError(f"ipc is {ipc}; use at least 1 image per class")
     if (start == "crops") != (crops is not None):
         raise InputError(f"start is {start!r}; crops go with start 'crops', and it needs them")
-    per_image = factor**2 if start in ("tiled", "crops") else 1
+    spec = canvas_spec(factor, formation)
+    per_image = tiles_per_image(spec) if start in ("tiled", "crops") else 1
     if start not in ("noise", "crops") and not quiet:
         _warn_of_shortage(real, wanted, per_image, shortage, candidates)
     stacks = []
@@ -189,10 +190,11 @@ def start_canvas(
             drawn = own[torch.randperm(len(own), generator=draw)]
             images = _class_images(real, drawn, count * per_image, shortage, draw)
         stacks.append(
-            mosaic(images.unflatten(0, (-1, per_image)), factor) if per_image > 1 else images
+            mosaic(images.unflatten(0, (-1, per_image)), factor, formation)
+            if per_image > 1
+            else images
         )
     labels = torch.repeat_interleave(
         torch.arange(len(stacks)), torch.tensor([len(stack) for stack in stacks])
     )
-    spec = canvas_spec(factor, formation)
     return Canvas(torch.cat(stacks), labels, real.num_classes, spec, bounded=bounded)

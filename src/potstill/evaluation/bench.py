@@ -11,6 +11,7 @@ from typing import Any
 import torch
 
 from potstill import __version__
+from potstill.canvas import tiles_per_image
 from potstill.data import ImageSet, Normalize
 from potstill.data.transform import Transform
 from potstill.evaluation.cached import remembered
@@ -108,18 +109,22 @@ class Beside(ABC):
 
     def mosaic(self, student: Any, runs: int) -> Result | None:
         """Score random real images at equal storage; None where a stored image is one image."""
-        counts, factor = self.syn.counts, tiles_per_side(self.syn)
-        if factor == 1:
+        counts, held = self.syn.counts, tiles_per_image(self.syn.decode)
+        if held == 1:
             return None
+        how: dict[str, Any] = {"factor": tiles_per_side(self.syn)}
+        if self.syn.decode["formation"] == "subsampled":
+            how["formation"] = "subsampled"
 
         def examples() -> Examples:
-            images, labels = mosaic_views(self.drawn_from, counts, factor, self.run)
+            images, labels = mosaic_views(self.drawn_from, counts, self.run, **how)
             return Examples(images, labels, self.syn.transform)
 
-        facts = {"what": "mosaic", "counts": counts, "factor": factor}
-        return self.instead(facts, examples, student, runs) | {
-            "images": distinct_images(self.drawn_from, [factor**2 * n for n in counts]),
-            "views": factor**2,
+        return self.instead(
+            {"what": "mosaic", "counts": counts, **how}, examples, student, runs
+        ) | {
+            "images": distinct_images(self.drawn_from, [held * n for n in counts]),
+            "views": held,
         }
 
     def whole(self, student: Any, runs: int) -> tuple[Result, Result]:

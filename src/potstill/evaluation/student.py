@@ -126,17 +126,18 @@ def random_rows(train: ImageSet, counts: Sequence[int], run: Run) -> Tensor:
 
 
 def mosaic_views(
-    train: ImageSet, counts: Sequence[int], factor: int, run: Run
+    train: ImageSet, counts: Sequence[int], run: Run, *, factor: int, formation: str = "single"
 ) -> tuple[Tensor, Tensor]:
     """Return random real images at the storage of a tiled set: ``factor**2`` small ones for one.
 
-    Images (n * factor**2, c, h, w), RGB 0-1, as a receiver enlarges them, and their labels. They
-    are those of the method ``mosaic`` with the same seed, for ``counts[c]`` stored images of class
-    c; a class with fewer real images repeats them, shifted.
+    Images (n * factor**2, c, h, w), RGB 0-1, as a receiver enlarges them, and their labels; twice
+    as many where ``formation`` is "subsampled". They are those of the method ``mosaic`` with the
+    same seed, for ``counts[c]`` stored images of class c; a class with fewer real images repeats
+    them, shifted.
     """
     most = [max(1, count) for count in counts]
-    how: dict[str, Any] = {"start": "tiled", "factor": factor, "quiet": True}
-    canvas = start_canvas(train, most, run.generator, **how)
+    how: dict[str, Any] = {"start": "tiled", "factor": factor, "formation": formation}
+    canvas = start_canvas(train, most, run.generator, quiet=True, **how)
     kept = torch.tensor(counts)[canvas.labels] > 0
     images, labels = decode_images(canvas.images.detach()[kept], canvas.labels[kept], canvas.spec)
     return images, labels

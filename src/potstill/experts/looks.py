@@ -47,7 +47,7 @@ def blurring(transform: Transform, decode: Mapping[str, Any]) -> Transform:
         transform: of the set. decode: how its images are decoded. Where whole images are among
             what it decodes to ("multi") images stay as they are.
     """
-    if decode["kind"] != "tiled" or decode["formation"] != "single":
+    if decode["kind"] != "tiled" or decode["formation"] == "multi":
         return transform
     return _Blurring(transform, int(decode["factor"]))
 

@@ -38,7 +38,7 @@ Bits = Annotated[int, OneOf(8, 32)]
 _LATER = {  # fields that came later: at these values, jobs keep the keys that they had before
     "bits": 32, "views_per_step": 1, "augment_per": "view", "tail_images": 0, "tail_flip": 0.5,
     "floor": "none", "layers": "all", "batch_syn": 0, "recluster": 0, "real_cutmix": 0.0,
-    "real_prior": "plain", "outer_loss": "squared_error", "lr_platt": 0.01,
+    "real_prior": "plain", "outer_loss": "squared_error", "lr_platt": 0.01, "colours": "full",
 }  # fmt: skip
 BUDGETS = ("quick", "overnight", "standard", "paper")
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from potstill.canvas import for_people
 from potstill.data import ImageSet
 from potstill.synthetic.eight_bit import grid
 
@@ -48,10 +49,11 @@ class Gallery:
         """
         if step >= self.due or step == self.last:
             images = canvas.pictures() if hasattr(canvas, "pictures") else canvas.images.detach()
-            labels = canvas.labels.cpu()
+            spec = getattr(canvas, "spec", {})
+            images, labels = for_people(images.float().cpu(), canvas.labels.cpu(), spec)
             columns = min(int(torch.bincount(labels).max()), _COLUMNS)
             path = self.folder / f"step-{step + 1:06d}.png"
-            grid(images.float().cpu(), labels, self.classes, path, columns=columns)
+            grid(images, labels, self.classes, path, columns=columns)
             self.due = step + self.every
         if self.inner is not None:
             self.inner(step, record, canvas)

@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor
 
+from potstill.canvas import for_people
 from potstill.run import ArtifactError, InputError, StorageError, logger
 from potstill.run.records import read_json
 from potstill.run.replace import alone, hidden, recover, remove_owned, replace_folder
@@ -102,7 +103,8 @@ def _fill(part: Path, synthetic: SyntheticSet, name: str) -> None:
     _durable(part / PROVENANCE, text.encode("utf-8", "replace"))
     write_start(part, synthetic)
     (part / "README.md").write_bytes(card(synthetic, name).encode("utf-8", "replace"))
-    preview = pictures.grid(synthetic.images, synthetic.labels, synthetic.classes)
+    shown = for_people(synthetic.images, synthetic.labels, synthetic.decode)
+    preview = pictures.grid(*shown, synthetic.classes)
     (part / "preview.png").write_bytes(preview)
     decoded, labels, soft_labels, weights = synthetic.decoded()
     images = pictures.to_uint8(decoded).cpu()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from potstill.canvas import check_spec, views_per_image
+from potstill.canvas import check_spec, subsampled_fault, views_per_image
 from potstill.run import InputError
 from potstill.synthetic.eight_bit import rounded
 
@@ -139,6 +139,8 @@ def _decode_fault(s: SyntheticSet) -> str | None:
     factor = s.decode["factor"] if s.decode["kind"] == "tiled" else 1
     if factor > min(s.images.shape[2:]):
         return f"decode factor is {factor} for images of {tuple(s.images.shape[2:])} pixels"
+    if s.decode.get("formation") == "subsampled" and (wrong := subsampled_fault(s.shape, factor)):
+        return f"decode formation is {wrong}"
     return None
 
 

@@ -44,7 +44,7 @@ __all__ = [
     "Removed",
 ]
 
-CANVASES = ("pixels", "tiled", "multi-formation", "frequency")
+CANVASES = ("pixels", "tiled", "multi-formation", "subsampled", "frequency")
 LABELS = ("hard", "taught")
 TRAINED = ("pool", "snapshots")  # networks that can calibrate
 _POOR = 0.5  # share of images that a teacher gets right, below which it is warned about

@@ -59,7 +59,7 @@ class MatchesGradients:
         "standard": {"steps": 2_000},
     }
     pairs: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "canvas": ("pixels", "tiled", "multi-formation", "frequency"),
+        "canvas": ("pixels", "tiled", "multi-formation", "subsampled", "frequency"),
         "labels": ("hard", "soft"),
         "networks": ("evolving", "random", "pool"),
     }

@@ -33,7 +33,7 @@ from potstill.run.parts import Part
 
 __all__ = ["CANVASES", "Outer", "RidgeRegression"]
 
-CANVASES = ("pixels", "tiled", "multi-formation", "frequency")
+CANVASES = ("pixels", "tiled", "multi-formation", "subsampled", "frequency")
 OuterLoss = Annotated[str, OneOf("squared_error", "cross_entropy", "balanced_softmax")]
 Balance = Annotated[str, OneOf("none", "sampling")]
 

@@ -28,7 +28,7 @@ from potstill.run.parts import Part
 
 __all__ = ["CANVASES", "BackboneObjective", "RandomViews"]
 
-CANVASES = ("pyramid", "pixels", "tiled", "multi-formation", "frequency")
+CANVASES = ("pyramid", "pixels", "tiled", "multi-formation", "subsampled", "frequency")
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -127,7 +127,7 @@ class MatchesTrajectories:
 
     sizes: ClassVar[dict[str, dict[str, Any]]] = {"standard": _STANDARD, "quick": _QUICK}
     pairs: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "canvas": ("pixels", "tiled", "multi-formation", "frequency"),
+        "canvas": ("pixels", "tiled", "multi-formation", "subsampled", "frequency"),
         "labels": ("hard", "soft", "teacher"),
         "networks": ("experts",),
     }
