@@ -32,6 +32,7 @@ def test_every_fact_changes_the_hash(field):
 
 def test_the_changes_above_cover_every_field():
     covered = {*CHANGES, "name", "training", "selection", "test_every", "teacher", "teacher_prior"}
+    covered |= {"label_scale", "centred"}  # of squared error alone, see below
     assert covered == {f.name for f in fields(Training)} | {f.name for f in fields(Protocol)}
 
 
@@ -85,6 +86,11 @@ def test_published_hyper_parameters():
     assert (frepo.loss, frepo.training.ema) == ("squared_error", 0.995)
     assert (frepo.training.optimizer, frepo.training.weight_decay) == ("adamw", 0)
     assert [frepo.training_for(ipc).epochs for ipc in (1, 10, 50)] == [1000, 2000, 5000]
+    rfad = PROTOCOLS["rfad"]  # Loo et al. 2022
+    assert (rfad.loss, rfad.label_scale, rfad.centred) == ("squared_error", 8, True)
+    assert (rfad.training.momentum, rfad.training.weight_decay) == (0.9, 0)
+    bptt = PROTOCOLS["rat-bptt"].training  # Feng et al. 2024
+    assert (bptt.optimizer, bptt.lr, bptt.augment.ops) == ("adamw", 1e-3, ("flip", "rotate"))
     for name in ("dc", "dsa", "idc"):
         assert PROTOCOLS[name].training.momentum == 0.9
     assert PROTOCOLS["dc"].training.augment is None
@@ -232,3 +238,11 @@ def test_a_prior_is_part_of_name_hash_and_sentence():
     assert "prior" not in probe.facts
     with pytest.raises(InputError, match="prior is 'remix'; use one of plain"):
         find_protocol("probe", "remix")
+
+
+@pytest.mark.parametrize("changes", [{"label_scale": 8.0}, {"centred": True}], ids=str)
+def test_scaled_and_centred_belong_to_squared_error(changes):
+    with pytest.raises(InputError, match=r"^loss is 'auto' with label_scale .*; use loss="):
+        PROTOCOLS["quick"].with_(**changes)
+    changed = PROTOCOLS["frepo"].with_(**changes)
+    assert changed.hash != PROTOCOLS["frepo"].hash

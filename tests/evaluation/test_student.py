@@ -255,3 +255,41 @@ def test_remedies_change_nothing_about_equal_classes():
     plain = train(few, runs=1)
     for prior in ("balanced_softmax", "effective_number", "post_hoc"):
         assert torch.equal(train(few.with_(prior=prior), runs=1).chosen, plain.chosen)
+
+
+RFAD = Protocol(
+    name="rfad",
+    training=Training(epochs=60, batch=100, lr=0.02, momentum=0.9, weight_decay=0.0),
+    loss="squared_error",
+    label_scale=8.0,
+    centred=True,
+)
+
+
+def test_a_centred_student_begins_at_nothing_and_learns_scaled_targets(monkeypatch):
+    trained = []
+    original = student.train_many
+
+    def kept(students, *args, **kwargs):
+        x = torch.rand(4, 1, 8, 8)
+        assert all((one(x) == 0).all() for one in students)
+        before = [one.before.classifier.weight.clone() for one in students]
+        original(students, *args, **kwargs)
+        for one, first in zip(students, before, strict=True):
+            assert torch.equal(one.before.classifier.weight, first)
+            assert not torch.equal(one.classifier.weight, first)
+        trained.extend(students)
+
+    monkeypatch.setattr(student, "train_many", kept)
+    found = train(RFAD, network="convnet-d2-w16-none")
+    assert min(overall(found.chosen, TEST.counts)) > 60
+    seen = examples()
+    outputs = trained[0](TRANSFORM.forward(seen.images))
+    own = outputs.detach().gather(1, seen.targets[:, None]).mean()
+    assert 3 < float(own) < 7  # towards 8 (1 - 1/3), where plain targets would be 1
+
+
+def test_centring_draws_nothing():
+    before = torch.get_rng_state()
+    train(RFAD.with_(epochs=1), runs=1)
+    assert torch.equal(torch.get_rng_state(), before)

@@ -139,3 +139,15 @@ def test_adjust_undoes_the_prior():
 def test_bad_arguments(make, words):
     with pytest.raises(InputError, match=words):
         make()
+
+
+def test_scaled_error_is_half_the_squared_distance_to_scaled_centred_targets():
+    loss = losses.scaled_error(8.0)
+    expected = [
+        sum((v - 8 * ((c == y) - 1 / 3)) ** 2 for c, v in enumerate(z)) / 2
+        for z, y in zip(LOGITS.tolist(), TARGETS.tolist(), strict=True)
+    ]
+    assert loss(LOGITS, TARGETS).tolist() == pytest.approx(expected)
+    goals = torch.rand(4, 3, dtype=torch.float64)
+    plain = losses.squared_error(LOGITS, 8 * goals)
+    torch.testing.assert_close(loss(LOGITS, goals), plain)

@@ -18,7 +18,16 @@ from potstill.evaluation.probe import PROBES, Probe, in_use, short_hash
 from potstill.losses import REMEDIES, priors
 from potstill.nets import Training, parse
 from potstill.run import InputError, nearest
-from potstill.run.fields import Batch, Epoch, Epochs, OneOf, Range, check_fields, check_value
+from potstill.run.fields import (
+    Batch,
+    Epoch,
+    Epochs,
+    OneOf,
+    Positive,
+    Range,
+    check_fields,
+    check_value,
+)
 
 __all__ = ["PROTOCOLS", "Protocol", "find_protocol"]
 
@@ -51,6 +60,8 @@ _LATER = {  # fields that came later, with what they were before: older hashes s
     "temperature": 1.0,
     "teacher": None,
     "teacher_prior": "balanced_softmax",
+    "label_scale": 1.0,
+    "centred": False,
 }
 
 Temperature = Annotated[float, Range(0.01, 1000)]
@@ -70,6 +81,10 @@ class Protocol:
     "squared_error", which takes classes as one-hot rows and soft labels as they are. Under
     ``labels`` "online" and "projected" the same teacher labels the random real images, too.
 
+    ``label_scale`` and ``centred`` are RFAD's, of squared error: targets (of classes 1 - 1/K and
+    -1/K then) are multiplied by the one, and from outputs are taken those of the same network
+    before its training.
+
     ``selection="val"`` holds images out of the real training set before the random baseline is
     drawn from it. The artifact may have been distilled from those very images,
     which favours no particular method but makes the choice optimistic.
@@ -88,6 +103,8 @@ class Protocol:
     temperature: Temperature = 1.0  # of a teacher's labels and of students who learn them
     teacher: str | None = None  # network that labels views, with labels "online"
     teacher_prior: Annotated[str, OneOf(*priors())] = "balanced_softmax"  # how it was trained
+    label_scale: Positive = 1.0  # what targets of squared error are multiplied by
+    centred: bool = False  # outputs are less what they were before the training
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -101,6 +118,11 @@ class Protocol:
             raise InputError(
                 f"prior is {self.prior!r} with selection {self.selection!r}, but a training in "
                 "stages has no epochs to choose from; use selection 'last'"
+            )
+        if self.loss != "squared_error" and (self.centred or self.label_scale != 1):
+            raise InputError(
+                f"loss is {self.loss!r} with label_scale {self.label_scale:g} and centred "
+                f"{self.centred}, which belong to squared error; use loss=squared_error"
             )
         self._check_teacher()
 
@@ -201,6 +223,8 @@ class Protocol:
         prior = "" if self.prior == "plain" else f"; {self.prior}: {REMEDIES[self.prior].says}"
         loss = f"; {_LOSSES[self.loss]}" if self.loss != "auto" else ""
         loss += f", temperature {self.temperature:g}" if self.temperature != 1 else ""
+        loss += f" times {self.label_scale:g}" if self.label_scale != 1 else ""
+        loss += ", outputs less those before the training" if self.centred else ""
         by = f" ({self.teacher}, {self.teacher_prior})" if self.teacher else ""
         looks = f", {self.test_every} epochs apart" if self.test_every else ""
         return (
@@ -297,6 +321,13 @@ _FREPO = Training(  # FRePo, Zhou et al., NeurIPS 2022; steps, lr and batch are 
     epochs=1000, batch=500, optimizer="adamw", lr=3e-4, weight_decay=0.0, schedule="cosine",
     augment=DSA.parse(_ALL, rule="dc"), ema=0.995,
 )  # fmt: skip
+_RFAD = Training(  # RFAD, Loo et al., NeurIPS 2022: full batches; steps and lr are ours
+    epochs=3000, batch=1000, optimizer="sgd", lr=3e-4, momentum=0.9, weight_decay=0.0,
+)  # fmt: skip
+_BPTT = Training(  # RaT-BPTT, Feng et al., ICLR 2024: as the students of its distillation
+    epochs=1000, batch=1000, optimizer="adamw", lr=1e-3, weight_decay=0.0,
+    augment=DSA.parse("flip_rotate", rule="dc", align_corners=True),
+)  # fmt: skip
 _TINY = ((1, 2000), (10, 300), (50, 40))  # NCFM's epochs for Tiny ImageNet
 
 # Ours: what the strong published recipes share (AdamW, IDC-rule augmentation, CutMix) with the one
@@ -328,6 +359,8 @@ PROTOCOLS: dict[str, Protocol] = {
             epochs_by_ipc=((1, 1000), (10, 2000), (50, 5000)),
             loss="squared_error",
         ),
+        Protocol(name="rfad", training=_RFAD, loss="squared_error", label_scale=8.0, centred=True),
+        Protocol(name="rat-bptt", training=_BPTT),  # also AT-BPTT
         Protocol(name="mtt", training=_MTT, learned_lr=True),  # also FTD, TESLA, DATM
         Protocol(name="lad", training=_LAD, learned_lr=True),
         Protocol(

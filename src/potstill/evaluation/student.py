@@ -22,8 +22,9 @@ from potstill.evaluation.labels import tier_of
 from potstill.evaluation.metrics import class_accuracy, overall
 from potstill.evaluation.protocol import Protocol
 from potstill.experts.recipes import train_recipe
-from potstill.losses import REMEDIES, Loss, Scheduled, divergence, squared_error
+from potstill.losses import REMEDIES, Loss, Scheduled, divergence, scaled_error, squared_error
 from potstill.nets import Examples, Network, Training, create, predict, train_many
+from potstill.nets.layers import Centred
 from potstill.nets.post_hoc import correct_
 from potstill.nets.sampling import epoch_length, groups_of
 from potstill.run import InputError, Run
@@ -86,7 +87,7 @@ def loss_of(protocol: Protocol, examples: Examples, classes: int) -> Loss | Sche
     if examples.weights is not None and loss in ("kl", "squared_error"):
         raise InputError(f"loss is {loss!r} for images with weights; use loss=cross_entropy")
     if examples.regression or loss == "squared_error":  # a prior has no meaning for it
-        return squared_error
+        return squared_error if protocol.label_scale == 1 else scaled_error(protocol.label_scale)
     soft = examples.told or examples.targets.ndim == 2
     if soft and (loss == "kl" or protocol.temperature != 1 or (examples.told and loss == "auto")):
         mixes = examples.views is not None and row.mixing != "none"
@@ -190,6 +191,8 @@ def train_students(
         )
         for k in range(runs)
     ]
+    if protocol.centred:
+        students = [Centred(student) for student in students]
     row = REMEDIES[protocol.prior]
     loss = loss_of(protocol, examples, test.num_classes)
     if examples.views is not None:  # they take the place of whatever is drawn otherwise

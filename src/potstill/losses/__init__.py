@@ -15,6 +15,7 @@ from potstill.losses.classification import (
     ldam,
     logit_adjusted,
     loss_at,
+    scaled_error,
     squared_error,
     weighted,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "logit_adjusted",
     "loss_at",
     "priors",
+    "scaled_error",
     "squared_error",
     "told",
     "weighted",

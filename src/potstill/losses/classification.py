@@ -36,6 +36,7 @@ __all__ = [
     "label_aware",
     "ldam",
     "logit_adjusted",
+    "scaled_error",
     "squared_error",
     "loss_at",
     "weighted",
@@ -84,6 +85,20 @@ def squared_error(logits: Tensor, targets: Tensor) -> Tensor:
     if not targets.is_floating_point():
         targets = one_hot(targets, logits.shape[1]).to(logits)
     return 0.5 * (logits - targets).square().sum(1)
+
+
+def scaled_error(scale: float) -> Loss:
+    """Return squared error to ``scale`` times the targets; of classes these are 1 - 1/K and -1/K.
+
+    RFAD trains finite networks so (Loo et al., NeurIPS 2022).
+    """
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        if not targets.is_floating_point():
+            targets = one_hot(targets, logits.shape[1]).to(logits) - 1 / logits.shape[1]
+        return squared_error(logits, scale * targets)
+
+    return loss
 
 
 def divergence(temperature: float = 1.0) -> Loss:

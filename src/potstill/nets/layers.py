@@ -9,6 +9,7 @@ pooling on a CPU is written out, because torch's NCHW kernel is scalar.
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "AveragePool",
+    "Centred",
     "GlobalAverage",
     "Network",
     "average_pool",
@@ -161,6 +163,20 @@ class Network(nn.Module):
         """Bring the weights into the memory layout in which convolutions of a GPU are fastest."""
         layout: dict[str, Any] = {"memory_format": torch.channels_last}  # older torch: not typed
         self.to(**layout)
+
+
+class Centred(Network):
+    """A network less what it was when this was made, so that it begins at 0 (RFAD)."""
+
+    def __init__(self, network: Network) -> None:
+        nn.Module.__init__(self)  # its parts are there, so nothing is drawn
+        self.body, self.classifier = network.body, network.classifier
+        self.feature_dim = network.feature_dim
+        self.before = deepcopy(network).requires_grad_(False)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Return the logits, (b, classes)."""
+        return super().forward(x) - self.before(x)
 
 
 @torch.no_grad()
