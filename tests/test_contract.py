@@ -66,6 +66,9 @@ TINY: dict[str, Any] = {
     "head_steps": 20,
     "least_share": 1.0,
     "nets_per_step": 2,
+    "window": 2,
+    "radius": 1,
+    "look_every": 2,
 }
 STEADY: dict[str, Any] = {  # the same question at every step, so that the loss can only fall
     "entries": 1,
@@ -85,7 +88,10 @@ STEADY: dict[str, Any] = {  # the same question at every step, so that the loss 
     "flip": 0.0,
     "noise": 0.0,
     "nets_per_step": 16,
+    "window": 8,
+    "radius": 0,
 }
+_LESSONS = {"student_steps": 8, "syn_lr": 0.05, "lr_images": 0.05}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     # neighbours needs another run's result, see tests/methods/test_pretrained.py
     **{name: (name, {}) for name in CATALOGUE if name != "neighbours"},
@@ -140,6 +146,23 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "rfad-squared": (
         "rfad",
         {"outer_loss": "squared_error", "learn_labels": True, "learn_mixing": False},
+    ),
+    "dd": ("dd", _LESSONS | {"window": 0}),
+    "dd-balanced": (
+        "dd",
+        _LESSONS | {"outer_loss": "balanced_softmax", "labels": "soft", "canvas": "tiled"},
+    ),
+    "rat-bptt": ("rat-bptt", _LESSONS),
+    "rat-bptt-momentum": (
+        "rat-bptt",
+        _LESSONS
+        | {"student_optimizer": "sgd", "student_momentum": 0.9, "augment": "color", "clip": 0.0}
+        | {"labels": "soft", "balance": "sampling", "bounded": True},
+    ),
+    "at-bptt": ("at-bptt", _LESSONS),
+    "at-bptt-some": (
+        "at-bptt",
+        _LESSONS | {"per_class": 1, "outer_loss": "balanced_softmax", "syn_lr": 0.01},
     ),
     "dm-frequency": ("dm", {"canvas": "frequency"}),
     "mtt-pixels": ("mtt", {"canvas": "pixels", "start": "real"}),

@@ -38,7 +38,6 @@ from potstill.match.rollout import (
     start_distance,
 )
 from potstill.run import InputError, nearest
-from potstill.run.memory import saved_bytes
 
 __all__ = ["GRADIENTS", "Forward", "StudentStep", "check_gradient", "trajectory_distance"]
 
@@ -121,7 +120,8 @@ class _Walk:
         # what graphs will be differentiated in; empty if there is nothing to differentiate
         ask = (*self.wanted[:2], self.exact) if any(self.wanted) else ()
         self.stations = _places(theta, len(self.steps) if ask else 0)
-        student, first = self.student, self._first_kept(theta, ask, keep_bytes)
+        student = self.student
+        first = student.kept_from(self.steps, theta, ask, keep_bytes)
         for i, step in enumerate(self.steps):
             if ask:
                 for name, place in self.stations[i].items():
@@ -135,20 +135,6 @@ class _Walk:
                 gradient = {name: torch.stack([s[name] for s in slopes]).sum(0) for name in theta}
             theta = student.moved(theta, gradient)
         return theta
-
-    def _first_kept(self, theta: Params, ask: Sequence[bool], keep_bytes: int) -> int:
-        """The step from which on all graphs fit into ``keep_bytes``, by one that is measured."""
-        student, steps = self.student, self.steps
-        first, n = len(steps), len(student.x)
-        if not keep_bytes or not any(ask):
-            return first
-        part = student.parts(steps[0])[0]
-        _, held = saved_bytes(lambda: student.link(theta, steps[0], part, theta, ask))
-        room = keep_bytes * part.count(n) / held  # in images
-        while first and room >= steps[first - 1].count(n):
-            first -= 1
-            room -= steps[first].count(n)
-        return first
 
     def back(self, adjoint: Params) -> list[Tensor | None]:
         """Return the gradients in x, targets and lr, given the slope ``adjoint`` at the end."""

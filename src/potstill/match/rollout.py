@@ -16,6 +16,7 @@ from potstill.data.augment import DSA
 from potstill.losses import Loss
 from potstill.match.curvature import Curvature
 from potstill.run import InputError
+from potstill.run.memory import saved_bytes
 
 __all__ = [
     "Forward",
@@ -157,6 +158,21 @@ class Student:
             with within(seen) if within else nullcontext():
                 logits = self.forward(theta, seen)
             return self.loss(logits, targets).sum() / step.count(len(self.x))
+
+    def kept_from(
+        self, steps: Sequence[StudentStep], theta: Params, wanted: Sequence[bool], keep_bytes: int
+    ) -> int:
+        """Return the step from which on all graphs fit into ``keep_bytes``, by one measured."""
+        first, n = len(steps), len(self.x)
+        if not keep_bytes or not any(wanted):
+            return first
+        part = self.parts(steps[0])[0]
+        _, held = saved_bytes(lambda: self.link(theta, steps[0], part, theta, wanted))
+        room = keep_bytes * part.count(n) / held  # in images
+        while first and room >= steps[first - 1].count(n):
+            first -= 1
+            room -= steps[first].count(n)
+        return first
 
     def moved(self, theta: Params, gradient: Params) -> Params:
         """Return where a step leads."""

@@ -4,6 +4,9 @@ A new method is one import and one entry here (see CONTRIBUTING.md).
 """
 
 from potstill.methods.base import BUDGETS, Matcher, Method, MethodInfo, Selector
+from potstill.methods.bilevel.at_bptt import ATBPTT
+from potstill.methods.bilevel.dd import DD
+from potstill.methods.bilevel.rat_bptt import RaTBPTT
 from potstill.methods.distribution.cafe import CAFE
 from potstill.methods.distribution.csdm import CSDM
 from potstill.methods.distribution.dm import DM
@@ -77,6 +80,9 @@ CATALOGUE: dict[str, type[Method]] = {
         KIP,
         FRePo,
         RFAD,
+        DD,
+        RaTBPTT,
+        ATBPTT,
     )
 }
 __all__ = ["BUDGETS", "CATALOGUE", "Matcher", "Method", "MethodInfo", "Selector", "find"]

@@ -19,27 +19,24 @@ from torch.utils.checkpoint import checkpoint
 from potstill.canvas import Canvas
 from potstill.data import ImageSet
 from potstill.labels.parts import centred
-from potstill.losses.table import LOSSES
 from potstill.match.ntk import kernel_regression
 from potstill.methods.base import Objective
-from potstill.nets.sampling import balanced_order
+from potstill.methods.judging import Judging
 from potstill.networks import Networks
-from potstill.run import InputError, Run
+from potstill.run import Run
 from potstill.run.descent import Rate
 from potstill.run.fields import OneOf, Positive
 from potstill.run.machine import CPU_CHUNK
 from potstill.run.objective import Term
-from potstill.run.parts import Part
 
 __all__ = ["CANVASES", "Outer", "RidgeRegression"]
 
 CANVASES = ("pixels", "tiled", "multi-formation", "subsampled", "frequency")
 OuterLoss = Annotated[str, OneOf("squared_error", "cross_entropy", "balanced_softmax")]
-Balance = Annotated[str, OneOf("none", "sampling")]
 
 
 @dataclass(frozen=True, kw_only=True)
-class Outer(Part):
+class Outer(Judging):
     """By what the prediction of real images is judged, and how they are drawn.
 
     The classes' losses are those of the long-tail table (:mod:`potstill.losses.table`), on the
@@ -49,16 +46,7 @@ class Outer(Part):
     # of the prediction: "squared_error", or "cross_entropy" or "balanced_softmax" (+ log n_c) of it
     # times a learned scale
     outer_loss: OuterLoss = "squared_error"
-    balance: Balance = "none"  # long tails: "none" as published, or "sampling"
     lr_platt: Positive = 0.01  # step size of the logarithm of that scale, which begins at 0
-
-    def check(self, method: Any, real: ImageSet | None = None) -> None:
-        """Refuse to take the class prior out twice."""
-        if self.outer_loss == "balanced_softmax" and self.balance == "sampling":
-            raise InputError(
-                "balance is 'sampling' with outer_loss 'balanced_softmax', and each of them takes "
-                "the class prior out; use balance=none"
-            )
 
 
 class RidgeRegression(Objective):
@@ -77,8 +65,7 @@ class RidgeRegression(Objective):
             self.lr = how.descent.scaled(self.transform.step_share)
         self.platt = None
         if outer.outer_loss != "squared_error":
-            name = "plain" if outer.outer_loss == "cross_entropy" else outer.outer_loss
-            self.loss: Any = LOSSES[name](real.counts)
+            self.loss = outer.loss_for(real.counts)
             self.platt = torch.zeros((), device=canvas.labels.device, requires_grad=True)
         self.rates = {**how.labels.rates, "platt": Rate("lr_platt", outer.lr_platt)}
         self.groups = [real.of_class(label) for label in range(real.num_classes)]
@@ -89,10 +76,8 @@ class RidgeRegression(Objective):
 
     def positions(self, step: int) -> Tensor:
         """Return which real images (b,) a step predicts."""
-        size, draw = min(self.how.batch_real, len(self.real)), self.run.generator("real", step)
-        if self.how.outer.balance == "sampling":
-            return balanced_order(self.groups, size, draw)
-        return torch.randperm(len(self.real), generator=draw)[:size]
+        draw = self.run.generator("real", step)
+        return self.how.outer.drawn(self.groups, self.how.batch_real, draw)
 
     @torch.no_grad()
     def real_images(self, rows: Tensor) -> Tensor:
