@@ -25,6 +25,7 @@ from potstill.match.rollout import (
     Params,
     StudentStep,
     check_steps,
+    far_apart,
     known,
     squared_distance,
     start_distance,
@@ -49,6 +50,7 @@ def classifier_distance(
     steps: Sequence[StudentStep],
     loss: Loss = cross_entropy,
     dsa: DSA | None = None,
+    drop: float = 0.0,
     gradient: str = "exact",
     chunk: int | None = None,
     keep_bytes: int = 0,
@@ -68,6 +70,7 @@ def classifier_distance(
         steps: what the student sees; steps without augmentation share one look at the images.
         loss: logits and targets to values (b,), see :mod:`potstill.losses`.
         dsa: applies the draws of ``steps``.
+        drop: share of the values, those that differ least at the end, that is left out.
         gradient: "exact" ("unroll" is the same here) or "tesla".
         chunk: images in a pass through the backbone, of one step or several (None: 64 on a CPU,
             1024 on a GPU, and at least a step's).
@@ -95,7 +98,9 @@ def classifier_distance(
     with torch.enable_grad():
         seen = backbone.of_steps(leaves[0], steps)
         end = _descend(origin, seen, leaves[1], leaves[2], steps, loss, gradient == "tesla")
-        value = squared_distance(end, goal) / scale
+        kept = far_apart(end, goal, drop) if drop else None
+        scale = scale if kept is None else start_distance(start, goal, kept)
+        value = squared_distance(end, goal, kept) / scale
     if not any(wanted):
         return value.detach()
     asked = [leaf for leaf in leaves if leaf.requires_grad]

@@ -6,6 +6,8 @@ where the expert stood M epochs later:
 
     ‖m (θ_N - θ*)‖² / ‖m (θ_0 - θ*)‖²,        m = 1 on the matched parameters, 0 elsewhere.
 
+EDF (CVPR 2025) also has m = 0 where θ_N and θ* differ least: those say what all images share.
+
 Three gradients. "unroll" keeps the graph of all N steps (MTT, CVPR 2022). "exact" gives the same
 numbers in the memory of one step: it walks back from a_N = ∂/∂θ_N, building one g_i at a time,
 
@@ -33,6 +35,7 @@ from potstill.match.rollout import (
     Student,
     StudentStep,
     check_steps,
+    far_apart,
     known,
     squared_distance,
     start_distance,
@@ -56,6 +59,7 @@ def trajectory_distance(
     loss: Loss = cross_entropy,
     dsa: DSA | None = None,
     matched: Collection[str] | None = None,
+    drop: float = 0.0,
     gradient: str = "exact",
     chunk: int | None = None,
     keep_bytes: int = 0,
@@ -76,6 +80,8 @@ def trajectory_distance(
         loss: logits and targets to values (b,), see :mod:`potstill.losses`.
         dsa: applies the draws of ``steps``.
         matched: names that are compared; None = all of ``start``.
+        drop: share of all matched values, those that differ least at the end, that is left out of
+            both distances; from 0 to below 1.
         gradient: "exact", "tesla" or "unroll".
         chunk: images whose graph is held at a time (None: the batch); the mean stays that of the
             batch.
@@ -92,15 +98,21 @@ def trajectory_distance(
     wanted = [torch.is_grad_enabled() and value.requires_grad for value in (x, targets, lr)]
     if gradient == "unroll" and any(wanted):
         student = Student(x, targets, lr, forward, loss, dsa, chunk)
-        leaves = {name: value.requires_grad_() for name, value in origin.items()}
-        return squared_distance(student.unroll(leaves, steps), goal) / scale
+        end = student.unroll({n: value.requires_grad_() for n, value in origin.items()}, steps)
+        kept = far_apart(end, goal, drop) if drop else None
+        scale = scale if kept is None else start_distance(start, goal, kept)
+        return squared_distance(end, goal, kept) / scale
     student = Student(x.detach(), targets.detach(), lr.detach(), forward, loss, dsa, chunk)
     walk = _Walk(student, steps, wanted, gradient == "exact")
     end = walk.there(origin, keep_bytes)
-    value = squared_distance(end, goal) / scale
+    kept = far_apart(end, goal, drop) if drop else None
+    scale = scale if kept is None else start_distance(start, goal, kept)
+    value = squared_distance(end, goal, kept) / scale
     if not any(wanted):
         return value
     adjoint = {name: (end[name] - there) * (2 / scale) for name, there in goal.items()}
+    if kept is not None:
+        adjoint = {name: slope * kept[name] for name, slope in adjoint.items()}
     return known(value, walk.back(adjoint), (x, targets, lr))
 
 

@@ -25,6 +25,7 @@ __all__ = [
     "Student",
     "StudentStep",
     "check_steps",
+    "far_apart",
     "known",
     "squared_distance",
     "start_distance",
@@ -194,18 +195,44 @@ def _slopes(value: Tensor, leaves: Iterable[Tensor], graph: bool) -> Sequence[Te
     return torch.autograd.grad(value, list(leaves), create_graph=graph, materialize_grads=True)
 
 
-def squared_distance(a: Mapping[str, Tensor], b: Mapping[str, Tensor]) -> Tensor:
-    """Return Σ (a - b)² over the names of ``b``."""
-    return torch.stack([(a[name] - there).square().sum() for name, there in b.items()]).sum()
+def far_apart(a: Mapping[str, Tensor], b: Mapping[str, Tensor], drop: float) -> Params | None:
+    """Return masks by the names of ``b``: 0 for the share ``drop`` of all values that differ least.
+
+    1 for the others; of equal differences the earlier is dropped first. None if nothing is (EDF,
+    CVPR 2025, sec. 3.3: common pattern dropout, over all matched parameters together).
+    """
+    gaps = [(a[name].detach() - there).square().flatten() for name, there in b.items()]
+    order = torch.cat(gaps).argsort(stable=True)
+    dropped = int(drop * len(order))
+    if not dropped:
+        return None
+    kept = torch.ones(len(order), dtype=gaps[0].dtype, device=order.device)
+    kept[order[:dropped]] = 0
+    parts = zip(b.items(), kept.split([len(gap) for gap in gaps]), strict=True)
+    return {name: part.view_as(there) for (name, there), part in parts}
 
 
-def start_distance(start: Mapping[str, Tensor], goal: Mapping[str, Tensor]) -> Tensor:
+def squared_distance(
+    a: Mapping[str, Tensor], b: Mapping[str, Tensor], kept: Mapping[str, Tensor] | None = None
+) -> Tensor:
+    """Return Σ (a - b)² over the names of ``b``, where ``kept`` is 1."""
+    gaps = {name: a[name] - there for name, there in b.items()}
+    if kept is not None:
+        gaps = {name: gap * kept[name] for name, gap in gaps.items()}
+    return torch.stack([gap.square().sum() for gap in gaps.values()]).sum()
+
+
+def start_distance(
+    start: Mapping[str, Tensor],
+    goal: Mapping[str, Tensor],
+    kept: Mapping[str, Tensor] | None = None,
+) -> Tensor:
     """Return the squared distance that the expert went, by which the student's is divided.
 
     Raises:
         InputError: the expert did not move.
     """
-    scale = squared_distance(start, goal)
+    scale = squared_distance(start, goal, kept)
     if not bool(scale != 0):
         raise InputError(
             "target equals start in all matched parameters; use snapshots of an expert between "

@@ -37,6 +37,7 @@ from potstill.methods.selection.mosaic import Mosaic
 from potstill.methods.selection.neighbours import Neighbours
 from potstill.methods.selection.random import Random
 from potstill.methods.trajectory.datm import DATM
+from potstill.methods.trajectory.edf import EDF
 from potstill.methods.trajectory.ftd import FTD
 from potstill.methods.trajectory.lad import LAD
 from potstill.methods.trajectory.mtt import MTT
@@ -70,6 +71,7 @@ CATALOGUE: dict[str, type[Method]] = {
         FTD,
         TESLA,
         DATM,
+        EDF,
         LAD,
         LGM,
         SFM,

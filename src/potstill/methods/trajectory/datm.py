@@ -19,6 +19,7 @@ from typing import ClassVar
 from potstill.canvas import CanvasSpec, Pixels
 from potstill.labels import LabelSpec, Soft
 from potstill.methods.base import Matcher, MethodInfo
+from potstill.methods.trajectory.masks import Masks
 from potstill.methods.trajectory.trajectory_matching import MatchesTrajectories, Trajectory
 from potstill.networks import Experts
 from potstill.run.descent import Descent
@@ -49,4 +50,5 @@ class DATM(MatchesTrajectories, Matcher):
     trajectory: Trajectory = Trajectory(  # T, and the growth to T+: CIFAR-10, IPC 10
         student_steps=80, start_now=10, start_grow=1_000, threshold=1.0
     )
+    masks: Masks = Masks()
     descent: Descent = Descent(steps=10_000, lr_images=100.0, optimizer="sgd")

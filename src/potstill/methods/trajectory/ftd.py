@@ -17,6 +17,7 @@ from typing import ClassVar
 
 from potstill.canvas import CanvasSpec, Pixels
 from potstill.methods.base import Matcher, MethodInfo
+from potstill.methods.trajectory.masks import Masks
 from potstill.methods.trajectory.trajectory_matching import MatchesTrajectories, Trajectory
 from potstill.networks import Experts
 from potstill.run.descent import Descent
@@ -45,4 +46,5 @@ class FTD(MatchesTrajectories, Matcher):
     canvas: CanvasSpec = Pixels(bounded=False)
     networks: Experts = Experts(expert_rho=0.01)  # radius of adaptive GSAM (released code)
     trajectory: Trajectory = Trajectory(syn_lr=0.001, ema=0.9995)  # CIFAR-10, IPC 10
+    masks: Masks = Masks()
     descent: Descent = Descent(steps=5_000, lr_images=100.0, optimizer="sgd")

@@ -42,6 +42,7 @@ from potstill.losses import WEIGHT_SCALES, Loss, cross_entropy, dam
 from potstill.match.classifier_path import classifier_distance
 from potstill.methods.base import Matcher, MethodInfo
 from potstill.methods.trajectory.expert_networks import ExpertNetworks
+from potstill.methods.trajectory.masks import Masks
 from potstill.methods.trajectory.step_size import StepSize
 from potstill.methods.trajectory.students import pick
 from potstill.methods.trajectory.trajectory_matching import (
@@ -133,6 +134,7 @@ class LAD(MatchesTrajectories, Matcher):
     networks: Experts = Experts(expert_epochs=100, expert_decay=5e-3, expert_rho=0.01)
     classifiers: ClassifierExperts = ClassifierExperts()
     trajectory: Trajectory = Trajectory(student_steps=80)
+    masks: Masks = Masks()
     descent: Descent = Descent(  # the released loop counts from 0 to 10000
         steps=10_001, lr_images=100.0, optimizer="sgd"
     )
@@ -251,7 +253,7 @@ class _Decoupled(TrajectoryObjective):
         read = self.students.snapshot
         backbone = read("backbone", member, 0, lambda k, _, device: experts.backbone(k, device))
         body = {name.removeprefix("body."): value for name, value in backbone.items()}
-        x = canvas.seen(self.networks.transform)
+        x = self.areas.seen(step, canvas)
         value = classifier_distance(
             x,
             self.labels.targets(),
@@ -261,6 +263,7 @@ class _Decoupled(TrajectoryObjective):
             target=read("classifier", member, epoch + self.how.span, experts.at),
             steps=self.students.draw("classifier", step, x, how.classifier_steps),
             dsa=self.dsa,
+            drop=self.drop,
             gradient="tesla" if self.how.gradient == "tesla" else "exact",
             chunk=None if piece >= canvas.classes else piece * canvas.most,
             keep_bytes=self.keep_bytes,

@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from potstill.canvas import CanvasSpec, Pixels
 from potstill.methods.base import Matcher, MethodInfo
+from potstill.methods.trajectory.masks import Masks
 from potstill.methods.trajectory.trajectory_matching import MatchesTrajectories, Trajectory
 from potstill.networks import Experts
 from potstill.run.descent import Descent
@@ -44,4 +45,5 @@ class MTT(MatchesTrajectories, Matcher):
     canvas: CanvasSpec = Pixels(bounded=False)
     networks: Experts = Experts()
     trajectory: Trajectory = Trajectory()
+    masks: Masks = Masks()
     descent: Descent = Descent(steps=5_000, lr_images=100.0, optimizer="sgd")

@@ -23,6 +23,7 @@ from potstill.losses import Loss, cross_entropy
 from potstill.match.parameter_distance import GRADIENTS, trajectory_distance
 from potstill.methods.base import Objective
 from potstill.methods.trajectory.expert_networks import ExpertNetworks
+from potstill.methods.trajectory.masks import Areas, Masks
 from potstill.methods.trajectory.step_size import StepSize
 from potstill.methods.trajectory.students import Students, pick
 from potstill.networks import Experts
@@ -136,6 +137,7 @@ class MatchesTrajectories:
     labels: LabelSpec
     networks: Experts
     trajectory: Trajectory
+    masks: Masks
     descent: Descent
 
     @classmethod
@@ -145,8 +147,8 @@ class MatchesTrajectories:
 
     @property
     def _ends(self) -> set[int]:
-        """The last epoch, where finished experts choose images or labels."""
-        judged = self.canvas.judged or self.labels.judged
+        """The last epoch, where finished experts choose images or labels, or say where to look."""
+        judged = self.canvas.judged or self.labels.judged or self.masks.area_every
         return {self.networks.expert_epochs} if judged else set()
 
     def open(self, real: ImageSet, run: Run) -> ExpertNetworks:
@@ -200,6 +202,8 @@ class TrajectoryObjective(Objective):
         self.dsa = method.networks.dsa()
         skeleton = method.networks.new(real, torch.Generator().manual_seed(0))
         self.students = Students(skeleton.to(run.device), run, self.dsa, self.how.student_batch)
+        self.drop = method.masks.drop_share
+        self.areas = Areas(method.masks, self.canvas, networks, self.students.network)
         self.keep_bytes = run.budget.links
         averaged = self.canvas.parameters() if self.how.ema else {}
         self.average = {name: leaf.detach().clone() for name, leaf in averaged.items()}
@@ -228,7 +232,7 @@ class TrajectoryObjective(Objective):
         """Distance of a student from the expert of this step, in the ``matched`` parameters."""
         member, epoch = self.draw_expert(step)
         target = self.expert(member, epoch + self.how.span)
-        x = canvas.seen(self.networks.transform)
+        x = self.areas.seen(step, canvas)
         if self.taught:  # the current target labels the current images (TESLA sec. 3.3)
             with torch.no_grad():
                 self.labels.set_(self.students.forward(target, x.detach()))
@@ -243,6 +247,7 @@ class TrajectoryObjective(Objective):
             loss=self.loss,
             dsa=self.dsa,
             matched=matched,
+            drop=self.drop,
             gradient=self.how.gradient,
             chunk=piece * canvas.most,
             keep_bytes=self.keep_bytes,
@@ -265,11 +270,12 @@ class TrajectoryObjective(Objective):
             save_iterate(self.run.folder, step + 1, images, soft, syn_lr)
 
     def state(self) -> dict[str, Tensor]:
-        """The average of the images."""
-        return {f"ema/{name}": mean for name, mean in self.average.items()}
+        """The average of the images, and the weights of their gradient."""
+        return {f"ema/{n}": mean for n, mean in self.average.items()} | self.areas.state()
 
     def load_state(self, tensors: dict[str, Tensor]) -> None:
-        """Put the average back."""
+        """Put both back."""
+        self.areas.load_state(tensors)
         for name, mean in self.average.items():
             mean.copy_(tensors[f"ema/{name}"])
 
