@@ -97,6 +97,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     **{name: (name, {}) for name in CATALOGUE if name != "neighbours"},
     "herding-backbone": ("herding", {"networks": "backbone"}),
     "kcenter-mass": ("kcenter", {"first": "central", "weighting": "mass"}),
+    "rded-tiles": ("rded", {"networks": "backbone-head", "shown_as": "enlarged", "factor": 2}),
     "graphcut-head": ("graphcut", {"networks": "backbone-head", "coverage": 0.5}),
     "ncfm-minmax": ("ncfm", {"sampling_network": True, "real_side": "features"}),
     "sdm-exact": ("sdm", {"estimator": "exact", "power": 2}),

@@ -4,6 +4,7 @@ from dataclasses import fields, replace
 import pytest
 
 from potstill.data import DSA
+from potstill.data.views import Views
 from potstill.evaluation.probe import in_use
 from potstill.evaluation.protocol import PROTOCOLS, Protocol, find_protocol
 from potstill.nets import Sharpness, Training
@@ -19,7 +20,8 @@ CHANGES = {
     "epochs_by_ipc": ((1, 3),), "labels": "hard", "learned_lr": True, "held_out": 2,
     "mixing": "remix", "max_norm": 0.1, "prior": "balanced_softmax", "loss": "squared_error",
     "temperature": 2.0, "epoch_images": 3, "nesterov": True, "warmup": 0.2,
-    "drop_last": True, "ema": 0.9,
+    "drop_last": True, "ema": 0.9, "stretch": 2.0, "resized": Views(noise=0.0),
+    "batch_by_ipc": ((1, 3),),
 }  # fmt: skip
 
 
@@ -33,6 +35,7 @@ def test_every_fact_changes_the_hash(field):
 def test_the_changes_above_cover_every_field():
     covered = {*CHANGES, "name", "training", "selection", "test_every", "teacher", "teacher_prior"}
     covered |= {"label_scale", "centred"}  # of squared error alone, see below
+    covered |= {"hard_weight", "looks_from"}  # of a loss and of looks, see below
     assert covered == {f.name for f in fields(Training)} | {f.name for f in fields(Protocol)}
 
 
@@ -47,6 +50,63 @@ def test_selection_and_its_interval_change_the_hash():
     val = TINY.with_(selection="val", test_every=2)
     test_max = TINY.with_(selection="test_max", test_every=2)
     assert len({TINY.hash, val.hash, test_max.hash, val.with_(test_every=1).hash}) == 4
+
+
+def test_what_stands_beside_a_loss_or_looks_changes_the_hash():
+    regress = TINY.with_(loss="logits", labels="views")
+    weighed = regress.with_(hard_weight=0.1)
+    looks = TINY.with_(selection="test_max", test_every=2)
+    late = looks.with_(looks_from=0.5)
+    assert len({p.hash for p in (TINY, regress, weighed, looks, late)}) == 5
+    for change, sentence in (
+        ({"hard_weight": 0.1}, "hard_weight is 0.1 with loss 'auto'"),
+        ({"loss": "logits", "labels": "soft"}, "loss is 'logits' with labels 'soft'"),
+        ({"loss": "logits", "labels": "views", "temperature": 2.0}, "temperature is 2"),
+        ({"looks_from": 0.5}, "looks_from is 0.5 with selection 'last'"),
+        ({"resized": Views()}, "noise is 0.5 in resized"),
+        ({"stretch": 0.5}, "stretch is 0.5"),
+    ):
+        with pytest.raises(InputError, match=sentence):
+            TINY.with_(**change)
+
+
+def test_protocols_of_the_decoupled_family_are_the_papers():
+    """Yin et al. 2023, Sun et al. 2024, Shao et al. 2024 and RLDD (AAAI 2026), released code."""
+    rded, edc, rldd = PROTOCOLS["rded"], PROTOCOLS["edc"], PROTOCOLS["rldd"]
+    sre2l, fkd = PROTOCOLS["sre2l"], PROTOCOLS["sre2l-fkd"]
+    for one, epochs in ((rded, 300), (edc, 1000), (rldd, 1000), (sre2l, 400), (fkd, 300)):
+        t = one.training
+        assert (t.epochs, t.optimizer, t.lr, t.weight_decay) == (epochs, "adamw", 1e-3, 0.01)
+    assert [rded.training_for(ipc).batch for ipc in (1, 10, 50)] == [10, 50, 100]
+    assert [edc.training_for(ipc).batch for ipc in (1, 10, 50)] == [10, 25, 25]
+    assert (sre2l.training.batch, fkd.training.batch, rldd.training.batch) == (128, 1024, 25)
+    assert [p.temperature for p in (rded, sre2l, fkd)] == [20, 30, 20]
+    assert (fkd.labels, rded.labels, edc.loss, edc.hard_weight) == (
+        "views",
+        "online",
+        "logits",
+        0.025,
+    )
+    rates = [rded.training.lr_at(epoch) for epoch in (0, 150, 300)]
+    assert rates == pytest.approx([1e-3, 0.5e-3 * (1 + 0.5**0.5), 0.5e-3])  # ends at half
+    steps = [rldd.training.lr_at(epoch) for epoch in (799, 800, 900, 950)]
+    assert steps == pytest.approx([1e-3, 5e-4, 2.5e-4, 1.25e-4]) and rldd.training.ema == 0.99
+    assert rldd.teacher_prior == "glmc" and edc.teacher.count("+") == 5
+    looks = {
+        n: p for n, p in PROTOCOLS.items() if n.endswith("-published") and p.labels == "online"
+    }
+    assert {n: (p.test_every, p.looks_from) for n, p in looks.items()} == {
+        "rded-published": (10, 0.8), "edc-published": (20, 0.0), "rldd-published": (20, 0.0),
+    }  # fmt: skip
+    for name, published in looks.items():
+        assert published.training == PROTOCOLS[name.removesuffix("-published")].training
+    said = PROTOCOLS["rded-published"].describe()
+    assert (
+        "stretched by 2" in said and "batch by ipc 10 from 1" in said and "in the last 0.2" in said
+    )
+    assert "and 0.025 cross-entropy" in edc.describe() and "mixup" in sre2l.describe()
+    assert "crops from 0.08 of the area, mirrors, color_rotate" in rldd.describe()
+    assert PROTOCOLS["rded"].with_(batch=7).training_for(10).batch == 7
 
 
 def test_a_teacher_changes_the_hash_and_so_does_its_prior():

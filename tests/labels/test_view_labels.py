@@ -13,7 +13,7 @@ from potstill.data import Normalize
 from potstill.data.augment import DSA
 from potstill.data.views import Views
 from potstill.labels import ViewLabels
-from potstill.losses import cross_entropy, divergence
+from potstill.losses import cross_entropy, divergence, logit_error
 from potstill.nets import Examples, Training, create, predict, train_many
 from potstill.nets.feed import Feed
 from potstill.run import InputError
@@ -54,6 +54,28 @@ def test_what_is_replayed_is_what_the_teacher_saw(images, teacher, told):
         torch.testing.assert_close(told.targets(rows, epoch, K), said, atol=2e-3, rtol=2e-3)
     first, second = (told.view(images, torch.arange(N), epoch) for epoch in (0, 1))
     assert not torch.allclose(first, second)
+
+
+def test_replayed_views_are_the_teachers_bit_by_bit(images, teacher, tmp_path):
+    """CutMix and mirrors too, in any order and batch, and from a file."""
+    from safetensors.torch import load_file, save_file
+
+    shown: list[torch.Tensor] = []
+
+    def logits(x):
+        shown.append(x.clone())
+        return predict(teacher, x, TRANSFORM)
+
+    told = ViewLabels.of(images, logits, E, generators, cutmix=0.9)
+    save_file({n: t.contiguous() for n, t in told.tensors().items()}, tmp_path / "views")
+    again = ViewLabels(**load_file(tmp_path / "views"))
+    seen = torch.cat(shown).unflatten(0, (E, N))
+    assert int((told.patch[..., 1] > told.patch[..., 0]).sum()) > N and int(told.flip.sum()) > 0
+    for epoch in range(2 * E):
+        for rows in torch.randperm(N, generator=generators("rows", epoch)).split(3):
+            assert torch.equal(again.view(images, rows, epoch), seen[epoch % E, rows])
+    said = torch.cat([predict(teacher, x, TRANSFORM) for x in shown]).log_softmax(1).half()
+    assert torch.equal(again.values.flatten(0, 1), said)
 
 
 def test_a_view_is_its_crop_with_the_partners_in_the_patch(images, told):
@@ -154,11 +176,65 @@ def test_a_teacher_labels_what_is_seen(images, teacher):
     assert torch.equal(targets, teacher(x).softmax(1))
 
 
+def draws_of(purpose: str, member: int, index: int) -> torch.Generator:
+    return generators(purpose, index)
+
+
+def test_a_student_regresses_to_what_a_teacher_says_and_to_the_mixed_class(images, teacher, told):
+    """MSE-GT against its formula, online and from the store, with CutMix."""
+    labels = torch.arange(N) % K
+    how = Training(epochs=1, batch=4, resized=Views(noise=0.0), cutmix=1.0)
+    online = Examples(images, labels, TRANSFORM, teacher=lambda x: teacher(x).detach(), logits=True)
+    feed = Feed(online, how, draws_of, teacher)
+    plain = Feed(replace(online, teacher=None), how, draws_of, teacher)
+    rows = torch.tensor([5, 0, 3])
+    (x, targets), (same, mixed) = (one.batch(0, 0, rows) for one in (feed, plain))
+    assert torch.equal(x, same) and torch.equal(targets[:, :K], teacher(x))
+    assert torch.equal(targets[:, K:], mixed)
+    box = Views(noise=0.0).draw(3, generators("augment/views", 0))
+    crops = Views(noise=0.0).apply(TRANSFORM(images[rows]), box, (8, 8))
+    unmixed = Feed(replace(online, teacher=None), replace(how, cutmix=0.0), draws_of, teacher)
+    torch.testing.assert_close(unmixed.batch(0, 0, rows)[0], crops)
+
+    stored = Examples(images, labels, TRANSFORM, views=told, logits=True)
+    x, targets = Feed(stored, Training(epochs=1, batch=4), draws_of, teacher).batch(0, 0, rows)
+    z = teacher(x).detach()
+    torch.testing.assert_close(targets[:, :K], z - z.mean(1, keepdim=True), atol=5e-3, rtol=5e-3)
+    for row, i in zip(targets[:, K:], rows.tolist(), strict=True):
+        top, bottom, left, right = told.patch[0, i].tolist()
+        area, other = (bottom - top) * (right - left) / 64, int(labels[told.partner[0, i]])
+        expected = torch.zeros(K)
+        expected[labels[i]] += 1 - area
+        expected[other] += area
+        torch.testing.assert_close(row, expected)
+    few = replace(told, **dict(zip(("values", "classes"), top_two(told), strict=True)))
+    assert torch.allclose(few.logits(rows, 0, K).softmax(1), few.targets(rows, 0, K), atol=1e-5)
+
+    z, t = torch.randn(3, K, dtype=torch.float64), torch.randn(3, 2 * K, dtype=torch.float64)
+    t[:, K:] = t[:, K:].softmax(1)
+    slow = [
+        sum((z[i, c] - t[i, c]) ** 2 for c in range(K)) / K
+        - 0.3 * sum(t[i, K + c] * (z[i, c] - z[i].exp().sum().log()) for c in range(K))
+        for i in range(3)
+    ]
+    torch.testing.assert_close(logit_error(0.3)(z, t), torch.stack(slow))
+
+
+def top_two(told):
+    values, classes = told.values.float().topk(2, dim=2)
+    return values.half(), classes.to(torch.int16)
+
+
 def test_what_cannot_be_is_refused(images, told):
     labels = torch.arange(N) % K
     examples = Examples(images, labels, TRANSFORM, views=told)
     net = create("mlp-w8", channels=3, size=8, classes=K, generator=torch.Generator())
-    for more in ({"cutmix": 0.5}, {"augment": DSA.parse("color")}, {"mixing": "mixup"}):
+    for more in (
+        {"resized": Views(noise=0.0)},
+        {"cutmix": 0.5},
+        {"augment": DSA.parse("color")},
+        {"mixing": "mixup"},
+    ):
         how = Training(epochs=1, batch=4, **more)
         with pytest.raises(InputError, match="views that are stored"):
             Feed(examples, how, lambda *at: torch.Generator(), net)

@@ -151,6 +151,42 @@ def test_students_learn_what_the_protocol_says(syn, viewed, projected, real, mak
     assert potstill.evaluation.Score.from_json(json.loads(json.dumps(by_map.to_json())))
 
 
+def test_students_regress_to_the_logits_of_one_or_several_teachers(
+    syn, viewed, real, make_blobs, run
+):
+    test, loss = make_blobs((6, 6), seed=1), {"loss": "logits"}
+    stored = score(viewed, real, test, run, **loss, labels="views")
+    assert stored.label_tier == "stored" and "teacher's logits" in stored.protocol["description"]
+    assert stored.random["accuracy"] == score(viewed, real, test, run).random["accuracy"]
+    how = {"labels": "online", "teacher": "convnet-d2-w8-in+mlp-w8"}
+    both = score(syn, real, test, run, **how, **loss)
+    assert [one["network"] for one in both.teacher["teachers"]] == how["teacher"].split("+")
+    names = how["teacher"].split("+")
+    alone = [score(syn, real, test, run, **how | {"teacher": name}) for name in names]
+    assert both.teacher["bytes"] == sum(one.teacher["bytes"] for one in alone)
+    protocol = find_protocol(PROTOCOLS["quick"], **how)
+    parts = [teaching(syn, real, find_protocol(protocol, teacher=name), run) for name in names]
+    x = syn.transform(real.batch(torch.arange(5)))
+    mean = (parts[0].logits(x) + parts[1].logits(x)) / 2
+    torch.testing.assert_close(teaching(syn, real, protocol, run).logits(x), mean)
+    with pytest.raises(InputError, match="network is 'mpl-w8'"):
+        score(syn, real, test, run, **how | {"teacher": "mlp-w8+mpl-w8"})
+    with pytest.raises(
+        InputError, match="loss is 'logits' but the artifact has no labels of views"
+    ):
+        score(syn, real, test, run, **loss)
+
+
+def test_nobody_looks_before_the_share_that_is_named(syn, real, make_blobs, run):
+    """Students that do not move are equally good at every look, of which the first is taken."""
+    looks = PROTOCOLS["quick"].with_(selection="test_max", test_every=2, epochs=10, lr=0.0)
+    how = {"network": "mlp-w8", "runs": 2, "run": run, "baseline": False, "quantized": False}
+    test = make_blobs((6, 6), seed=1)
+    for share, first in ((0.0, 2), (0.5, 6), (0.9, 10)):
+        (found,) = evaluate(syn, real, test, protocol=looks.with_(looks_from=share), **how)
+        assert found.epochs == [first, first]
+
+
 def test_the_projection_labels_augmented_images_in_its_own_space(projected, real, run):
     from potstill.evaluation.teaching import teaching
 

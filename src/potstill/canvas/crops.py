@@ -1,8 +1,10 @@
-"""The crops of real images of which trained networks are surest (RLDD, AAAI 2026, stage 3).
+"""The crops of real images of which trained networks are surest (RDED; RLDD's rounds).
 
-Every image of a class offers its best crop that was not yet taken, round after round, until there
-are enough: a class with few images gives several crops of each, never one twice, and a class with
-many gives none of its images a second crop before all have given one.
+RDED (Sun et al., CVPR 2024) keeps the best crop of each image and of these the best; RLDD (AAAI
+2026, stage 3) goes on from there. Every image of a class offers its best crop that was not yet
+taken, round after round, until there are enough: a class with few images gives several crops of
+each, never one twice, and a class with many gives none of its images a second crop before all have
+given one.
 """
 
 from __future__ import annotations
@@ -21,10 +23,7 @@ from potstill.run.memory import cuts
 __all__ = ["Judge", "by_rounds", "confident_crops"]
 
 Judge = Callable[[Tensor], Tensor]  # RGB images (n, c, h, w) to log-probabilities (n, K)
-_CROPS = 5  # of each image, as released
-_SMALLEST = 0.25  # of the area: what a tile of factor 2 shows without being enlarged
 _VALUES = 1 << 24  # pixel values that a judge is shown at a time
-_MOST = 1024  # images of a class that are looked at, in drawn order
 
 
 def by_rounds(scores: Tensor, needed: int) -> Tensor:
@@ -49,21 +48,29 @@ def confident_crops(
     judge: Judge,
     generator: Callable[..., torch.Generator],
     device: str = "cpu",
+    *,
+    crops: int = 5,
+    crop_min: float = 0.25,
+    looked_at: int = 1024,
 ) -> list[Tensor]:
     """Return ``needed[label]`` crops of each class, (needed, c, h, w) on the CPU, best first.
 
     Args:
         judge: whose log-probability of the own class is the score of a crop.
         generator: ``run.generator``; draws per class from ``generator("crops", label)``.
+        crops: of each image, as released; more where a class would not have enough.
+        crop_min: smallest crop as a share of the area; by default what a tile of factor 2 shows
+            without being enlarged.
+        looked_at: images of a class at most, in drawn order; more where more are needed.
     """
     at_a_time = max(CPU_CHUNK, _VALUES // math.prod(real.shape))
-    views, size = Views(crop_min=_SMALLEST, aspect=1.0, flip=0.0, noise=0.0), real.shape[1:]
+    views, size = Views(crop_min=crop_min, aspect=1.0, flip=0.0, noise=0.0), real.shape[1:]
     found = []
     for label, count in enumerate(needed):
         draw, own = generator("crops", label), real.of_class(label)
-        own = own[torch.randperm(len(own), generator=draw)[:_MOST]]
-        crops = max(_CROPS, -(-count // len(own)))
-        rows, boxes = own.repeat_interleave(crops), views.draw(len(own) * crops, draw)
+        own = own[torch.randperm(len(own), generator=draw)[: max(looked_at, count)]]
+        each = max(crops, -(-count // len(own)))
+        rows, boxes = own.repeat_interleave(each), views.draw(len(own) * each, draw)
 
         def cut(
             which: Tensor | slice, rows: Tensor = rows, boxes: dict[str, Tensor] = boxes
@@ -72,6 +79,6 @@ def confident_crops(
             return views.apply(images, part_of(boxes, which), (size[0], size[1]))
 
         scores = [judge(cut(part))[:, label].cpu() for part in cuts(len(rows), at_a_time)]
-        taken = by_rounds(torch.cat(scores).view(len(own), crops), count)
-        found.append(cut(taken[:, 0] * crops + taken[:, 1]).clamp(0, 1).cpu())
+        taken = by_rounds(torch.cat(scores).view(len(own), each), count)
+        found.append(cut(taken[:, 0] * each + taken[:, 1]).clamp(0, 1).cpu())
     return found

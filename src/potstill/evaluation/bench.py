@@ -187,6 +187,11 @@ class Bench(Beside):
         soft = examples.told or (examples.targets.ndim == 2 and not examples.regression)
         if protocol.loss == "kl" and not soft:
             raise InputError("loss is 'kl' but the artifact has no soft labels; use loss=auto")
+        if protocol.loss == "logits" and not examples.told:
+            raise InputError(
+                "loss is 'logits' but the artifact has no labels of views; relabel it with views, "
+                "or use loss=auto"
+            )
         if protocol.temperature != 1 and not soft:
             raise InputError(
                 f"temperature is {protocol.temperature:g} but the artifact has no soft labels; use "

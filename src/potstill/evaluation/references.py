@@ -39,8 +39,7 @@ def reference(what: str, beside: Protocol, images: int) -> Protocol:
     Args:
         what: "full" or "ceiling". beside: the students' protocol. images: how many there are.
     """
-    seen = beside.training.augment
-    mirror = "" if seen is not None and "flip" in seen.ops else "-noflip"
+    mirror = "" if beside.training.mirrors else "-noflip"
     training = PROTOCOLS[f"quick{mirror}"].training
     least = -(-_STEPS // training.steps(images))
     training = replace(training, epochs=max(_EPOCHS, least))

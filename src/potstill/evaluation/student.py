@@ -23,6 +23,7 @@ from potstill.evaluation.metrics import class_accuracy, overall
 from potstill.evaluation.protocol import Protocol
 from potstill.experts.recipes import train_recipe
 from potstill.losses import REMEDIES, Loss, Scheduled, divergence, scaled_error, squared_error
+from potstill.losses import REMEDIES, Loss, Scheduled, divergence, logit_error, squared_error
 from potstill.nets import Examples, Network, Training, create, predict, train_many
 from potstill.nets.layers import Centred
 from potstill.nets.post_hoc import correct_
@@ -84,6 +85,8 @@ def loss_of(protocol: Protocol, examples: Examples, classes: int) -> Loss | Sche
         InputError: what is done about a prior cannot be done to labels of views.
     """
     row, loss = REMEDIES[protocol.prior], protocol.loss
+    if loss == "logits" and examples.told:
+        return logit_error(protocol.hard_weight)
     if examples.weights is not None and loss in ("kl", "squared_error"):
         raise InputError(f"loss is {loss!r} for images with weights; use loss=cross_entropy")
     if examples.regression or loss == "squared_error":  # a prior has no meaning for it
@@ -196,13 +199,15 @@ def train_students(
     row = REMEDIES[protocol.prior]
     loss = loss_of(protocol, examples, test.num_classes)
     if examples.views is not None:  # they take the place of whatever is drawn otherwise
-        training = replace(training, augment=None, cutmix=0.0)
+        training = replace(training, augment=None, resized=None, cutmix=0.0, mixing="none")
+    examples = replace(examples, logits=protocol.loss == "logits" and examples.told)
     fits = Portion("images", "a pass of the students")
     watched = {"val": watch, "test_max": test}.get(protocol.selection)
     looks = None
     if watched is not None:
         every, epochs = protocol.test_every, training.epochs
         looks = _Looks(watched, examples, row.post_hoc, every, epochs, run, fits)
+        looks.first = protocol.looks_from * epochs
     staged = row.stages and not examples.regression  # whose targets are no classes
     train = partial(train_recipe, row.stages) if staged else train_many
     train(
@@ -270,14 +275,14 @@ class _Looks:
         run: Run, fits: Portion,
     ) -> None:  # fmt: skip
         self.watched, self.examples, self.run, self.fits = watched, examples, run, fits
-        self.post_hoc, self.every, self.total = post_hoc, every, epochs
+        self.post_hoc, self.every, self.total, self.first = post_hoc, every, epochs, 0.0
         self.best: dict[int, _Look] = {}
         self.last: dict[int, _Look] = {}
 
     def __call__(self, member: int, epoch: int, student: Network) -> None:
-        """Look after every ``every`` epochs and after the last."""
+        """Look after every ``every`` epochs beyond the ``first``, and after the last."""
         epoch += 1
-        if epoch % self.every and epoch < self.total:
+        if epoch < self.total and (epoch % self.every or epoch <= self.first):
             return
         if self.post_hoc != "none":
             student = deepcopy(student)  # the student itself trains on

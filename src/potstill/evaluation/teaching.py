@@ -115,13 +115,18 @@ def trained_teachers(
 
 
 def _network(name: str, look: Transform, real: ImageSet, protocol: Protocol, run: Run) -> Teaching:
-    prior = protocol.teacher_prior
-    (net,), facts = trained_teachers(name, prior, protocol, real, look, run)
-    held = sum(value.nbytes for value in net.state_dict().values())
+    nets, told, prior = list[Network](), list[dict[str, Any]](), protocol.teacher_prior
+    for one in name.split("+"):
+        found, about = trained_teachers(one, prior, protocol, real, look, run)
+        nets, told = [*nets, *found], [*told, about]
+    facts = told[0] if len(told) == 1 else {"network": name, "prior": prior, "teachers": told}
+    held = sum(value.nbytes for net in nets for value in net.state_dict().values())
 
     @torch.no_grad()
     def logits(x: Tensor) -> Tensor:
-        return net(x)
+        if len(nets) == 1:
+            return nets[0](x)
+        return torch.stack([net(x) for net in nets]).mean(0)
 
     return Teaching(logits, "online", held, facts | {"bytes": held})
 

@@ -9,7 +9,7 @@ or of the likeliest ones alone.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Annotated
 
@@ -26,6 +26,7 @@ __all__ = ["ViewLabels"]
 
 EpochsKept = Annotated[int, Range(1, 100_000)]
 _LEAST = 1e-8  # what classes that were not stored share at least
+_LOWEST = -1000.0  # log-probability, where half precision has none
 _PLAIN = Views(noise=0.0)  # crop and flip alone; how a stored draw is applied
 # name -> (type in a file, rank); the first two axes are epochs and training images
 STORED = {
@@ -165,6 +166,27 @@ class ViewLabels:
         rest = (1 - p.sum(1, keepdim=True)).clamp_min(_LEAST) / max(1, others)
         every = rest.expand(-1, classes).scatter(1, self.classes[at, rows].long(), p)
         return every / every.sum(1, keepdim=True)
+
+    def logits(self, rows: Tensor, epoch: int, classes: int) -> Tensor:
+        """Return logits (b, K) of mean 0 whose softmax are the targets; none below -1000.
+
+        What a teacher's logits had in common for all classes is not in a probability.
+        """
+        if self.classes is None:
+            z = self.values[epoch % self.epochs, rows].float()
+        else:
+            z = self.targets(rows, epoch, classes).log()
+        z = z.clamp_min(_LOWEST)
+        return z - z.mean(1, keepdim=True)
+
+    def mixed(self, targets: Tensor, rows: Tensor, epoch: int, size: Sequence[int]) -> Tensor:
+        """Return rows (b, K) of ``targets`` (N, K), mixed by area where views of ``size`` are."""
+        own, at = targets[rows], epoch % self.epochs
+        if self.partner is None or self.patch is None:
+            return own
+        top, bottom, left, right = self.patch[at, rows].to(own).unbind(1)
+        area = (bottom - top) * (right - left) / (size[0] * size[1])
+        return torch.lerp(own, targets[self.partner[at, rows].long()], area[:, None])
 
     def fault(self, images: int, classes: int) -> str | None:
         """Return what is wrong for N training ``images`` and K ``classes``, as a sentence."""

@@ -35,6 +35,7 @@ __all__ = [
     "focal",
     "label_aware",
     "ldam",
+    "logit_error",
     "logit_adjusted",
     "scaled_error",
     "squared_error",
@@ -120,6 +121,23 @@ def divergence(temperature: float = 1.0) -> Loss:
         p = (targets.log() / temperature).softmax(1)
         cross = -(p * log_softmax(logits / temperature, 1)).sum(1)
         return temperature**2 * (cross + torch.xlogy(p, p).sum(1))
+
+    return loss
+
+
+def logit_error(hard_weight: float = 0.0) -> Loss:
+    """Return mean_c (z_c - t_c)² + γ CE(z, y): MSE-GT (G-VBSM, CVPR 2024; EDC, NeurIPS 2024).
+
+    Targets are (b, 2 K): a teacher's logits t, and beside them probabilities y of the classes.
+
+    Args:
+        hard_weight: γ, at least 0.
+    """
+
+    def loss(logits: Tensor, targets: Tensor) -> Tensor:
+        said, own = targets.chunk(2, dim=1)
+        error = (logits - said).square().mean(1)
+        return error + hard_weight * cross_entropy(logits, own) if hard_weight else error
 
     return loss
 

@@ -36,6 +36,7 @@ from potstill.methods.selection.kcenter import KCenter
 from potstill.methods.selection.mosaic import Mosaic
 from potstill.methods.selection.neighbours import Neighbours
 from potstill.methods.selection.random import Random
+from potstill.methods.selection.rded import RDED
 from potstill.methods.trajectory.datm import DATM
 from potstill.methods.trajectory.edf import EDF
 from potstill.methods.trajectory.ftd import FTD
@@ -56,6 +57,7 @@ CATALOGUE: dict[str, type[Method]] = {
         GraphCut,
         DQ,
         DQAS,
+        RDED,
         DM,
         CAFE,
         IDM,

@@ -45,12 +45,14 @@ class Feed:
         self.groups = groups_of(labels)
         weights = examples.weights
         mixed = training.cutmix > 0 or training.mixing != "none"
-        if self.views is not None and (mixed or training.augment is not None):
+        changed = training.augment is not None or training.resized is not None
+        self.logits = examples.logits and examples.told
+        if self.views is not None and (mixed or changed):
             raise InputError(
                 "examples has views that are stored with their labels; train without augmentation, "
                 "cutmix and mixing"
             )
-        if targets.ndim == 1 and (weights is not None or mixed):
+        if targets.ndim == 1 and (weights is not None or mixed or self.logits):
             targets = one_hot(targets, classes).to(dtype)
         if weights is not None:
             targets = targets * (weights / weights.mean()).unsqueeze(1)
@@ -84,19 +86,28 @@ class Feed:
             generator = self.generators("cutmix", member, step)
             x, targets = cutmix(x, targets, generator, self.training.cutmix)
         if self.teacher is not None:
-            targets = self.teacher(x).softmax(1).to(self.dtype)
+            said = self.teacher(x)
+            if self.logits:
+                return x, torch.cat([said.to(targets), targets], 1)
+            targets = said.softmax(1).to(self.dtype)
         return x, targets
 
     def replayed(self, views: ViewLabels, positions: Tensor, epoch: int) -> tuple[Tensor, Tensor]:
         """Return the views of an epoch behind the transform and what was said of them."""
         x = self.transform.forward(views.view(self.images, positions, epoch)).to(self.dtype)
-        return x, views.targets(positions, epoch, self.classes).to(x)
+        if not self.logits:
+            return x, views.targets(positions, epoch, self.classes).to(x)
+        said = views.logits(positions, epoch, self.classes).to(x)
+        return x, torch.cat([said, views.mixed(self.targets, positions, epoch, x.shape[2:])], 1)
 
     def view(self, positions: Tensor, purpose: str, member: int, step: int) -> Tensor:
         """Return images (b, c, h, w), transformed and augmented by a draw for ``purpose``."""
         x = self.images[positions]
         if not self.ready:
             x = self.transform.forward(rgb(x)).to(self.dtype)
+        if (views := self.training.resized) is not None:
+            drawn = views.draw(len(x), self.generators(f"{purpose}/views", member, step))
+            x = views.apply(x, drawn, (x.shape[2], x.shape[3]))
         if self.training.augment is not None:
             generator, size = self.generators(purpose, member, step), (x.shape[2], x.shape[3])
             draw = self.training.augment.draw(len(x), size, generator, False, x.device)

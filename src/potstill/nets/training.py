@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from potstill.data.augment import DSA
+from potstill.data.views import Views
 from potstill.losses import REMEDIES
 from potstill.nets.sampling import Sampling
 from potstill.nets.sharpness import Sharpness
@@ -23,6 +24,7 @@ from potstill.run.fields import (
     NotNegative,
     OneOf,
     PositiveShare,
+    Range,
     Share,
     check_fields,
 )
@@ -33,6 +35,7 @@ if TYPE_CHECKING:
 
 __all__ = ["Examples", "Generators", "Training", "rgb"]
 
+Stretch = Annotated[float, Range(1, 100)]
 Generators = Callable[[str, int, int], torch.Generator]  # (purpose, member, epoch or step)
 
 
@@ -55,9 +58,11 @@ class Training:
     warmup: Decay = 0.0  # share of the epochs over which lr rises evenly, before the schedule
     # cosine: to zero; either changes once per epoch
     schedule: Annotated[str, OneOf("constant", "step", "cosine")] = "constant"
+    stretch: Stretch = 1.0  # of the cosine: it would end after so many times the epochs
     milestones: tuple[PositiveShare, ...] = ()  # "step": shares of the epochs, each: lr * gamma
     gamma: NotNegative = 0.1
     reset_momentum: bool = False  # start the optimiser anew at a milestone, as DC's code does
+    resized: Views | None = None  # crops and mirrors of each image, before ``augment``; no noise
     augment: DSA | None = None  # one draw per step, parameters per image
     cutmix: Share = 0.0  # probability per step
     sampling: Sampling = "shuffled"  # see potstill.nets.sampling
@@ -71,6 +76,8 @@ class Training:
 
     def __post_init__(self) -> None:
         check_fields(self)
+        if self.resized is not None and self.resized.noise:
+            raise InputError(f"noise is {self.resized.noise:g} in resized; use noise=0")
         if self.cutmix and self.mixing != "none":
             raise InputError(f"mixing is {self.mixing!r} with cutmix {self.cutmix}; use cutmix=0")
         if self.ema and self.reset_momentum and self.optimizer != "sgd":
@@ -90,11 +97,17 @@ class Training:
         facts = asdict(self)  # keys made before there was such a field stay what they were
         later: dict[str, Any] = {"sharpness": None, "mixing": "none", "max_norm": None}
         later |= {"epoch_images": 0, "nesterov": False, "warmup": 0.0, "drop_last": False}
-        later["ema"] = 0.0
+        later |= {"ema": 0.0, "stretch": 1.0, "resized": None}
         for name, default in later.items():
             if facts[name] == default:
                 del facts[name]
         return facts
+
+    @property
+    def mirrors(self) -> bool:
+        """Whether images are mirrored, which misleads where a mirrored one is of another class."""
+        drawn = self.resized is not None and self.resized.flip > 0
+        return drawn or (self.augment is not None and "flip" in self.augment.ops)
 
     def steps(self, images: int) -> int:
         """Return the steps of an epoch of so many images."""
@@ -130,7 +143,7 @@ class Training:
         if self.schedule == "step":
             return self.lr * self.gamma ** self.milestones_before(epoch)
         if self.schedule == "cosine":
-            return self.lr * cosine(epoch - rising, self.epochs - rising)
+            return self.lr * cosine(epoch - rising, (self.epochs - rising) * self.stretch)
         return self.lr
 
     def optimizer_for(self, parameters: Iterable[Tensor]) -> torch.optim.Optimizer:
@@ -159,6 +172,7 @@ class Examples:
     views: ViewLabels | None = None  # replayed in the place of augmentation, with their labels
     # labels what is seen: images (b, c, h, w) behind the transform, augmented, to logits (b, K)
     teacher: Callable[[Tensor], Tensor] | None = None
+    logits: bool = False  # what is told is given as logits, and beside them the class: (b, 2 K)
 
     @property
     def told(self) -> bool:
