@@ -130,7 +130,9 @@ def executing(code: str) -> list[str]:
         if isinstance(node, ast.Call):
             name = ast.unparse(node.func) + "("
             options = {word.arg: ast.unparse(word.value) for word in node.keywords}
-            if banned.search(name) or options.get("allow_pickle", "False") != "False":
+            tensors = name == "torch.load(" and options.get("weights_only") == "True"
+            pickled = options.get("allow_pickle", "False") != "False"
+            if (banned.search(name) and not tensors) or pickled:
                 hits.append(ast.unparse(node)[:60])
         elif isinstance(node, (ast.Import, ast.ImportFrom)):
             words = set(re.findall(r"\w+", ast.unparse(node)))
@@ -155,6 +157,9 @@ def test_nothing_can_execute_a_file():
         ("np.load(path, allow_pickle=False)", False),
         ("torch.hub.load(a, b)", True),
         ("torch.load(path)", True),
+        ("torch.load(path, weights_only=False)", True),
+        ("torch.load(path, weights_only=only)", True),
+        ("torch.load(path, weights_only=True)", False),
         ("from torch import hub", True),
         ("pickle.loads(x)", True),
         ("import pickle as p", True),

@@ -25,6 +25,8 @@ _HOMES = {
     "PROTOCOLS": "potstill.evaluation",
     "report": "potstill.reports",
     "SyntheticSet": "potstill.synthetic",
+    "backbone_of": "potstill.nets.own",
+    "network_of": "potstill.nets.own",
     "Run": "potstill.run",
     "PotstillError": "potstill.run",
     "InputError": "potstill.run",
@@ -44,6 +46,8 @@ if TYPE_CHECKING:
     from potstill.evaluation import Protocol as Protocol
     from potstill.evaluation import evaluate as evaluate
     from potstill.methods import CATALOGUE as CATALOGUE
+    from potstill.nets.own import backbone_of as backbone_of
+    from potstill.nets.own import network_of as network_of
     from potstill.reports import report as report
     from potstill.run import InputError as InputError
     from potstill.run import PotstillError as PotstillError

@@ -32,8 +32,8 @@ def parameters(network):
 @pytest.mark.parametrize(
     "name",
     ["convnet-w128-in", "convnet-d3-w32-bn-max", "convnet-d4-w64-none", "resnet18-bn", "vgg11-gn",
-     "resnet10-w24-bn", "wrn16-w16-bn",
-     "alexnet", "mlp-w64", "lenet"],
+     "resnet10-w24-bn", "wrn16-w16-bn", "convnet-w32-in-silu", "convnet-d2-w8-none-leaky-nopool",
+     "convnet-w32-bn-sigmoid-max", "alexnet", "mlp-w64", "lenet"],
 )  # fmt: skip
 def test_names_round_trip(name):
     assert str(nets.parse(name)) == name
@@ -43,6 +43,12 @@ def test_names_round_trip(name):
 def test_defaults_and_case():
     assert str(nets.parse("ConvNet")) == "convnet-w128-in"
     assert str(nets.parse("convnet-d3-avg")) == "convnet-d3-w128-in"
+    assert (
+        str(nets.parse("convnet-relu"))
+        == str(nets.parse("convnet-in-relu-avg"))
+        == "convnet-w128-in"
+    )
+    assert nets.parse("convnet-relu") == nets.parse("convnet")
     assert str(nets.parse("resnet18")) == "resnet18-in"
     assert str(nets.parse("resnet10-bn")) == "resnet10-w32-bn"
     assert str(nets.parse("wrn16")) == "wrn16-w32-in"
@@ -186,6 +192,29 @@ def test_convnet_is_the_plain_one():
     x = noise(4, 3, 8, 8)
     assert torch.allclose(network(x), plain(x), atol=1e-5)
     assert isinstance(make("convnet-w8-max").body[3], nn.MaxPool2d)
+
+
+@pytest.mark.parametrize(
+    ("word", "layer"),
+    [("silu", nn.SiLU()), ("gelu", nn.GELU()), ("leaky", nn.LeakyReLU(0.01)),
+     ("sigmoid", nn.Sigmoid())],
+)  # fmt: skip
+def test_other_activations_and_no_pooling_take_their_places(word, layer):
+    network, relu = (
+        make(f"convnet-d2-w8-in-{word}-nopool", size=8),
+        make("convnet-d2-w8-in", size=8),
+    )
+    for one, other in zip(network.body.parameters(), relu.body.parameters(), strict=True):
+        assert torch.equal(one, other)  # the same draws
+    plain = nn.Sequential(
+        nn.Conv2d(3, 8, 3, padding=1), nn.GroupNorm(8, 8), layer, nn.Identity(),
+        nn.Conv2d(8, 8, 3, padding=1), nn.GroupNorm(8, 8), layer, nn.Flatten(),
+    )  # fmt: skip
+    state = network.body.state_dict()
+    plain.load_state_dict(dict(zip(plain.state_dict(), state.values(), strict=True)))
+    x = noise(4, 3, 8, 8)
+    assert network.feature_dim == 8 * 64 and network.features(x).shape == (4, 512)
+    torch.testing.assert_close(network.features(x), plain(x))
 
 
 def batch_norm(x, layer, training):

@@ -10,7 +10,7 @@ in its name, its description and its hash.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from functools import partial
@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from torch import nn
 
 from potstill.data import ImageSet
 from potstill.evaluation.bench import Bench, Beside
@@ -29,6 +30,7 @@ from potstill.evaluation.protocol import Protocol, find_protocol
 from potstill.evaluation.record import Result, Score, part, read_scores, write_scores
 from potstill.evaluation.teaching import teaching
 from potstill.nets import create, parse
+from potstill.nets.own import named, network_of
 from potstill.run import InputError, Run, logger
 from potstill.run.errors import system_refusals
 from potstill.run.fields import Runs, Students, check_value
@@ -46,7 +48,7 @@ def evaluate(
     train: ImageSet,
     test: ImageSet,
     *,
-    network: str | Sequence[str] = "convnet-w128-in",
+    network: Any = "convnet-w128-in",
     protocol: str | Protocol | Probe = "default",
     runs: int = 5,
     run: Run | None = None,
@@ -64,8 +66,8 @@ def evaluate(
         syn: the artifact or its folder (or that of its run).
         train: the real set it was distilled from: groups and references come from it.
         test: what students are tested on; same classes, same shape.
-        network: one or several student networks; under a probe, backbones ("same" is the one that
-            distilled).
+        network: one or several student networks, by their names or a mapping of names to
+            constructors of yours; under a probe, backbones ("same" is the one that distilled).
         protocol: a name of :data:`PROTOCOLS` or :data:`PROBES`, or your own.
         runs: students per network. run: seed, device, cache.
         baseline: score the images and labels that the artifact was before step 0, a random real
@@ -167,9 +169,15 @@ def _check(syn: SyntheticSet, train: ImageSet, test: ImageSet) -> None:
         )  # fmt: skip
 
 
-def some_networks(network: str | Sequence[str]) -> list[str]:
-    """Return the names; none at all would be scored without a word."""
-    names = [network] if isinstance(network, str) else list(network)
+def some_networks(network: Any) -> list[str]:
+    """Return the names; none at all would be scored without a word.
+
+    Modules and constructors get one (:mod:`potstill.nets.own`), a mapping says which.
+    """
+    if isinstance(network, Mapping):
+        return [network_of(make, name=name) for name, make in network.items()]
+    several = isinstance(network, Sequence) and not isinstance(network, str | nn.Module)
+    names = [named(one) for one in (network if several else [network])]
     if not names:
         raise InputError("network names none; give at least one, such as convnet-w128-in")
     return names

@@ -23,6 +23,7 @@ from potstill.nets.backbone import (
     open_backbone,
     split_name,
 )
+from potstill.nets.weights import is_weights_file, split
 from potstill.run import InputError, Run
 from potstill.run.cache import Cached
 from potstill.run.checkpoint import digest, load_state
@@ -77,15 +78,18 @@ def identify(name: str, real: ImageSet, run: Run, *, epochs: int = 30, flip: flo
     if (folder / FILE).is_file():
         _, facts = load_state(folder / FILE, unchecked=True, fix=REPAIR)
         return digest([facts["key"], size, imagenet])
+    if is_weights_file(base):
+        file = split(base)[1]
+        return digest([split(base)[0], _content(file.parent, file.name), size, imagenet])
     if folder.is_dir():
         return digest([_content(folder), size, imagenet])
     return digest([name, run.seed])
 
 
-def _content(folder: Path) -> list[tuple[str, str]]:
+def _content(folder: Path, only: str = "*") -> list[tuple[str, str]]:
     """Name and SHA-256 of every file of a folder that another library wrote."""
     found = []
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+    for path in sorted(p for p in folder.glob(only) if p.is_file()):
         with path.open("rb") as file:
             found.append((path.name, hashlib.file_digest(file, "sha256").hexdigest()))
     return found

@@ -8,7 +8,10 @@ name                                      what
 ``timm-random:vit_small_patch16_224``     a timm model with random weights (baselines, benchmarks)
 ``transformers:facebook/dinov2-base``     any transformers vision model (extra ``backbones``), by
                                           hub name or folder
+``timm:resnet18@mine.pth``                a timm model with the weights of a file: a state dict in
+                                          ``.pth``, ``.pt`` or ``.bin``, or ``.safetensors``
 ``runs/backbone``                         a folder: ours, timm's or that of transformers
+``module:NAME/KEY``                       a module of yours, see :func:`potstill.backbone_of`
 ``convnet-w64-in``                        one of our own networks, random
 ========================================  ========================================================
 
@@ -29,8 +32,10 @@ import torch
 
 from potstill.data.transform import Normalize
 from potstill.nets.frozen import Backbone, frozen
+from potstill.nets.own import BACKBONE, known, opened
 from potstill.nets.pretrained import BACKBONES, from_timm, from_timm_folder, from_transformers
 from potstill.nets.spec import create, parse
+from potstill.nets.weights import check_weights_name, from_file, is_weights_file
 from potstill.run import ArtifactError, InputError, nearest
 from potstill.run.checkpoint import load_state, save_state, write_json
 from potstill.run.records import read_json
@@ -60,7 +65,8 @@ def split_name(name: str) -> tuple[str, int | None, bool]:
         InputError: the size is no number of pixels.
     """
     base, imagenet = re.subn(r"\+imagenet$", "", name.strip())
-    base, _, size = base.rpartition("@") if re.search(r"@[^/@]*$", base) else (base, "", "")
+    sized = re.search(r"@[^/@]*$", base) and not is_weights_file(base)
+    base, _, size = base.rpartition("@") if sized else (base, "", "")
     if size and not (size.isdigit() and 8 <= int(size) <= 4096):
         raise InputError(
             f"backbone is {name!r}; after @ give an input size in pixels, such as @224"
@@ -75,6 +81,9 @@ def check_name(name: str) -> None:
         InputError: names the nearest one.
     """
     base, _, _ = split_name(name)
+    if known(base) or is_weights_file(base):
+        check_weights_name(base)
+        return
     prefixed = base.partition(":")[0] in ("timm", "timm-random", "transformers") and ":" in base
     if not (
         base in BACKBONES or prefixed or Path(base).expanduser().is_dir() or is_own_network(base)
@@ -109,7 +118,11 @@ def open_backbone(
     """
     check_name(name)
     base, size, imagenet = split_name(name)
-    if base in BACKBONES:
+    if base.startswith(BACKBONE):
+        found = opened(base)
+    elif is_weights_file(base):
+        found = from_file(base, size)
+    elif base in BACKBONES:
         inner, default, _ = split_name(BACKBONES[base])  # of which @SIZE is a part
         found = from_timm(base, inner, size or default, generator)
     elif base.split(":")[0] in ("timm", "timm-random"):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import nn
 
-from potstill.nets.layers import norm, pool
+from potstill.nets.layers import ACTIVATIONS, norm, pool
 
 __all__ = ["convnet", "stem_padding"]
 
@@ -18,11 +18,13 @@ def stem_padding(channels: int, size: tuple[int, int], padding: int) -> int:
 
 
 def convnet(
-    channels: int, size: tuple[int, int], depth: int, width: int, norm_kind: str, pool_kind: str
-) -> tuple[nn.Module, int]:
+    channels: int, size: tuple[int, int], depth: int, width: int, norm_kind: str, pool_kind: str,
+    activation: str = "relu",
+) -> tuple[nn.Module, int]:  # fmt: skip
     """Stack ``depth`` blocks [conv 3x3, norm, ReLU, pool 2x2]; return body and feature dimension.
 
-    Depth 3, width 128, ``"in"``, ``"avg"`` on 32x32 is the ConvNet-D3: 2048 features.
+    Depth 3, width 128, ``"in"``, ``"avg"`` on 32x32 is the ConvNet-D3: 2048 features. Other
+    activations and poolings are those that DC's architecture search varies.
     """
     padding = stem_padding(channels, size, 1)
     height, breadth = size[0] + 2 * (padding - 1), size[1] + 2 * (padding - 1)
@@ -31,8 +33,9 @@ def convnet(
         layers += [
             nn.Conv2d(channels, width, 3, padding=padding),
             norm(norm_kind, width),
-            nn.ReLU(inplace=True),
+            ACTIVATIONS[activation](),
             pool(pool_kind),
         ]
         channels, padding = width, 1
-    return nn.Sequential(*layers), width * (height >> depth) * (breadth >> depth)
+    halved = 0 if pool_kind == "nopool" else depth
+    return nn.Sequential(*layers), width * (height >> halved) * (breadth >> halved)

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from copy import deepcopy
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
     from potstill.data.transform import Transform
 
 __all__ = [
+    "ACTIVATIONS",
     "AveragePool",
     "Centred",
     "GlobalAverage",
@@ -116,8 +118,19 @@ class GlobalAverage(nn.Module):
         return x.mean((-2, -1))
 
 
+ACTIVATIONS: dict[str, Callable[[], nn.Module]] = {
+    "relu": lambda: nn.ReLU(inplace=True),
+    "silu": nn.SiLU,
+    "gelu": nn.GELU,
+    "leaky": lambda: nn.LeakyReLU(0.01),
+    "sigmoid": nn.Sigmoid,
+}
+
+
 def pool(kind: str) -> nn.Module:
-    """Return the layer that halves a map: ``"avg"`` or ``"max"``."""
+    """Return the layer that halves a map, ``"avg"`` or ``"max"``, or leaves it: ``"nopool"``."""
+    if kind == "nopool":
+        return nn.Identity()
     return AveragePool() if kind == "avg" else nn.MaxPool2d(2)
 
 

@@ -12,17 +12,17 @@ memory and counters, and a run that goes on from it ends with the bytes of one t
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import closing
 from functools import partial
-from typing import Annotated
+from typing import Annotated, Any
 
 import torch
 from torch import Tensor
 
 from potstill.losses import Loss, cross_entropy
 from potstill.nets.feed import Feed
-from potstill.nets.layers import initialise
+from potstill.nets.layers import Network
 from potstill.nets.places import fits
 from potstill.nets.spec import NetSpec, create
 from potstill.nets.training import Examples, Generators, Training
@@ -69,9 +69,9 @@ class OnlineNetwork:
         check_value("optimizer", optimizer, Annotated[str, OneOf("sgd", "adamw")])
         self.device, self.precision = torch.device(device), precision
         size = (shape[1], shape[2])
-        self.network = create(
-            name, channels=shape[0], size=size, classes=classes, generator=generator
-        )
+        how: dict[str, Any] = {"channels": shape[0], "size": size, "classes": classes}
+        self._new: Callable[..., Network] = partial(create, name, **how)
+        self.network = self._new(generator=generator)
         self.network.to(self.device).eval()
         self.kind, self.births, self.passes, self.steps = optimizer, 0, 0, 0
         self._forget()
@@ -90,7 +90,7 @@ class OnlineNetwork:
 
     def restart(self, generator: torch.Generator) -> None:
         """Draw all weights anew, in place, and forget the optimiser's memory."""
-        initialise(self.network, generator)
+        self.network.load_state_dict(self._new(generator=generator).state_dict())
         self.births, self.passes, self.steps = self.births + 1, 0, 0
         self._forget()
 

@@ -19,7 +19,9 @@ from potstill.nets.frozen import Backbone, frozen
 from potstill.run import InputError, nearest
 from potstill.run.records import read_json
 
-__all__ = ["BACKBONES", "from_timm", "from_timm_folder", "from_transformers"]
+__all__ = [
+    "BACKBONES", "from_timm", "from_timm_folder", "from_transformers", "plain_timm", "sized"
+]  # fmt: skip
 
 # Short names of LGM's and SFM's code. Its "clip_vitb" is B/32 in one and B/16 in the other; here
 # each has its own. CLIP features are the projected image embedding (``timm:`` names give what comes
@@ -66,15 +68,9 @@ def from_timm(label: str, name: str, size: int | None, generator: torch.Generato
     Raises:
         InputError: unknown, or the weights cannot be had.
     """
-    import timm
-
     kind, _, model = name.partition(":")
     architecture, _, repository = model.partition("/") if kind == "mocov3" else (model, "", "")
-    if not timm.is_model(architecture.partition(".")[0]):
-        known = timm.list_models()
-        raise InputError(
-            f"backbone is {label!r}; timm has no such model{nearest(architecture, known)}"
-        )
+    _check_timm(label, architecture)
     options: dict[str, Any] = {} if label.startswith("clip_") else {"num_classes": 0}
     if label == "dinov3_vitb16":  # timm averages the patches
         options["global_pool"] = "token"
@@ -93,7 +89,27 @@ def from_timm(label: str, name: str, size: int | None, generator: torch.Generato
         _randomise(body, generator)
     # timm's constants for this architecture are not what MoCo-v3 was trained with
     constants = Normalize.published("imagenet") if kind == "mocov3" else None
-    return _sized(label, body, size, f"timm:{architecture.partition('.')[0]}", constants)
+    return sized(label, body, size, f"timm:{architecture.partition('.')[0]}", constants)
+
+
+def _check_timm(label: str, architecture: str) -> None:
+    import timm
+
+    if not timm.is_model(architecture.partition(".")[0]):
+        known = timm.list_models()
+        raise InputError(
+            f"backbone is {label!r}; timm has no such model{nearest(architecture, known)}"
+        )
+
+
+def plain_timm(label: str, architecture: str, **options: Any) -> nn.Module:
+    """Return a timm model without a classifier whose weights are to be loaded.
+
+    Raises:
+        InputError: timm has no such model.
+    """
+    _check_timm(label, architecture)
+    return _undrawn(lambda: _create_timm(architecture, False, {"num_classes": 0} | options))
 
 
 def _create_timm(architecture: str, pretrained: bool, options: dict[str, Any]) -> nn.Module:
@@ -106,7 +122,7 @@ def _create_timm(architecture: str, pretrained: bool, options: dict[str, Any]) -
         return timm.create_model(architecture, pretrained=pretrained, **rest)
 
 
-def _sized(
+def sized(
     label: str, body: nn.Module, size: int | None, computes: str, own: Normalize | None = None
 ) -> Backbone:
     """Wrap a timm model up with the size and, without ``own``, constants of its configuration."""
@@ -154,17 +170,13 @@ def _load_mocov3(body: nn.Module, repository: str) -> None:
 
 def from_timm_folder(folder: Path, size: int | None) -> Backbone:
     """Return the model of a folder that timm wrote (``save_for_hf``)."""
-    import timm
-
     options: dict[str, Any] = {"num_classes": 0} | ({} if size is None else {"img_size": size})
     try:
-        body = _undrawn(
-            lambda: timm.create_model(f"local-dir:{folder}", pretrained=True, **options)
-        )
+        body = _undrawn(lambda: _create_timm(f"local-dir:{folder}", True, options))
     except Exception as error:  # files hold anything
         raise _obtained(folder.name, error) from error
     config = read_json(folder / "config.json", "copy the folder again")
-    return _sized(folder.name, body, size, f"timm:{config.get('architecture')}")
+    return sized(folder.name, body, size, f"timm:{config.get('architecture')}")
 
 
 class _Pooled(nn.Module):

@@ -13,8 +13,9 @@ from torch import nn
 
 from potstill.nets.alexnet import alexnet, lenet
 from potstill.nets.convnet import convnet
-from potstill.nets.layers import Network, initialise
+from potstill.nets.layers import ACTIVATIONS, Network, initialise
 from potstill.nets.mlp import mlp
+from potstill.nets.own import STUDENT, build, known
 from potstill.nets.resnet import resnet, wide_resnet
 from potstill.nets.vgg import vgg11
 from potstill.run import InputError, nearest
@@ -29,9 +30,11 @@ NAMES = (
     "wrn16-w32-bn", "vgg11-in", "vgg11-bn", "alexnet", "mlp-w128", "lenet",
 )  # fmt: skip
 _DEPTH, _WIDTH = r"(?:-d(?P<depth>[1-9]\d?))?", r"(?:-w(?P<width>[1-9]\d{0,4}))?"
-_NORM, _POOL = r"(?:-(?P<norm>in|bn|ln|gn|none))?", r"(?:-(?P<pool>avg|max))?"
+_NORM = r"(?:-(?P<norm>in|bn|ln|gn|none))?"
+_ACT = rf"(?:-(?P<act>{'|'.join(ACTIVATIONS)}))?"
+_POOL = r"(?:-(?P<pool>avg|max|nopool))?"
 _PARTS = {
-    "convnet": _DEPTH + _WIDTH + _NORM + _POOL,
+    "convnet": _DEPTH + _WIDTH + _NORM + _ACT + _POOL,
     "resnet18": _NORM,
     "resnet10": _WIDTH + _NORM,
     "wrn16": _WIDTH + _NORM,
@@ -52,14 +55,16 @@ class NetSpec:
     depth: int | None = None  # blocks of a convnet; None = chosen from the image size
     width: int | None = None  # channels of a convnet or a first stage, hidden units of an mlp
     norm: str | None = None  # in, bn, ln, gn, none
-    pool: str | None = None  # convnet: avg or max
+    pool: str | None = None  # convnet: avg, max or nopool
+    act: str | None = None  # convnet: one of layers.ACTIVATIONS; None = relu
 
     def __str__(self) -> str:
         parts = [self.family]
         parts += [f"d{self.depth}"] if self.depth else []
         parts += [f"w{self.width}"] if self.width else []
         parts += [self.norm] if self.norm else []
-        parts += ["max"] if self.pool == "max" else []
+        parts += [self.act] if self.act else []
+        parts += [self.pool] if self.pool in ("max", "nopool") else []
         return "-".join(parts)
 
     @property
@@ -84,11 +89,15 @@ def parse(name: str) -> NetSpec:
     """Read a network's name, e.g. ``"convnet-d3-w128-in"``, ``"wrn16-w32-bn"``, ``"mlp-w128"``.
 
     Parts may be left out: ``"convnet"`` has width 128, instance norm, average pooling and the depth
-    that suits the images. ``"wrn16-w32"`` is WRN-16-2, with 32 channels in its first stage.
+    that suits the images. ``"convnet-silu-nopool"`` has another activation (``relu`` is none) and
+    keeps the size of its maps. ``"wrn16-w32"`` is WRN-16-2, with 32 channels in its first stage.
+    A name that :func:`potstill.network_of` made stands for a network of your own.
 
     Raises:
         InputError: the name is unknown.
     """
+    if name.startswith(STUDENT) and known(name):
+        return NetSpec(name)
     family = name.lower().partition("-")[0]
     match = re.fullmatch(family + _PARTS[family], name.lower()) if family in _PARTS else None
     if match is None:
@@ -97,13 +106,15 @@ def parse(name: str) -> NetSpec:
     for part, default in ("width", _WIDTHS.get(family)), ("norm", "in"), ("pool", "avg"):
         if part in parts:
             parts[part] = parts[part] or default
+    if parts.get("act") == "relu":
+        parts["act"] = None
     numbers = {key: int(parts.pop(key)) for key in ("depth", "width") if parts.get(key)}
     return NetSpec(family, **{**parts, **numbers})  # type: ignore[arg-type]
 
 
 _BUILDERS: dict[str, Callable[[NetSpec, int, tuple[int, int]], tuple[nn.Module, int]]] = {
     "convnet": lambda s, c, size: convnet(
-        c, size, s.depth or 0, s.width or 0, s.norm or "", s.pool or ""
+        c, size, s.depth or 0, s.width or 0, s.norm or "", s.pool or "", s.act or "relu"
     ),
     "resnet18": lambda s, c, size: resnet(c, size, s.norm or "", 64, 2),
     "resnet10": lambda s, c, size: resnet(c, size, s.norm or "", s.width or 0, 1),
@@ -139,6 +150,8 @@ def create(
         if value < 1:
             raise InputError(f"{argument} is {value}; use a positive number")
     spec = (parse(name) if isinstance(name, str) else name).at(size)
+    if spec.family.startswith(STUDENT):
+        return build(spec.family, channels, size, classes, generator)
     with torch.device("meta"):  # nothing is drawn while the layers are built
         body, feature_dim = _BUILDERS[spec.family](spec, channels, size)
         if feature_dim == 0:

@@ -11,6 +11,7 @@ from typing import Any
 from potstill.data import ImageSet, Normalize
 from potstill.experts.backbones import backbone_for, check_backbone, identify
 from potstill.nets.backbone import Backbone, split_name
+from potstill.nets.weights import is_weights_file, split
 from potstill.networks.feature_networks import Networks
 from potstill.networks.parts import NetworkSpec
 from potstill.run import Run
@@ -63,6 +64,10 @@ class FrozenBackbone(NetworkSpec, kind="backbone"):
     def travelling(self) -> Mapping[str, str]:
         """The backbone's name: a folder without where it lies."""
         base = split_name(self.backbone)[0]
+        if is_weights_file(base):
+            architecture, file = split(base)
+            rest = self.backbone.strip()[len(base) :]
+            return {"backbone": f"timm:{architecture}@{file.name}{rest}"}
         kind = "transformers:" if base.startswith("transformers:") else ""
         place = Path(base[len(kind) :]).expanduser()
         if not place.is_dir():

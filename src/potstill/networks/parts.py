@@ -15,6 +15,7 @@ from potstill.experts.trajectories import ExpertPrior, Trajectories, train_exper
 from potstill.nets import Network, Sharpness, create_for, parse
 from potstill.nets.layers import initialise_normal
 from potstill.nets.many import Training
+from potstill.nets.own import named
 from potstill.networks.feature_networks import Networks, PoolNetworks, RandomNetworks
 from potstill.run import InputError, Run
 from potstill.run.fields import (
@@ -57,6 +58,12 @@ class NetworkSpec(Part, room=True):
     judges: ClassVar[bool] = False  # whether trained networks can choose images and labels
     has_trained: ClassVar[bool] = False  # whether a trained network stands behind each that sees
     moves: ClassVar[bool] = False  # whether they change while the canvas moves
+
+    def __post_init__(self) -> None:
+        for field in ("network", "backbone"):  # modules and constructors get a name
+            given = getattr(self, field, "")
+            if not isinstance(given, str):
+                object.__setattr__(self, field, named(given))
 
     @property
     def prior(self) -> str:
