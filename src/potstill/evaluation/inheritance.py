@@ -21,6 +21,8 @@ from torch import Tensor
 from potstill.evaluation.labels import receiver_bytes
 from potstill.evaluation.linear_bench import LinearBench
 from potstill.evaluation.record import Result, part
+from potstill.evaluation.student import random_rows
+from potstill.experts.features import collect_features
 from potstill.experts.heads import Head, HeadPrior, train_head
 from potstill.nets.backbone import Backbone
 from potstill.nets.head_training import Projector, adam_projector, ridge_projector
@@ -132,26 +134,62 @@ class InheritedClassifier:
             self.head.save(path)
         return replace(self.how, head=self.head)
 
-    def inherited(self, backbone: Backbone, runs: int) -> Result:
+    def inherited(
+        self, backbone: Backbone, runs: int, *, random: bool = False, whole: bool = False
+    ) -> Result:
         """Score the sender's head behind a linear map from this backbone to the sender's.
 
         The map is fitted on views of the synthetic images alone. If both backbones are one, it is
         the identity and the images play no part.
+
+        Args:
+            random: also fit it on as many random real images, under "random" of the result.
+            whole: also fit it on all real images, under "whole": what no few images can exceed by
+                much.
         """
         began = time.perf_counter()
         same = self.sender.key == backbone.key
         maps = [] if same else self.projectors(backbone, runs)
-
-        def logits(z: Tensor) -> Tensor:
-            return torch.stack([self.head(move(z)) for move in maps] or [self.head(z)])
-
-        result = self.bench.tested(backbone, logits) | {
+        result = self._through(backbone, maps) | {
             "label_tier": "inherited",
             "runs": max(1, len(maps)),
             "same_backbone": same,
             "projector": {"bytes_if_sent": maps[0].nbytes, **maps[0].about} if maps else None,
         }
-        return result | self._shipped(began)
+        result |= self._shipped(began)
+        if random and not same:
+            result["random"] = self._beside(backbone, runs, self._random_pairs(backbone))
+        if whole and not same:
+            result["whole"] = self._beside(backbone, runs, self._whole_pairs(backbone))
+        return result
+
+    def _through(self, backbone: Backbone, maps: list[Projector]) -> Result:
+        """Test the head behind maps; without any, as it is."""
+
+        def logits(z: Tensor) -> Tensor:
+            return torch.stack([self.head(move(z)) for move in maps] or [self.head(z)])
+
+        return self.bench.tested(backbone, logits)
+
+    def _beside(self, backbone: Backbone, runs: int, pairs: tuple[Tensor, Tensor]) -> Result:
+        maps = self.fitted(pairs, runs)
+        return self._through(backbone, maps) | {"projector": maps[0].about}
+
+    def _random_pairs(self, backbone: Backbone) -> tuple[Tensor, Tensor]:
+        bench = self.bench
+        return self._paired(
+            backbone, bench.train.batch(random_rows(bench.train, bench.syn.counts, bench.run))
+        )
+
+    def _whole_pairs(self, backbone: Backbone) -> tuple[Tensor, Tensor]:
+        """Features of all real images as seen by both; views are drawn by their number alone."""
+        views, count = self.bench.protocol.views, self.bench.protocol.full_views
+        how: dict[str, Any] = {"views": views, "count": count, "bank": True}
+        seen = [
+            collect_features(self.bench.train, eye, self.bench.run, **how).bank
+            for eye in (backbone, self.sender)
+        ]
+        return seen[0].to(backbone.device), seen[1].to(backbone.device)
 
     def _shipped(self, began: float) -> dict[str, Any]:
         """What a receiver had besides the images, and how long it took."""
@@ -165,7 +203,11 @@ class InheritedClassifier:
 
     def projectors(self, backbone: Backbone, runs: int) -> list[Projector]:
         """Maps from ``backbone`` to the sender's: one in closed form, or ``runs`` by Adam."""
-        source, goal = self._paired(backbone)
+        return self.fitted(self._paired(backbone), runs)
+
+    def fitted(self, pairs: tuple[Tensor, Tensor], runs: int) -> list[Projector]:
+        """Maps from (V, n, d_e) to (V, n, d_d), features of the same views of n images."""
+        source, goal = pairs
         if self.how.projector == "ridge":
             return [ridge_projector(source, goal)]
         run, epochs = self.bench.run, self.bench.protocol.training.epochs
@@ -175,9 +217,10 @@ class InheritedClassifier:
 
         return [adam_projector(source, goal, draws(k), epochs=epochs) for k in range(runs)]
 
-    def _paired(self, backbone: Backbone) -> tuple[Tensor, Tensor]:
-        """Features of the same stored views as seen by both."""
-        images, bench = self.bench.syn.decoded()[0], self.bench
+    def _paired(self, backbone: Backbone, real: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Features of the same stored views as seen by both, of the set or of real images."""
+        bench = self.bench
+        images = bench.syn.decoded()[0] if real is None else real
         if not bench.protocol.stored_views:
             bench = replace(bench, protocol=replace(bench.protocol, stored_views=64))
         return bench.table(images, backbone), bench.table(images, self.sender)

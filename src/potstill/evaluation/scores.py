@@ -212,7 +212,8 @@ def _probed(
             "name": place.name if place.is_dir() else own,
             "same": backbone.key == part(bench.syn.provenance, "backbone").get("key"),
         },
-        inherited=heir.inherited(backbone, runs) if heir else None,
+        inherited=heir
+        and heir.inherited(backbone, runs, random=wanted.baseline, whole=bool(wanted.full)),
         kd=heir.kd(backbone, runs) if heir and heir.how.kd else None,
     )
 

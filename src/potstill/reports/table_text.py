@@ -77,6 +77,7 @@ def score_table(records: Iterable[Any]) -> list[Row]:
             (_whole_title(record, "ceiling", "ceiling"), _ceiling(record), "hard"),
             ("distilled, KD from the head", part(record, "kd"), "online"),
             (_inherited_title(part(record, "inherited")), part(record, "inherited"), "inherited"),
+            *_inherited_beside(part(record, "inherited")),
         ]
         for name, facts, labels in variants:
             if part(facts, "accuracy"):
@@ -111,6 +112,14 @@ def _ceiling(record: Mapping[str, Any]) -> dict[str, Any]:
 def _inherited_title(facts: Mapping[str, Any]) -> str:
     """The map was fitted on the distilled images, unless both backbones are one."""
     return "inherited head alone" if facts.get("same_backbone") else "distilled + inherited head"
+
+
+def _inherited_beside(facts: Mapping[str, Any]) -> list[tuple[str, dict[str, Any], str]]:
+    """The same head behind maps that were fitted on real images."""
+    return [
+        ("random real + inherited head", part(facts, "random"), "inherited"),
+        ("all real + inherited head (ceiling of the map)", part(facts, "whole"), "inherited"),
+    ]
 
 
 def _scores(facts: Mapping[str, Any], labels: Any, record: Mapping[str, Any]) -> Row:
