@@ -4,7 +4,15 @@ import statistics
 import pytest
 import torch
 
-from potstill.evaluation.metrics import class_accuracy, mean_std, overall, summary
+from potstill.evaluation.metrics import (
+    calibration_error,
+    class_accuracy,
+    mean_std,
+    overall,
+    shot_groups,
+    summary,
+    verdict,
+)
 
 
 def test_class_accuracy_counts_hits_per_class():
@@ -57,3 +65,45 @@ def test_a_class_without_test_images_is_null_not_zero():
     assert result["per_class"]["mean"] == [70.0, None]
     assert result["per_class"]["std"][1] is None
     assert list(result["groups"]) == ["head"]
+
+
+@pytest.mark.parametrize(
+    ("counts", "groups"),
+    [
+        ((500, 101, 100, 20, 19, 1), {"many": (0, 1), "medium": (2, 3), "few": (4, 5)}),
+        ((19, 5), {"few": (0, 1)}),
+        ((1000, 1000), {"many": (0, 1)}),
+    ],
+)
+def test_shots_are_counted_as_the_field_does(counts, groups):
+    assert shot_groups(counts) == groups
+
+
+def test_shots_and_calibration_stand_in_a_summary_where_they_are_known():
+    matrix = torch.tensor([[90.0, 70.0, 10.0], [80.0, 60.0, 30.0]])
+    found = summary(matrix, (5, 5, 5), {}, (200, 50, 3), (4.0, 6.0))
+    assert {name: group["mean"] for name, group in found["shots"].items()} == {
+        "many": 85.0, "medium": 65.0, "few": 20.0,
+    }  # fmt: skip
+    assert found["calibration"]["values"] == [4.0, 6.0]
+    plain = summary(matrix, (5, 5, 5), {}, (50, 50, 50))
+    assert "shots" not in plain and "calibration" not in plain
+
+
+def test_calibration_error_against_the_definition():
+    draw = torch.Generator().manual_seed(0)
+    logits = 3 * torch.randn(300, 5, generator=draw)
+    labels = torch.randint(5, (300,), generator=draw)
+    predicted, sure = verdict(logits)
+    assert torch.equal(predicted, logits.argmax(1))
+    expected = 0.0
+    for k in range(15):
+        inside = [i for i in range(300) if k / 15 < sure[i].item() <= (k + 1) / 15]
+        if inside:
+            right = sum(float(predicted[i] == labels[i]) for i in inside) / len(inside)
+            mean = sum(sure[i].item() for i in inside) / len(inside)
+            expected += len(inside) / 300 * abs(right - mean)
+    assert calibration_error(predicted == labels, sure) == pytest.approx(100 * expected, abs=1e-9)
+    certain = torch.ones(10, dtype=torch.float64)
+    assert calibration_error(torch.tensor([True] * 7 + [False] * 3), certain) == pytest.approx(30.0)
+    assert calibration_error(torch.ones(10, dtype=torch.bool), certain) == 0.0

@@ -1,5 +1,6 @@
 """Evaluation: protocols, students, label tiers and scores."""
 
+from potstill.evaluation.advice import advise_lr
 from potstill.evaluation.inheritance import Inheritance, InheritedClassifier, inheritance
 from potstill.evaluation.labels import (
     TIERS,
@@ -10,9 +11,16 @@ from potstill.evaluation.labels import (
     with_view_labels,
 )
 from potstill.evaluation.linear_bench import LinearBench
-from potstill.evaluation.metrics import class_accuracy, mean_std, summary
+from potstill.evaluation.metrics import (
+    calibration_error,
+    class_accuracy,
+    mean_std,
+    shot_groups,
+    summary,
+)
 from potstill.evaluation.probe import PROBES, Probe
 from potstill.evaluation.protocol import PROTOCOLS, Protocol, find_protocol
+from potstill.evaluation.ranking import dd_ranking
 from potstill.evaluation.scores import (
     Score,
     evaluate,
@@ -34,7 +42,10 @@ __all__ = [
     "Protocol",
     "Score",
     "TIERS",
+    "advise_lr",
+    "calibration_error",
     "class_accuracy",
+    "dd_ranking",
     "evaluate",
     "find_protocol",
     "full_name",
@@ -42,6 +53,7 @@ __all__ = [
     "mean_std",
     "read_scores",
     "receiver_bytes",
+    "shot_groups",
     "soft_labels",
     "some_networks",
     "summary",

@@ -172,7 +172,10 @@ class Bench(Beside):
             examples, protocol.training, protocol, network=network, test=self.test, runs=runs,
             run=self.run, watch=self.watch, label=f"{runs} x {network} on {label}",
         )  # fmt: skip
-        result: Result = summary(outcome.chosen, self.test.counts, self.train.groups)
+        result: Result = summary(
+            outcome.chosen, self.test.counts, self.train.groups, self.train.counts,
+            outcome.calibration,
+        )  # fmt: skip
         result["updates"] = updates_of(examples, protocol.training.under(protocol.prior))
         if protocol.looks_between:
             result["last"] = mean_std(overall(outcome.last, self.test.counts))

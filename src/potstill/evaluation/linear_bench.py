@@ -16,7 +16,7 @@ from torch import Tensor
 
 from potstill.evaluation.bench import Beside, Other
 from potstill.evaluation.labels import tier_of
-from potstill.evaluation.metrics import class_accuracy, summary
+from potstill.evaluation.metrics import calibration_error, class_accuracy, summary, verdict
 from potstill.evaluation.probe import Probe
 from potstill.evaluation.record import Result, part
 from potstill.evaluation.references import prior_of
@@ -156,13 +156,14 @@ class LinearBench(Beside):
         seen = collect_features(self.test, backbone, self.run, bank=True)
         assert seen.bank is not None
         found = [
-            logits(part.to(backbone.device).float()).argmax(-1) for part in seen.bank[0].split(4096)
+            verdict(logits(part.to(backbone.device).float())) for part in seen.bank[0].split(4096)
         ]
-        rows = [
-            class_accuracy(row, self.test.labels, self.test.num_classes)
-            for row in torch.cat(found, 1)
-        ]
-        return summary(torch.stack(rows), self.test.counts, self.train.groups)
+        predicted, sure = (torch.cat(parts, 1).cpu() for parts in zip(*found, strict=True))
+        labels = self.test.labels
+        rows = [class_accuracy(row, labels, self.test.num_classes) for row in predicted]
+        errors = [calibration_error(*pair) for pair in zip(predicted == labels, sure, strict=True)]
+        matrix, train = torch.stack(rows), self.train
+        return summary(matrix, self.test.counts, train.groups, train.counts, errors)
 
     def artifact(self, syn: SyntheticSet, student: Backbone, runs: int) -> Result:
         """Score the artifact, or a view of it."""

@@ -60,6 +60,8 @@ class Measured(TypedDict, total=False):
     balanced: Spread
     per_class: PerClass
     groups: dict[str, Spread]
+    shots: dict[str, Spread]
+    calibration: Spread
     last: Spread | None
     epochs: list[int] | None
     protocol: dict[str, Any]
@@ -119,6 +121,8 @@ class Score:
     inherited: Result | None = None  # the sender's classifier, see InheritedClassifier.inherited
     kd: Result | None = None  # heads that learn from the sender's classifier
     teacher: dict[str, Any] | None = None  # who labelled views that a receiver has no labels of
+    shots: Annotated[dict[str, Any], dict[str, Spread]] | None = None  # many, medium, few
+    calibration: Annotated[dict[str, Any], Spread] | None = None  # expected error, percent
     chosen: bool = False  # real images that a method chose; nothing in the set was learned
 
     def to_json(self) -> dict[str, Any]:

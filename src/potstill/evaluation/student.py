@@ -19,7 +19,7 @@ from potstill.canvas import decode_images, start_canvas
 from potstill.data import ImageSet
 from potstill.data.transform import Transform
 from potstill.evaluation.labels import tier_of
-from potstill.evaluation.metrics import class_accuracy, overall
+from potstill.evaluation.metrics import calibration_error, class_accuracy, overall, verdict
 from potstill.evaluation.protocol import Protocol
 from potstill.experts.recipes import train_recipe
 from potstill.losses import REMEDIES, Loss, Scheduled, divergence, scaled_error, squared_error
@@ -53,6 +53,7 @@ class Outcome:
     chosen: Tensor  # (R, C), at the epoch that the protocol's selection chooses
     last: Tensor  # (R, C), after the last epoch; the same tensor under selection "last"
     epochs: tuple[int, ...]  # the chosen epoch of each student, counted from 1
+    calibration: tuple[float, ...] = ()  # error of each student at that epoch, percent
 
 
 def synthetic_examples(syn: SyntheticSet, labels: str = "auto") -> Examples:
@@ -223,20 +224,16 @@ def train_students(
         **machine_options(run),
     )
     if looks is not None and watched is test:
-        return Outcome(looks.rows("best"), looks.rows("last"), looks.epochs)
+        return Outcome(looks.rows("best"), looks.rows("last"), looks.epochs, looks.calibration)
     for student in students:
         correct_(student, row.post_hoc, examples)
-    last = torch.stack(
-        [_test(student, test, examples.transform, run, fits) for student in students]
-    )
+    last, errors = _tests(students, test, examples.transform, run, fits)
     if looks is None:
-        return Outcome(last, last, (training.epochs,) * runs)
+        return Outcome(last, last, (training.epochs,) * runs, errors)
     for student, best in zip(students, looks.states, strict=True):
         student.load_state_dict(best)
-    chosen = torch.stack(
-        [_test(student, test, examples.transform, run, fits) for student in students]
-    )
-    return Outcome(chosen, last, looks.epochs)
+    chosen, errors = _tests(students, test, examples.transform, run, fits)
+    return Outcome(chosen, last, looks.epochs, errors)
 
 
 def updates_of(examples: Examples, training: Training) -> int:
@@ -249,12 +246,22 @@ def updates_of(examples: Examples, training: Training) -> int:
     return training.epochs * training.steps(length)
 
 
+def _tests(
+    students: Sequence[Network], images: ImageSet, transform: Transform, run: Run, fits: Portion
+) -> tuple[Tensor, tuple[float, ...]]:
+    """Percent correct per student and class (R, C), and each one's calibration error."""
+    found = [_test(student, images, transform, run, fits) for student in students]
+    return torch.stack([row for row, _ in found]), tuple(error for _, error in found)
+
+
 def _test(
     student: Network, images: ImageSet, transform: Transform, run: Run, fits: Portion
-) -> Tensor:
-    """Percent correct per class (C,)."""
+) -> tuple[Tensor, float]:
+    """Percent correct per class (C,), and the calibration error."""
     logits = predict(student, images.rows(), transform, device=run.device, fits=fits)
-    return class_accuracy(logits.argmax(1), images.labels, images.num_classes)
+    predicted = logits.argmax(1)
+    error = calibration_error(predicted.cpu() == images.labels, verdict(logits)[1].cpu())
+    return class_accuracy(predicted, images.labels, images.num_classes), error
 
 
 @dataclass(frozen=True, eq=False)
@@ -264,6 +271,7 @@ class _Look:
     epoch: int  # from 1
     score: float  # percent over all watched images
     row: Tensor  # (C,)
+    error: float  # of calibration, percent
     state: dict[str, Tensor]
 
 
@@ -287,10 +295,10 @@ class _Looks:
         if self.post_hoc != "none":
             student = deepcopy(student)  # the student itself trains on
             correct_(student, self.post_hoc, self.examples)
-        row = _test(student, self.watched, self.examples.transform, self.run, self.fits)
+        row, error = _test(student, self.watched, self.examples.transform, self.run, self.fits)
         (score,) = overall(row[None], self.watched.counts)
         state = {name: value.detach().clone() for name, value in student.state_dict().items()}
-        self.last[member] = look = _Look(epoch, score, row, state)
+        self.last[member] = look = _Look(epoch, score, row, error, state)
         if member not in self.best or score > self.best[member].score:
             self.best[member] = look
 
@@ -303,6 +311,11 @@ class _Looks:
     def epochs(self) -> tuple[int, ...]:
         """The best epoch of each student."""
         return tuple(self.best[k].epoch for k in sorted(self.best))
+
+    @property
+    def calibration(self) -> tuple[float, ...]:
+        """The calibration error of each student at its best epoch."""
+        return tuple(self.best[k].error for k in sorted(self.best))
 
     @property
     def states(self) -> list[dict[str, Tensor]]:

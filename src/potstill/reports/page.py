@@ -31,6 +31,7 @@ _REFERENCES = {
     "full": "All real images",
     "ceiling": "Ceiling",
 }
+_MORE = ("many_shot", "medium_shot", "few_shot", "calibration_error")
 _FRAMES = 4  # pictures of the way to the result
 _VALUES = 24  # entries of a list that are written out
 _DEPTH = 6
@@ -68,6 +69,8 @@ def _html(run: RunFolder) -> str:
         last=last,
         last_protocol=tables.protocol_label(last.get("protocol")),
         last_few=few_test_images(last),
+        columns=("balanced", "head", "medium", "tail", *_MORE),
+        uneven=bool(last) and "balanced" in tables.score_table([last])[0],
         beside=_beside(run, last),
         of_ceiling=of_ceiling(last),
         gained=gain(last),

@@ -29,6 +29,7 @@ __all__ = [
 
 Row = dict[str, Any]
 GROUPS = ("head", "medium", "tail")
+SHOTS = ("many", "medium", "few")  # above 100 training images, 20 to 100, below 20
 # Context columns that a record may carry (``{**record, "method": ..., "data": ..., "ipc": ...}``)
 CONTEXT = ("method", "data", "imbalance_factor", "ipc")
 
@@ -87,9 +88,13 @@ def score_table(records: Iterable[Any]) -> list[Row]:
                     | _scores(facts, facts.get("label_tier", labels), record)
                     | {"mark": mark}
                 )
-    if all(_same(row["balanced"] or row["accuracy"], row["accuracy"]) for row in rows):
-        for row in rows:
+    even = all(_same(row["balanced"] or row["accuracy"], row["accuracy"]) for row in rows)
+    for place, row in enumerate(rows):
+        if even:
             row["balanced"] = None  # a balanced test set: the mean over classes says nothing new
+        else:  # first, for the mean over images is that of the classes which a test has most of
+            first = ("trained_on", *CONTEXT, "network", "protocol", "labels", "balanced")
+            rows[place] = {k: row[k] for k in first if k in row} | row
     used = {key for row in rows for key, value in row.items() if value not in (None, "")}
     return [{key: value for key, value in row.items() if key in used} for row in rows]
 
@@ -139,6 +144,8 @@ def _scores(facts: Mapping[str, Any], labels: Any, record: Mapping[str, Any]) ->
             key: value | single if value else None
             for key, value in {"balanced": part(facts, "balanced"), **groups}.items()
         },
+        **{f"{g}_shot": (part(facts, "shots").get(g) if grouped else None) for g in SHOTS},
+        "calibration_error": part(facts, "calibration") or None,
         "updates": facts.get("updates"),
         "bytes": facts.get("receiver_bytes"),
         "seconds": facts.get("seconds"),
