@@ -260,7 +260,7 @@ def test_min_max_form_names_what_it_needs(tmp_path, refused):
         ("evaluate nowhere", "nowhere, which does not exist"),
         ("report nowhere", "nowhere does not exist"),
         ("recipe nowhere.toml", "nowhere.toml, which does not exist"),
-        ("methods --all", "takes no flags"),
+        ("methods --all", "takes --wide alone"),
         ("compare", "no run to compare"),
         ("compare nowhere", "nowhere does not exist"),
     ],

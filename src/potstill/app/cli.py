@@ -23,7 +23,7 @@ os.environ.setdefault("DATASETS_VERBOSITY", "critical")
 
 import tyro
 
-from potstill import __version__
+from potstill.app import entry
 from potstill.app.flags import FLAT, Machine, Taught, parse, parse_method
 from potstill.app.suiting import default_student, suiting
 from potstill.losses import priors, told
@@ -32,22 +32,6 @@ from potstill.run.fields import Batch, OneOf, Runs, Seed
 from potstill.run.signals import ENDED, Terminated, ending_signals
 
 __all__ = ["main"]
-
-USAGE = """potstill {version}: distil a long-tailed image set into a small balanced one
-
-  potstill distill METHOD --data SOURCE --ipc N --out DIR    make a synthetic set
-  potstill evaluate DIR --network NAME [NAME ...]            train students on it and score them
-  potstill relabel DIR --labels KIND --out DIR               the same images, labelled by a teacher
-  potstill report DIR                                        write its HTML page
-  potstill compare DIR DIR [DIR ...] --out PAGE.html         set runs side by side on one page
-  potstill methods                                           what can be chosen as METHOD
-  potstill backbone train --data SOURCE --out DIR            train a small backbone without labels
-  potstill crossval METHOD --data SOURCE --folds N --out DIR the same for each of N folds, pooled
-  potstill recipe FILE.toml                                  distil, evaluate and report as written
-  potstill cache                                             what is kept for the next run; prune it
-
-Each command explains its flags with --help, e.g. potstill distill csdm --help.
-"""
 
 
 @dataclass(kw_only=True)
@@ -167,16 +151,21 @@ def _compare(words: list[str]) -> None:
 
 def _methods(words: list[str]) -> None:
     from potstill.methods import CATALOGUE
-    from potstill.reports.table_text import plain
+    from potstill.reports.table_text import fitted, plain
 
-    if words and words[0] not in ("-h", "--help"):
-        raise InputError(f"potstill methods is followed by {words[0]!r}; it takes no flags")
-    shown = ("name", "title", "paper", "year", "family", "labels", "long_tail", "cost")
+    if words[:1] in (["-h"], ["--help"]):
+        print("usage: potstill methods [--wide]\n\n--wide adds paper, labels and cost.")
+        return
+    if words and words != ["--wide"]:
+        raise InputError(f"potstill methods is followed by {words[0]!r}; it takes --wide alone")
+    shown = ("name", "title", "year", "long_tail")
+    if words:
+        shown = ("name", "title", "paper", "year", "family", "labels", "long_tail", "cost")
     rows = [
         {("method" if key == "title" else key): getattr(m.info, key) or "" for key in shown}
         for m in CATALOGUE.values()
     ]
-    print(plain(rows))
+    print(plain(rows) if words else fitted(rows))
 
 
 @dataclass(kw_only=True)
@@ -228,18 +217,13 @@ COMMANDS = {
     "methods": _methods,
     "backbone": _command_of("backbone_command"),
     "cache": _command_of("cache_command"),
+    "completion": _command_of("completion_command"),
     "crossval": _command_of("crossval"),
     "recipe": _recipe,
 }
 
 
 def _dispatch(words: list[str]) -> None:
-    if not words or words[0] in ("-h", "--help", "help"):
-        print(USAGE.format(version=__version__))
-        return
-    if words[0] in ("-V", "--version"):
-        print(__version__)
-        return
     if words[0] not in COMMANDS:
         raise InputError(f"command is {words[0]!r}{nearest(words[0], COMMANDS)}")
     level = logging.WARNING if "--quiet" in words else logging.INFO
@@ -251,9 +235,12 @@ def _dispatch(words: list[str]) -> None:
 
 
 def main(words: list[str] | None = None) -> int:
-    """Run one command; return the exit code."""
+    """Run one command; return the exit code. What needs no torch stands in ``entry``."""
+    words = sys.argv[1:] if words is None else words
+    if not words or words[0].startswith("-") or words[0] == "help":
+        return entry.main(words)
     try:
-        code = _guarded(sys.argv[1:] if words is None else words)
+        code = _guarded(words)
         sys.stdout.flush()
         return code
     except BrokenPipeError:  # the reader (head, less) has seen enough

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import re
 from collections.abc import Container, Iterator
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
@@ -11,6 +12,7 @@ from typing import Annotated, Any, get_args, get_origin
 
 import tyro
 
+from potstill.app.help_text import WIDE, grouped
 from potstill.app.suiting import default_budget
 from potstill.run.context import Circumstances, Run
 from potstill.run.errors import InputError, PotstillError, nearest
@@ -83,6 +85,9 @@ def parse(kind: Any, words: list[str], command: str) -> Iterator[Any]:
 def _read(kind: Any, words: list[str], command: str) -> Any:
     """Read flags; what tyro finds wrong becomes one sentence."""
     box = io.StringIO()
+    if {"-h", "--help"} & set(words):
+        print(grouped(kind, _wide_help(kind, command)), end="")
+        raise SystemExit(0)
     try:
         # reading comments goes through ast.parse, which a signal in its midst breaks (SystemError)
         with contextlib.redirect_stderr(box), uninterrupted():
@@ -93,6 +98,22 @@ def _read(kind: Any, words: list[str], command: str) -> Any:
         cause = stop.__context__
         refused = cause if isinstance(cause, InputError) else None
         raise refused or InputError(_sentence(box.getvalue(), command)) from None
+
+
+def _wide_help(kind: Any, command: str) -> str:
+    """What tyro says of the flags, with no line broken."""
+    box, before = io.TextIOWrapper(io.BytesIO(), "utf-8"), os.environ.get("COLUMNS")
+    os.environ["COLUMNS"] = str(WIDE)
+    try:
+        with contextlib.redirect_stdout(box), contextlib.suppress(SystemExit), uninterrupted():
+            tyro.cli(kind, args=["--help"], prog=f"potstill {command}", registry=_NUMBERS)
+    finally:
+        if before is None:
+            del os.environ["COLUMNS"]
+        else:
+            os.environ["COLUMNS"] = before
+    box.seek(0)
+    return box.read()
 
 
 _INSIDE = r"[\w./\\\x22\x27-]"  # beside a name that is part of a path, a text or a flag

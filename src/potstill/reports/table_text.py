@@ -10,7 +10,9 @@ from __future__ import annotations
 import csv as csv_format
 import io
 import re
+import textwrap
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 from potstill.data.longtail import size_groups
@@ -19,6 +21,7 @@ from potstill.reports.source import part
 
 __all__ = [
     "csv",
+    "fitted",
     "latex",
     "markdown",
     "plain",
@@ -221,6 +224,24 @@ def plain(rows: Sequence[Row]) -> str:
     ]
     lines.insert(1, "  ".join("-" * width for width in widths))
     return "\n".join(lines) + "\n"
+
+
+def fitted(rows: Sequence[Row], columns: int = 100) -> str:
+    """As :func:`plain`, the longest cells broken until no line is longer than ``columns``."""
+    if not rows:
+        return ""
+    keys = list(rows[0])
+    cells = [[" ".join(_cell(key, row[key]).split()) for key in keys] for row in rows]
+    titles = [_title(key) for key in keys]
+    widths = [max(map(len, column)) for column in zip(titles, *cells, strict=True)]
+    while sum(widths) + 2 * (len(widths) - 1) > columns and max(widths) > 8:
+        widths[widths.index(max(widths))] -= 1
+    lines = [titles, ["-" * width for width in widths]]
+    for row in cells:
+        broken = [textwrap.wrap(cell, width) for cell, width in zip(row, widths, strict=True)]
+        lines += [list(line) for line in zip_longest(*broken, fillvalue="")]
+    said = ["  ".join(map(str.ljust, line, widths)).rstrip() for line in lines]
+    return "\n".join(said) + "\n"
 
 
 def csv(rows: Sequence[Row]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import logging
 import sys
@@ -22,21 +23,31 @@ logger = logging.getLogger("potstill")
 T = TypeVar("T")
 
 
+class _Lines(io.TextIOBase):
+    """Where no terminal is: what a bar would draw over itself becomes one line after another."""
+
+    def write(self, text: str) -> int:
+        if line := text.strip("\r\n "):
+            sys.stderr.write(f"potstill: {line}\n")
+        return len(text)
+
+    def flush(self) -> None:
+        sys.stderr.flush()
+
+
 def progress(
     items: Iterable[T], *, label: str, quiet: bool, total: int | None = None, done: int = 0
 ) -> Iterator[T]:
-    """Iterate with a bar that shows the time left; silent when ``quiet`` or shorter than 2 s."""
+    """Iterate with a bar that shows the time left; silent when ``quiet`` or shorter than 2 s.
+
+    Without a terminal (a log file, a scheduler) the bar is a line every 30 seconds.
+    """
+    how: dict[str, Any] = {"file": sys.stderr, "dynamic_ncols": True, "mininterval": 0.5}
+    if not sys.stderr.isatty() and "notebook" not in tqdm.__name__:
+        told = "{desc}: {n_fmt} of {total_fmt}, {elapsed} gone, {remaining} left"
+        how = {"file": _Lines(), "mininterval": 30.0, "maxinterval": 60.0, "bar_format": told}
     return tqdm(
-        items,
-        desc=label,
-        total=total,
-        initial=done,
-        disable=quiet,
-        delay=2.0,
-        leave=False,
-        file=sys.stderr,
-        dynamic_ncols=True,
-        mininterval=0.5,
+        items, desc=label, total=total, initial=done, disable=quiet, delay=2.0, leave=False, **how
     )
 
 
