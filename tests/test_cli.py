@@ -261,8 +261,10 @@ def test_min_max_form_names_what_it_needs(tmp_path, refused):
         ("report nowhere", "nowhere does not exist"),
         ("recipe nowhere.toml", "nowhere.toml, which does not exist"),
         ("methods --all", "takes --wide alone"),
-        ("compare", "no run to compare"),
-        ("compare nowhere", "nowhere does not exist"),
+        ("compare --out page.html", "no run to compare"),
+        ("compare nowhere --out page.html", "only nowhere to compare; give two or more"),
+        ("compare nowhere elsewhere --out page.html", "nowhere does not exist"),
+        ("compare nowhere elsewhere", "--out"),
     ],
 )
 def test_bad_commands(words, expected, refused):
@@ -331,7 +333,8 @@ def test_damaged_artifacts_are_refused(case, run_folder, refused, monkeypatch):
 
 
 def test_runs_without_scores_are_not_compared(run_folder, refused):
-    said = refused(["compare", str(run_folder), "--out", str(run_folder / "page.html")])
+    page = str(run_folder / "page.html")
+    said = refused(["compare", str(run_folder), str(run_folder / "other"), "--out", page])
     assert f"{run_folder} has no scores; evaluate it first: potstill evaluate {run_folder}" in said
     assert not (run_folder / "page.html").exists()
 

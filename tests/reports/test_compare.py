@@ -80,6 +80,18 @@ def test_a_ceiling_measured_beside_one_run_serves_all_of_its_data(tmp_path):
     assert text.count("% of the ceiling") == 2 and "debiased (ceiling) c [c1]" in text
 
 
+def test_groups_and_the_start_stand_with_a_score(tmp_path):
+    groups = {
+        name: {"mean": 10.0 * k, "std": 1.0} for k, name in enumerate(("head", "medium", "tail"))
+    }
+    start = {"accuracy": {"mean": 31.5, "std": 0.5, "values": [31, 32]}}
+    a = made(tmp_path / "a", score(40.0, groups=groups, start=start))
+    b = made(tmp_path / "b", score(50.0), method="lad")
+    text = Page(compare([a, b], tmp_path / "page.html")).text
+    assert "40.0 ± 0.5 0.0 / 10.0 / 20.0 +8.5" in text and "over its start (31.5 ± 0.5)" in text
+    assert text.count(" / ") == 2
+
+
 def test_methods_stand_in_rows_and_networks_in_columns(tmp_path):
     a = made(tmp_path / "a", score(40.0), score(61.25), score(30.0, "vgg11-in"), steps=5, span=2)
     b = made(tmp_path / "b", score(70.0), score(20.0, "alexnet"), method="lad", steps=9, tau=1.0)

@@ -42,6 +42,8 @@ class Distill:
     ipc: Batch = 10  # stored images per class
     seed: Seed = 0  # every random draw descends from it
     force: bool = False  # replace a finished or foreign run in --out
+    # send losses to tensorboard, wandb or trackio as well, whichever is installed
+    track: Annotated[str | None, OneOf("tensorboard", "wandb", "trackio", None)] = None
 
 
 def _distill(words: list[str]) -> None:
@@ -55,11 +57,14 @@ def _distill(words: list[str]) -> None:
         )
         return
     from potstill.app.job import distill
+    from potstill.run.trackers import tracker
 
     with parse_method(words, "distill", Distill) as (chosen, method):
         job = chosen.job
         own = {"ipc": job.ipc, "out": job.out, "force": job.force, "label": chosen.budget}
-        syn = distill(method, chosen.data, run=chosen.machine.run(job.seed), **own)
+        run = chosen.machine.run(job.seed)
+        run = run.with_(watch=tracker(job.track, job.out)) if job.track else run
+        syn = distill(method, chosen.data, run=run, **own)
         if not chosen.machine.quiet:
             seconds = syn.provenance.get("seconds", 0.0)
             print(f"{len(syn.images)} images in {seconds:.0f} s -> {job.out}/synthetic")
@@ -138,14 +143,18 @@ def _report(words: list[str]) -> None:
 class Compare:
     """Write one HTML page that sets the scores of several runs side by side."""
 
-    folders: tyro.conf.Positional[list[Path]]  # run folders, evaluated; the first is the reference
-    out: Path = Path("compare.html")  # page
+    # two or more run folders, evaluated; the first is the reference
+    folders: tyro.conf.Positional[list[Path]]
+    out: Path  # page
 
 
 def _compare(words: list[str]) -> None:
     from potstill.reports import compare
 
     with parse(Compare, words, "compare") as chosen:
+        if len(chosen.folders) < 2:
+            given = f"only {chosen.folders[0]}" if chosen.folders else "no run"
+            raise InputError(f"there is {given} to compare; give two or more run folders")
         print(compare(chosen.folders, chosen.out))
 
 

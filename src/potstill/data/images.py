@@ -14,6 +14,7 @@ from torch import Tensor
 
 from potstill.data import longtail, store
 from potstill.data.classes import check_classes, check_labels, check_size
+from potstill.data.shown import html_of, sizes
 from potstill.run import InputError, Run
 
 __all__ = ["FEW", "ImageSet", "few_note", "few_words", "parse_fold"]
@@ -67,6 +68,17 @@ class ImageSet:
 
     def __len__(self) -> int:
         return len(self.labels)
+
+    def __repr__(self) -> str:
+        c, h, w = self.shape
+        kind = {1: "grey", 3: "RGB"}[c]
+        factor = f"imbalance factor {self.imbalance_factor:.4g}"
+        first = f"ImageSet {self.source!r}: {len(self)} images, {w}x{h} {kind}, {factor}"
+        return f"{first}\n  {self.num_classes} classes: {sizes(self.counts)}"
+
+    def _repr_html_(self) -> str:
+        firsts = torch.stack([self.of_class(k)[0] for k in range(self.num_classes)][:12])
+        return html_of(repr(self), list(self.rows(firsts)), self.classes)
 
     @cached_property
     def counts(self) -> tuple[int, ...]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Annotated, Any, Required, TypedDict
 
 from potstill.data.images import FEW
+from potstill.evaluation.score_text import html_table, two_lines
 from potstill.evaluation.shapes import misfit
 from potstill.run import ArtifactError
 from potstill.run.checkpoint import write_json
@@ -124,6 +125,12 @@ class Score:
     shots: Annotated[dict[str, Any], dict[str, Spread]] | None = None  # many, medium, few
     calibration: Annotated[dict[str, Any], Spread] | None = None  # expected error, percent
     chosen: bool = False  # real images that a method chose; nothing in the set was learned
+
+    def __repr__(self) -> str:
+        return two_lines(vars(self))
+
+    def _repr_html_(self) -> str:
+        return html_table(vars(self))
 
     def to_json(self) -> dict[str, Any]:
         """Return the record as it stands in ``scores.json``."""

@@ -167,10 +167,21 @@ def _rows(run: RunFolder, name: str) -> list[dict[str, Any]]:
         records = list(row["cells"].values())
         row["bytes"] = records[-1].get("receiver_bytes")
         row["devices"] = _unique(record.get("device") for record in records)
+        row["groups"] = {network: _groups(record) for network, record in row["cells"].items()}
+        row["starts"] = {
+            network: part(part(record, "start"), "accuracy")
+            for network, record in row["cells"].items()
+        }
         row["gained"] = {network: gain(record) for network, record in row["cells"].items()}
         row["worse"] = {network: _worse(record) for network, record in row["cells"].items()}
         row["students"] = _unique(record.get("runs") for record in records)
     return list(rows.values())
+
+
+def _groups(record: Mapping[str, Any]) -> str:
+    """Means of head, medium and tail classes, "" where classes are of one size."""
+    means = [part(part(record, "groups"), name).get("mean") for name in tables.GROUPS]
+    return "" if None in means else " / ".join(f"{mean:.1f}" for mean in means)
 
 
 def _set_beside_ceilings(rows: Sequence[dict[str, Any]]) -> None:

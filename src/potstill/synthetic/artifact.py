@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from potstill.canvas import decode_images
+from potstill.data.shown import html_of, sizes
 from potstill.data.transform import Transform
 from potstill.labels import Projection, ViewLabels
 from potstill.run import ArtifactError, InputError
 from potstill.run.errors import system_refusals
 from potstill.synthetic import artifact_folder
 from potstill.synthetic import tensors as exact
-from potstill.synthetic.eight_bit import rounded
+from potstill.synthetic.eight_bit import rounded, to_uint8
 from potstill.synthetic.soundness import fault as fault_of
 from potstill.synthetic.started import read_start
 
@@ -68,6 +69,21 @@ class SyntheticSet:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def __repr__(self) -> str:
+        c, h, w = self.shape
+        made = self.provenance.get("method")
+        name = made.get("name", "") if isinstance(made, dict) else str(made or "")
+        first = f"SyntheticSet{f' by {name}' if name else ''} {self.checksum}: {len(self)} images"
+        first += f", {w}x{h} {'grey' if c == 1 else 'RGB'}, labels {self.label_tier}"
+        told = f"{sizes(self.counts)}; {self.nbytes / 1000:.0f} kB"
+        return f"{first}\n  {self.num_classes} classes: {told}"
+
+    def _repr_html_(self) -> str:
+        there = [k for k, count in enumerate(self.counts) if count]
+        firsts = torch.stack([(self.labels == k).nonzero()[0, 0] for k in there[:12]])
+        pictures = to_uint8(self.images[firsts.to(self.images.device)])
+        return html_of(repr(self), list(pictures), [self.classes[k] for k in there])
 
     @property
     def shape(self) -> tuple[int, int, int]:
