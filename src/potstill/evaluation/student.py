@@ -22,8 +22,15 @@ from potstill.evaluation.labels import tier_of
 from potstill.evaluation.metrics import calibration_error, class_accuracy, overall, verdict
 from potstill.evaluation.protocol import Protocol
 from potstill.experts.recipes import train_recipe
-from potstill.losses import REMEDIES, Loss, Scheduled, divergence, scaled_error, squared_error
-from potstill.losses import REMEDIES, Loss, Scheduled, divergence, logit_error, squared_error
+from potstill.losses import (
+    REMEDIES,
+    Loss,
+    Scheduled,
+    divergence,
+    logit_error,
+    scaled_error,
+    squared_error,
+)
 from potstill.nets import Examples, Network, Training, create, predict, train_many
 from potstill.nets.layers import Centred
 from potstill.nets.post_hoc import correct_

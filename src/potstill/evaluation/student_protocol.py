@@ -22,6 +22,7 @@ from potstill.run.fields import (
     Epochs,
     NotNegative,
     OneOf,
+    Positive,
     Range,
     check_fields,
     check_value,
@@ -62,6 +63,8 @@ _LATER = {  # fields that came later, with what they were before: older hashes s
     "hard_weight": 0.0,
     "batch_by_ipc": (),
     "looks_from": 0.0,
+    "label_scale": 1.0,
+    "centred": False,
 }
 
 _OF_VIEWS = ("views", "projected", "online")  # labels by a teacher of what is seen
@@ -84,6 +87,10 @@ class Protocol:
     logits of a view, with ``hard_weight`` of the cross-entropy of its class. Under ``labels``
     "online" and "projected" the same teacher labels the random real images, too.
 
+    ``label_scale`` and ``centred`` are RFAD's, of squared error: targets (of classes 1 - 1/K and
+    -1/K then) are multiplied by the one, and from outputs are taken those of the same network
+    before its training.
+
     ``selection="val"`` holds images out of the real training set before the random baseline is
     drawn from it. The artifact may have been distilled from those very images,
     which favours no particular method but makes the choice optimistic.
@@ -105,6 +112,8 @@ class Protocol:
     temperature: Temperature = 1.0  # of a teacher's labels and of students who learn them
     teacher: str | None = None  # network that labels views, with labels "online"; several: A+B
     teacher_prior: Annotated[str, OneOf(*priors())] = "balanced_softmax"  # how it was trained
+    label_scale: Positive = 1.0  # what targets of squared error are multiplied by
+    centred: bool = False  # outputs are less what they were before the training
 
     def __post_init__(self) -> None:
         check_fields(self)
@@ -151,6 +160,11 @@ class Protocol:
             raise InputError(
                 f"prior is {self.prior!r} with loss 'squared_error', which knows none; use "
                 "prior=plain"
+            )
+        if self.loss != "squared_error" and (self.centred or self.label_scale != 1):
+            raise InputError(
+                f"loss is {self.loss!r} with label_scale {self.label_scale:g} and centred "
+                f"{self.centred}, which belong to squared error; use loss=squared_error"
             )
         if self.loss == "logits" and self.labels in ("hard", "soft"):
             raise InputError(
@@ -240,6 +254,8 @@ class Protocol:
         prior = "" if self.prior == "plain" else f"; {self.prior}: {REMEDIES[self.prior].says}"
         loss = f"; {_LOSSES[self.loss]}" if self.loss != "auto" else ""
         loss += f" and {self.hard_weight:g} cross-entropy" if self.hard_weight else ""
+        loss += f" times {self.label_scale:g}" if self.label_scale != 1 else ""
+        loss += ", outputs less those before the training" if self.centred else ""
         loss += f", temperature {self.temperature:g}" if self.temperature != 1 else ""
         by = f" ({self.teacher}, {self.teacher_prior})" if self.teacher else ""
         looks = f", {self.test_every} epochs apart" if self.test_every else ""

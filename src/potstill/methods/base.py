@@ -39,7 +39,6 @@ _LATER = {  # fields that came later: at these values, jobs keep the keys that t
     "bits": 32, "views_per_step": 1, "augment_per": "view", "tail_images": 0, "tail_flip": 0.5,
     "floor": "none", "layers": "all", "batch_syn": 0, "recluster": 0, "real_cutmix": 0.0,
     "real_prior": "plain", "outer_loss": "squared_error", "lr_platt": 0.01, "colours": "full",
-    "real_prior": "plain", "outer_loss": "squared_error", "lr_platt": 0.01,
     "drop_share": 0.0, "area_every": 0, "area_gain": 1.0, "area_above": 0.0,
 }  # fmt: skip
 BUDGETS = ("quick", "overnight", "standard", "paper")

@@ -9,8 +9,8 @@ pooling on a CPU is written out, because torch's NCHW kernel is scalar.
 from __future__ import annotations
 
 import math
-from copy import deepcopy
 from collections.abc import Callable
+from copy import deepcopy
 from typing import TYPE_CHECKING, Any
 
 import torch
