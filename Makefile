@@ -7,7 +7,7 @@ WORKERS ?= 2
 
 .PHONY: demo test torture check lint types types-oldest bench clean
 
-demo: $(STAMP)  ## distil long-tailed digits, score them, write the page (a minute or two)
+demo: $(STAMP)  ## distil long-tailed digits, score them, write the page (32 s on two idle cores, once installed)
 	$(BIN)/potstill recipe recipes/csdm/digits-lt50-ipc10.toml --out runs/demo --force
 
 test: $(STAMP)  ## all tests, on WORKERS processes of one thread each
@@ -18,6 +18,7 @@ torture: $(STAMP)  ## damage of every kind, at length; see CONTRIBUTING.md
 
 check: $(STAMP) lint types test  ## everything a change must pass
 	$(BIN)/python benchmarks/results_table.py --check
+	$(BIN)/python benchmarks/readme_tables.py --check
 	$(BIN)/python benchmarks/method_tables.py --check
 	$(BIN)/codespell src docs examples benchmarks README.md CONTRIBUTING.md CHANGELOG.md
 	for file in examples/*.py; do echo $$file; $(BIN)/python $$file --quick || exit 1; done
