@@ -177,6 +177,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "lad-own-step": ("lad", {"classifier_syn_lr": 0.05, "gpus": 2, "classifier_images": 40}),
     "lad-plain": ("lad", {"matching": "plain", "adjustment": "none"}),
     "lad-sequential": ("lad", {"matching": "sequential", "adjustment": "logit"}),
+    "lad-backbone": ("lad", {"matching": "backbone"}),
     "lad-direct": ("lad", {"matching": "direct", "start": "real", "label_start": "one"}),
     "lad-oversample": ("lad", {"matching": "oversample", "gradient": "tesla"}),
     "edf": ("edf", {"area_every": 2}),

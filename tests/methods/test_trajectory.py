@@ -152,6 +152,7 @@ def test_lad_matches_both_phases_with_their_weights(make_blobs, run):
     [
         ("joint", {"representation", "classifier"}, {"representation", "classifier"}),
         ("sequential", {"representation"}, {"classifier"}),
+        ("backbone", {"representation"}, {"representation"}),
         ("direct", {"classifier"}, {"classifier"}),
         ("oversample", {"trajectory"}, {"trajectory"}),
         ("plain", {"trajectory"}, {"trajectory"}),

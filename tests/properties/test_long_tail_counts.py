@@ -34,6 +34,10 @@ JSON = st.recursive(
 def test_sizes_fall_from_the_largest_to_its_share(largest, classes, share, profile):
     factor = largest**share
     counts = profile_counts(largest, classes, factor, profile)
+    if profile == "even":  # a control: of the size of the exponential one, and balanced
+        total = sum(profile_counts(largest, classes, factor))
+        assert {*counts} == {total // classes} and total - sum(counts) < classes
+        return
     assert len(counts) == classes and counts[0] == largest and counts[-1] >= 1
     assert all(a >= b for a, b in pairwise(counts))
     assert counts[-1] == int(largest / factor + 1e-9)

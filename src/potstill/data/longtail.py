@@ -11,6 +11,8 @@ Profiles, with n the size of the largest class, C classes, f the imbalance facto
                  al., "OLTR", CVPR 2019): n_c = int(m + (n - m) x_c / x_0), m = n / f,
                  x_c = (C / (c+1))^(1/6) - 1. OLTR drew at random and published the list alone; for
                  its n = 1280, C = 1000, f = 256 this formula keeps 121449 images (OLTR: 115.8 K).
+``even``         as many of every class as ``exponential`` keeps of one on average: a balanced set
+                 of its size, 1120 a class at f = 200 (LAD, CVPR 2025, fig. 7a).
 
 Draws:
 
@@ -48,7 +50,7 @@ __all__ = [
 ]
 
 Factor = Annotated[float, Range(1, 1e9)]
-Profile = Literal["exponential", "step", "pareto"]
+Profile = Literal["exponential", "step", "pareto", "even"]
 Draw = Literal["published", "seeded"]
 PROFILES: tuple[str, ...] = get_args(Profile)
 DRAWS: tuple[str, ...] = get_args(Draw)
@@ -87,6 +89,8 @@ def profile_counts(
     elif profile == "step":
         head = classes - classes // 2
         sizes = [largest if label < head else largest * rate for label in range(classes)]
+    elif profile == "even":
+        sizes = [sum(profile_counts(largest, classes, imbalance_factor)) // classes] * classes
     else:
         fall = [(classes / (label + 1)) ** (1 / _PARETO_POWER) - 1 for label in range(classes)]
         least = largest * rate

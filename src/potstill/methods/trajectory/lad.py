@@ -70,7 +70,7 @@ from potstill.run.parts import Part
 
 __all__ = ["LAD", "ClassifierExperts"]
 
-Matching = Annotated[str, OneOf("joint", "sequential", "direct", "oversample", "plain")]
+Matching = Annotated[str, OneOf("joint", "sequential", "backbone", "direct", "oversample", "plain")]
 Adjustment = Annotated[str, OneOf("weighted", "logit", "both", "none")]
 WeightScale = Annotated[str, OneOf(*WEIGHT_SCALES)]
 
@@ -138,7 +138,8 @@ class LAD(MatchesTrajectories, Matcher):
     descent: Descent = Descent(  # the released loop counts from 0 to 10000
         steps=10_001, lr_images=100.0, optimizer="sgd"
     )
-    matching: Matching = "joint"  # or "sequential", "direct", "oversample", "plain" (fig. 6)
+    # "joint", "sequential", "backbone", "direct", "oversample" or "plain" (fig. 6)
+    matching: Matching = "joint"
     adjustment: Adjustment = "weighted"  # DAM: "weighted" (code), "logit", "both" (paper) or "none"
     tau: Signed = 1.0  # lambda of eq. 5, for adjustment "logit" and "both"
     weight_scale: WeightScale = "sum1"  # class weights with sum 1 (code) or mean 1 ("mean1")
@@ -148,7 +149,7 @@ class LAD(MatchesTrajectories, Matcher):
     @property
     def decoupled(self) -> bool:
         """Whether there are classifier experts."""
-        return self.matching in ("joint", "sequential", "direct")
+        return self.matching not in ("oversample", "plain")
 
     def check(self, real: ImageSet | None = None) -> None:
         """Check the two phases."""
@@ -231,10 +232,13 @@ class _Decoupled(TrajectoryObjective):
         if not lad.decoupled:
             yield from super().terms(step, canvas, piece)
             return
+        phases = {"backbone": (True, False), "direct": (False, True)}
         first_half = step < lad.descent.steps // 2
-        if lad.matching == "joint" or (lad.matching == "sequential" and first_half):
+        phases["sequential"] = (first_half, not first_half)
+        representation, classifier = phases.get(lad.matching, (True, True))
+        if representation:
             yield self._representation(step, canvas, piece)
-        if lad.matching != "sequential" or not first_half:
+        if classifier:
             yield self._classifier(step, canvas, piece)
 
     def _representation(self, step: int, canvas: Canvas, piece: int) -> Term:
