@@ -13,7 +13,7 @@ from potstill.evaluation.student import (
     synthetic_examples,
     train_students,
 )
-from potstill.nets import Training
+from potstill.nets import Examples, Training
 from potstill.run import InputError, Run
 from potstill.synthetic import SyntheticSet
 
@@ -60,6 +60,17 @@ def test_students_learn(pair):
     assert pair.chosen.shape == (2, 3)
     assert min(overall(pair.chosen, TEST.counts)) > 60  # chance is 33
     assert pair.last is pair.chosen and pair.epochs == (40, 40)
+
+
+def test_a_student_that_never_saw_a_class_has_a_short_row_for_it(pair):
+    assert pair.norms.shape == (2, 3) and (pair.norms > 0).all()
+    kept = TRAIN.labels < 2
+    rows = TRAIN.rows()[kept]
+    decay = Training(epochs=40, batch=8, lr=1e-2, weight_decay=0.5, optimizer="adamw")
+    alone = train(
+        Protocol(name="tiny", training=decay), of=Examples(rows, TRAIN.labels[kept], TRANSFORM)
+    )
+    assert (alone.norms[:, 2] < alone.norms[:, :2].amin(1)).all()
 
 
 def test_same_seed_same_scores_and_different_seed_different(pair):

@@ -509,3 +509,21 @@ def test_what_was_chosen_is_not_called_distilled(folder):
     for text in (page, card):
         assert "chosen by random" in text and "istilled by" not in text
     assert "chosen, 8-bit 70.5" in page and "look like noise" not in card
+
+
+def test_norms_of_students_and_the_imbalance_of_gradients_are_drawn(folder):
+    """LAD's figures 2 and 3; records without them, or with nonsense, have no figure."""
+    known = score(classifier_norms=[2.0, 1.5, 1.0, 0.5])
+    known["random"]["classifier_norms"] = [1.0, 1.0, 1.0, 1.0]
+    known["full"]["classifier_norms"] = [1.0]
+    titles = ("Classifier norms of students", "Gradient of the images")
+    for record, lines, there in (
+        (score(), "", False),
+        (known, '{"step": 0, "loss": {}, "imbalance": {"match": 3.5}}\n', True),
+    ):
+        (folder / "scores.json").write_text(json.dumps({"scores": [record]}))
+        with (folder / "metrics.jsonl").open("w") as file:
+            file.write(lines + '{"step": 5, "loss": {}, "imbalance": "many"}\n')
+        text = Page(report(folder)).text
+        assert all((title in text) == there for title in titles)
+    assert "synthetic" in text and "random" in text

@@ -7,6 +7,7 @@ import torch
 from potstill.canvas import Canvas, canvas_spec
 from potstill.run import DivergedError, InputError
 from potstill.run import descent as descent_module
+from potstill.run import loop as loop_module
 from potstill.run.descent import Rate, Schedule
 from potstill.run.fields import check_fields
 from potstill.run.loop import Descent, Objective, Term, descend
@@ -79,6 +80,12 @@ def test_metrics_name_every_term_and_class(run, tmp_path):
     assert lines[0]["classes"]["pull_pull"] == pytest.approx(
         [0.5, 0.5]
     )  # length of the gradient: 4 pixels of 0.25
+    assert lines[0]["imbalance"] == {"pull": pytest.approx(1.0)}
+
+
+def test_imbalance_is_the_longest_gradient_of_a_class_over_the_shortest():
+    pull = {"match": torch.tensor([3.0, 0.5, 1.0]), "still": torch.tensor([1.0, 0.0])}
+    assert loop_module._imbalance(pull) == {"match": 6.0}
 
 
 def test_metrics_after_resume_have_each_step_once(run, tmp_path):

@@ -67,6 +67,7 @@ class Measured(TypedDict, total=False):
     epochs: list[int] | None
     protocol: dict[str, Any]
     updates: int  # steps of the optimiser of a student
+    classifier_norms: list[float]  # of each class's row, mean over students
     images: int  # real images, each counted once
     views: int  # of them in a stored image's place
 
@@ -107,6 +108,7 @@ class Score:
     date: str  # YYYY-MM-DD
     test: Annotated[dict[str, Any], Tested]
     updates: int | None = None  # steps of the optimiser of a student; of none under a probe
+    classifier_norms: list[float] | None = None  # of each class's row, mean over students
     last: Annotated[dict[str, Any], Spread] | None = None  # after the last epoch, if not selected
     epochs: list[int] | None = None  # the epoch selected in each run, if not the last
     quantized: Result | None = None  # the 8-bit view

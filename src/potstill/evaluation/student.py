@@ -61,6 +61,7 @@ class Outcome:
     last: Tensor  # (R, C), after the last epoch; the same tensor under selection "last"
     epochs: tuple[int, ...]  # the chosen epoch of each student, counted from 1
     calibration: tuple[float, ...] = ()  # error of each student at that epoch, percent
+    norms: Tensor  # (R, C), length of each class's row in their classifiers, at the end
 
 
 def synthetic_examples(syn: SyntheticSet, labels: str = "auto") -> Examples:
@@ -232,6 +233,7 @@ def train_students(
     )
     if looks is not None and watched is test:
         return Outcome(looks.rows("best"), looks.rows("last"), looks.epochs, looks.calibration)
+        return Outcome(looks.rows("best"), looks.rows("last"), looks.epochs, _norms(students))
     for student in students:
         correct_(student, row.post_hoc, examples)
     last, errors = _tests(students, test, examples.transform, run, fits)
@@ -241,6 +243,18 @@ def train_students(
         student.load_state_dict(best)
     chosen, errors = _tests(students, test, examples.transform, run, fits)
     return Outcome(chosen, last, looks.epochs, errors)
+        return Outcome(last, last, (training.epochs,) * runs, _norms(students))
+    for student, best in zip(students, looks.states, strict=True):
+        student.load_state_dict(best)
+    chosen = torch.stack(
+        [_test(student, test, examples.transform, run, fits) for student in students]
+    )
+    return Outcome(chosen, last, looks.epochs, _norms(students))
+
+
+def _norms(students: Sequence[Network]) -> Tensor:
+    """Length of each class's classifier row (R, C), of which LAD's figure 2 tells the bias."""
+    return torch.stack([s.classifier.weight.detach().float().norm(dim=1).cpu() for s in students])
 
 
 def updates_of(examples: Examples, training: Training) -> int:

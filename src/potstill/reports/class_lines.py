@@ -55,15 +55,16 @@ def classifier_norms(
     counts: Sequence[int],
     classes: Sequence[str],
     path: Path | None = None,
+    name: str = "norms",
 ) -> bytes:
-    """Draw the length of each class's classifier row, a line per kind of expert (LAD fig. 2).
+    """Draw the length of each class's classifier row, a line per kind of network (LAD fig. 2).
 
     Args:
         norms: by kind ("representation", "classifier"), mean over the experts, C values.
         counts: real training images per class.
     """
     lines = {name: (_gaps(values), None) for name, values in norms.items()}
-    return _draw("norms", lines, counts, classes, "row norm", (0, None), path)
+    return _draw(name, lines, counts, classes, "row norm", (0, None), path)
 
 
 def label_confidence(

@@ -47,11 +47,16 @@ _TITLES = {
 _THIN = 30  # classes that get a thin line of their own
 
 
-def loss_curves(metrics: Sequence[Mapping[str, Any]], path: Path | None = None) -> bytes:
-    """Draw each term of the loss over the steps; logarithmic where all values are positive."""
-    names = list(dict.fromkeys(name for record in metrics for name in part(record, "loss")))
+def loss_curves(
+    metrics: Sequence[Mapping[str, Any]], path: Path | None = None, quantity: str = "loss"
+) -> bytes:
+    """Draw each term of the loss over the steps; logarithmic where all values are positive.
+
+    Or of "imbalance": how many times longer the gradient of one class's images is than another's.
+    """
+    names = list(dict.fromkeys(name for record in metrics for name in part(record, quantity)))
     series = {
-        name: _series(metrics, [part(r, "loss").get(name) for r in metrics]) for name in names
+        name: _series(metrics, [part(r, quantity).get(name) for r in metrics]) for name in names
     }
 
     def draw(axes: Axes) -> None:
@@ -65,7 +70,7 @@ def loss_curves(metrics: Sequence[Mapping[str, Any]], path: Path | None = None) 
             log_scale(axes, values)
         _finish_curves(axes, ends)
 
-    return plot("loss", (NARROW, 3.0), draw, path)
+    return plot(quantity, (NARROW, 3.0), draw, path)
 
 
 def class_curves(

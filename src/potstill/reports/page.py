@@ -94,9 +94,10 @@ def _html(run: RunFolder) -> str:
                 "svg": svg(figures.class_curves(run.metrics, name, run.counts), name),
             }
             for name in _recorded(run)
-        ],
+        ]
+        + _imbalance(run),
         frames=_frames(run.pictures),
-        tail=_long_tail(run, kept),
+        tail=_long_tail(run, kept, last),
         protocols=_protocols(run.scores),
         provenance=_sections(run.provenance or run.job),
     )
@@ -150,8 +151,19 @@ def _foremost(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     return (own or [newest])[-1]
 
 
-def _long_tail(run: RunFolder, kept: SyntheticSet | None) -> list[dict[str, Any]]:
-    """Figures of what the tail does to experts and soft labels, where the facts are there."""
+def _imbalance(run: RunFolder) -> list[dict[str, Any]]:
+    """The curve of how uneven the gradients of the classes are, where it was recorded."""
+    if not any(part(record, "imbalance") for record in run.metrics):
+        return []
+    title = "Gradient of the images: largest class over smallest"
+    drawn = figures.loss_curves(run.metrics, quantity="imbalance")
+    return [{"title": title, "svg": svg(drawn, title)}]
+
+
+def _long_tail(
+    run: RunFolder, kept: SyntheticSet | None, record: Mapping[str, Any]
+) -> list[dict[str, Any]]:
+    """Figures of what the tail does to experts, students and labels, where the facts are there."""
     classes, shown = run.classes, []
     counts = run.counts or [0] * len(classes)
     if not classes or len(counts) != len(classes):
@@ -162,6 +174,14 @@ def _long_tail(run: RunFolder, kept: SyntheticSet | None) -> list[dict[str, Any]
         drawn = class_lines.classifier_norms(norms, counts, classes)
         about = "length of each class's row in the classifiers of the experts"
         shown.append({"title": "Classifier norms", "about": about, "svg": svg(drawn, about)})
+    by = {"synthetic": record} | {key: part(record, key) for key in _REFERENCES}
+    own = {key: facts.get("classifier_norms") for key, facts in by.items()}
+    norms = {k: v for k, v in own.items() if figures.numbers(v, len(classes))}
+    if "synthetic" in norms:
+        drawn = class_lines.classifier_norms(norms, counts, classes, name="student-norms")
+        about = "length of each class's row in the classifiers of students, mean, by what they saw"
+        title = "Classifier norms of students"
+        shown.append({"title": title, "about": about, "svg": svg(drawn, about)})
     if kept is not None and kept.soft_labels is not None and kept.num_classes == len(classes):
         drawn = class_lines.label_confidence(kept.soft_labels, kept.labels, counts, classes)
         about = "mean over the synthetic images of a class"

@@ -237,9 +237,16 @@ def _record(
         "seconds": round(seconds, 3),
         "lr": optimizer.param_groups[0]["lr"],
         "loss": one.losses(),
+        "imbalance": _imbalance(one.pull),
         "classes": {n: _rounded(t) for n, t in one.facts.items()}
         | {f"pull_{n}": _rounded(t) for n, t in one.pull.items()},
     }
+
+
+def _imbalance(pull: dict[str, Tensor]) -> dict[str, float]:
+    """By term, the longest gradient of a class's images over the shortest; none where one is 0."""
+    ends = {name: (float(of.max()), float(of.min())) for name, of in pull.items()}
+    return {name: float(f"{most / least:.6g}") for name, (most, least) in ends.items() if least > 0}
 
 
 def _rounded(values: Tensor) -> list[float]:
