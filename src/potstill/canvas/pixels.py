@@ -126,6 +126,7 @@ class Canvas:
     """
 
     leaf = "images"  # name of the leaf that holds pixels
+    rounds = 1  # how often the steps of a descent are taken
 
     def __init__(
         self,
@@ -166,6 +167,11 @@ class Canvas:
         moved.images = self.images.detach().to(device).requires_grad_(True)
         moved.labels = self.labels.to(device)
         return moved
+
+    @property
+    def leaf_labels(self) -> Tensor:
+        """Class of each row of the leaves."""
+        return self.labels
 
     @property
     def plain(self) -> bool:

@@ -47,13 +47,14 @@ class Gallery:
 
         A canvas whose leaves are no RGB images has ``pictures()``, (n, c, h, w).
         """
-        if step >= self.due or step == self.last:
+        rounds = getattr(canvas, "rounds", 1)  # each of so many steps
+        if step >= self.due or step == rounds * (self.last + 1) - 1:
             images = canvas.pictures() if hasattr(canvas, "pictures") else canvas.images.detach()
             spec = getattr(canvas, "spec", {})
             images, labels = for_people(images.float().cpu(), canvas.labels.cpu(), spec)
             columns = min(int(torch.bincount(labels).max()), _COLUMNS)
             path = self.folder / f"step-{step + 1:06d}.png"
             grid(images, labels, self.classes, path, columns=columns)
-            self.due = step + self.every
+            self.due = step + self.every * rounds
         if self.inner is not None:
             self.inner(step, record, canvas)

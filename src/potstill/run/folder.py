@@ -21,6 +21,7 @@ __all__ = ["claimed", "read_record", "refuse_unfinished"]
 _CLEARED = re.compile(
     "|".join(map(re.escape, CHECKPOINTS)) + r"|metrics\.jsonl|scores\.json|head\.safetensors"
     r"|report\.html|pictures/((real|step-\d+)\.png)?|iterates/(step-\d+\.safetensors)?"
+    r"|shards/(shard-\d+\.safetensors)?"
 )
 _PART = re.compile(r"\.(.+?)(\.[a-z0-9_]{8})?\.part")  # what `atomic` calls an unfinished file
 
@@ -137,7 +138,7 @@ def _finished(folder: Path, key: str, force: bool) -> bool:
 
 def _remove_parts(folder: Path) -> None:
     """Delete unfinished files of ours that a killed process could not take away."""
-    for place in (folder, folder / "pictures", folder / "iterates"):
+    for place in (folder, folder / "pictures", folder / "iterates", folder / "shards"):
         for path in place.glob(".*.part"):
             part = _PART.fullmatch(path.name)
             name = (path.parent / part[1]).relative_to(folder).as_posix() if part else ""

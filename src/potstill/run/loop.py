@@ -33,9 +33,13 @@ class _Everything:
     """A canvas with the leaves that an objective adds."""
 
     def __init__(self, canvas: Surface, objective: Objective) -> None:
-        self.canvas, self.objective, self.labels = canvas, objective, canvas.labels
+        self.canvas, self.objective, self.rounds = canvas, objective, canvas.rounds
         self.pixel_parameters, self.grow_ = canvas.pixel_parameters, canvas.grow_
         self.project_ = canvas.project_
+
+    @property
+    def leaf_labels(self) -> Tensor:
+        return self.canvas.leaf_labels
 
     def parameters(self) -> dict[str, Tensor]:
         return self.canvas.parameters() | self.objective.leaves()
@@ -83,7 +87,7 @@ class _Step:
 
     def _norms(self, gradients: list[Tensor]) -> Tensor:
         """Length of the image gradient per class, (classes,)."""
-        labels = self.surface.labels.to(gradients[0].device)
+        labels = self.surface.leaf_labels.to(gradients[0].device)
         squares = sum(torch.linalg.vector_norm(part, dim=1).square() for part in gradients)
         assert isinstance(squares, Tensor)
         return squares.new_zeros(self.classes).index_add_(0, labels, squares).sqrt()
@@ -161,6 +165,8 @@ def descend(
 ) -> dict[str, Any]:
     """Run ``descent.steps`` steps on ``canvas``, in place; resume where a killed run stopped.
 
+    A canvas of several rounds is given so many steps in each, with a schedule that begins anew.
+
     Args:
         classes: class names, for messages. chunk: units per term to begin with.
         key: identifies the job; a checkpoint of another job is refused.
@@ -171,7 +177,7 @@ def descend(
     Raises:
         DivergedError: a loss or gradient is NaN or infinite. InputError: foreign checkpoint.
     """
-    total, schedule = descent.steps, Schedule(descent)
+    total, schedule = descent.steps * canvas.rounds, Schedule(descent)
     surface = _Everything(canvas, objective)
     kept = Checkpoint(run.folder, key, objective, surface, schedule)
     build = partial(descent.build, rates=objective.rates, lr=objective.lr)
@@ -199,7 +205,7 @@ def descend(
                 one.refuse_nonfinite(step, classes)
             with uninterrupted():  # from here on the leaves belong to no step until the end
                 for group in optimizer.param_groups:
-                    group["lr"] = group["base"] * schedule.share(step)
+                    group["lr"] = group["base"] * schedule.share(step % descent.steps)
                 optimizer.step()
                 surface.project_()
                 objective.after(step, canvas)

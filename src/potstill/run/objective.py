@@ -30,9 +30,18 @@ class Term:
 
 
 class Surface(Protocol):
-    """What is optimised: a canvas."""
+    """What is optimised: a canvas.
 
-    labels: Tensor
+    Attributes:
+        rounds: how often the steps of a descent are taken, each time on other leaves.
+        leaf_labels: class of each row of the leaves.
+    """
+
+    rounds: int
+
+    @property
+    def leaf_labels(self) -> Tensor:
+        """Return the class of each row of the leaves."""
 
     def parameters(self) -> dict[str, Tensor]:
         """Return the leaves by name."""
