@@ -69,6 +69,9 @@ TINY: dict[str, Any] = {
     "window": 2,
     "radius": 1,
     "look_every": 2,
+    "observers": "convnet-d2-w8-bn",
+    "squeeze_epochs": 1,
+    "shard_images": 4,
 }
 STEADY: dict[str, Any] = {  # the same question at every step, so that the loss can only fall
     "entries": 1,
@@ -87,6 +90,10 @@ STEADY: dict[str, Any] = {  # the same question at every step, so that the loss 
     "crop_min": 1.0,
     "flip": 0.0,
     "noise": 0.0,
+    "roll": 0,
+    "observers": "convnet-d2-w8-bn",
+    "shard_images": 100,
+    "layer_drop": 0.0,
     "nets_per_step": 16,
     "window": 8,
     "radius": 0,
@@ -189,6 +196,12 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
     "sfm-sub-centres": ("sfm", {"sub_centres": "both", "shrinkage": 5.0}),
     "sfm-augmented": ("sfm", {"centre_views": "augmented", "reduction": "per_class"}),
     "sfm-decouple": ("sfm", {"decouple": True, "decouple_alpha": 0.5, "sub_centres": "off"}),
+    "sre2l-taught": ("sre2l", {"labels": "taught", "view_per": "image", "shard_images": 100}),
+    "cda-linear": ("cda", {"curriculum": "linear", "milestone": 0.5, "shard_order": "classes"}),
+    "gvbsm": ("gvbsm", {"observers": "convnet-d2-w8-bn+resnet10-w4-bn"}),
+    "edc-flat": ("edc", {"flat_weight": 1.0, "observers": "convnet-d2-w8-in+resnet10-w4-bn"}),
+    "rldd": ("rldd", {"observers": "convnet-d2-w8-in", "teacher": "convnet-d2-w8-in"}),
+    "rldd-between": ("rldd", {"between": True, "labels": "hard", "start": "real"}),
     "sfm-self": ("sfm", {"backbone": "self:convnet-d2-w8-bn", "backbone_epochs": 1}),
 }
 MATCHERS = [v for v, (name, _) in VARIANTS.items() if issubclass(CATALOGUE[name], Matcher)]

@@ -7,6 +7,11 @@ from potstill.methods.base import BUDGETS, Matcher, Method, MethodInfo, Selector
 from potstill.methods.bilevel.at_bptt import ATBPTT
 from potstill.methods.bilevel.dd import DD
 from potstill.methods.bilevel.rat_bptt import RaTBPTT
+from potstill.methods.decoupled.cda import CDA
+from potstill.methods.decoupled.edc import EDC
+from potstill.methods.decoupled.gvbsm import GVBSM
+from potstill.methods.decoupled.rldd import RLDD
+from potstill.methods.decoupled.sre2l import SRe2L
 from potstill.methods.distribution.cafe import CAFE
 from potstill.methods.distribution.csdm import CSDM
 from potstill.methods.distribution.dm import DM
@@ -87,6 +92,11 @@ CATALOGUE: dict[str, type[Method]] = {
         DD,
         RaTBPTT,
         ATBPTT,
+        SRe2L,
+        CDA,
+        GVBSM,
+        EDC,
+        RLDD,
     )
 }
 __all__ = ["BUDGETS", "CATALOGUE", "Matcher", "Method", "MethodInfo", "Selector", "find"]

@@ -14,12 +14,14 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
+from torch.nn.functional import avg_pool2d, interpolate
 
 from potstill.run import InputError, nearest
 
 __all__ = [
     "LayerStatistics",
     "batch_statistics",
+    "conv_moments",
     "image_moments",
     "relu_layers",
     "tap_names",
@@ -121,6 +123,11 @@ def _batch_norms(network: nn.Module) -> dict[str, nn.BatchNorm2d]:
     return layers
 
 
+def _full(x: Tensor) -> Tensor:
+    """Return ``x`` in at least single precision."""
+    return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
+
+
 @contextmanager
 def image_moments(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     """Collect mean and mean square, (n, 2c), of each image in front of every ``BatchNorm2d``.
@@ -134,10 +141,41 @@ def image_moments(network: nn.Module) -> Iterator[dict[str, Tensor]]:
     found: dict[str, Tensor] = {}
 
     def look(name: str, layer: Any, inputs: tuple[Tensor]) -> None:
-        x = inputs[0].float()
+        x = _full(inputs[0])
         found[name] = torch.cat([x.mean((2, 3)), x.square().mean((2, 3))], dim=1)
 
     with ExitStack() as hooks:
         for name, layer in _batch_norms(network).items():
+            hooks.callback(layer.register_forward_pre_hook(partial(look, name)).remove)
+        yield found
+
+
+@contextmanager
+def conv_moments(network: nn.Module, patch: int) -> Iterator[dict[str, Tensor]]:
+    """Collect means and mean squares of each image in front of every ``Conv2d``, with their graph.
+
+    By the layer's name (n, 2c), of each channel over its pixels; by "NAME/patches" (n, 2p), of each
+    of the p squares of ``patch`` pixels a side over its pixels and all channels. A map whose sides
+    are no multiple is enlarged to one first (G-VBSM, Shao et al., CVPR 2024).
+
+    Raises:
+        InputError: there is no such layer.
+    """
+    layers = {n: m for n, m in network.named_modules() if isinstance(m, nn.Conv2d)}
+    if not layers:
+        raise InputError("network has no convolutions to look in front of; use a convnet")
+    found: dict[str, Tensor] = {}
+
+    def look(name: str, layer: Any, inputs: tuple[Tensor]) -> None:
+        x = _full(inputs[0])
+        found[name] = torch.cat([x.mean((2, 3)), x.square().mean((2, 3))], dim=1)
+        size = [-(-side // patch) * patch for side in x.shape[2:]]
+        if size != list(x.shape[2:]):
+            x = interpolate(x, size=size, mode="nearest")
+        of_patches = [avg_pool2d(v.mean(1, keepdim=True), patch) for v in (x, x.square())]
+        found[f"{name}/patches"] = torch.cat([v.flatten(1) for v in of_patches], dim=1)
+
+    with ExitStack() as hooks:
+        for name, layer in layers.items():
             hooks.callback(layer.register_forward_pre_hook(partial(look, name)).remove)
         yield found

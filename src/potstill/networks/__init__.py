@@ -16,6 +16,7 @@ from potstill.networks.queue import QueueNets, QueueNetworks
 from potstill.networks.scorer import HeadedBackbone, Scorer
 from potstill.networks.settling import SettlingNets, SettlingNetworks
 from potstill.networks.snapshots import SnapshotNets, SnapshotNetworks
+from potstill.networks.squeezed import SqueezedNets, SqueezedNetworks
 
 __all__ = [
     "BackboneNetworks",
@@ -38,4 +39,6 @@ __all__ = [
     "SettlingNetworks",
     "SnapshotNets",
     "SnapshotNetworks",
+    "SqueezedNets",
+    "SqueezedNetworks",
 ]

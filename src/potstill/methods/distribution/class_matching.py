@@ -18,20 +18,18 @@ from torch.nn.functional import one_hot
 
 from potstill.canvas import Canvas
 from potstill.data import DSA, ImageSet
-from potstill.experts.taught_labels import Labeller
 from potstill.labels import LabelSpec
 from potstill.losses import REMEDIES, adjust, cross_entropy
 from potstill.match.spectral import segment_mean
-from potstill.methods.base import Objective
+from potstill.methods.labelled import LabelledObjective
 from potstill.networks import Networks
 from potstill.networks.real_statistics import RealSide
 from potstill.networks.view_draws import RealStatistics, SiameseViews
-from potstill.run import InputError, Run, logger
+from potstill.run import InputError, Run
 from potstill.run.fields import NotNegative, OneOf
 from potstill.run.memory import cuts
 from potstill.run.objective import Term
 from potstill.run.parts import Part
-from potstill.synthetic.eight_bit import rounded
 
 __all__ = [
     "CANVASES",
@@ -47,7 +45,6 @@ __all__ = [
 CANVASES = ("pixels", "tiled", "multi-formation", "subsampled", "frequency")
 LABELS = ("hard", "taught")
 TRAINED = ("pool", "snapshots")  # networks that can calibrate
-_POOR = 0.5  # share of images that a teacher gets right, below which it is warned about
 Removed = Annotated[str, OneOf("adjusted", "none")]
 
 
@@ -92,7 +89,7 @@ class FurtherTerm:
         return 0
 
 
-class ClassMatching(Objective):
+class ClassMatching(LabelledObjective):
     """L = sum_c weight * distance_c, and a further term where there is one."""
 
     def __init__(
@@ -110,10 +107,8 @@ class ClassMatching(Objective):
         further: FurtherTerm | None = None,
         labels: LabelSpec | None = None,
     ) -> None:
-        self.labeller: Labeller | None = None
         if labels is not None:
             self.labeller = labels.labeller(real, canvas.spec, networks.transform, run)
-        self.calibrated: dict[str, Any] = {}  # what was added to logits of the newest labels
         if run.on_gpu and real.images.nbytes < run.budget.images:
             real = real.to(run.device)
         self.canvas, self.networks, self.comparison = canvas, networks, comparison
@@ -164,29 +159,6 @@ class ClassMatching(Objective):
         image = self.canvas.pictures()[:1]
         asked = 0 if self.further is None else self.further.image_bytes(image)
         return max(self.networks.at(0).image_bytes(image), asked)
-
-    def outcome(self, canvas: Canvas) -> dict[str, Any]:
-        """Return the images, with labels by a teacher where there is one: of what is stored."""
-        found = super().outcome(canvas)
-        if self.labeller is not None:
-            if self.bits == 8:
-                found["images"] = rounded(found["images"])
-            labels, spec = canvas.labels.cpu(), canvas.spec
-            found["soft_labels"], told = self.labeller.label(found["images"], labels, spec)
-            if not self.calibrated and told["right"] < _POOR:
-                logger.warning(
-                    "the teacher gets %.0f %% of the first images right, and a poor teacher's "
-                    "labels harm; use more teacher_epochs, another teacher, or hard_share=0.5",
-                    100 * told["right"],
-                )
-            self.calibrated = told
-        return found
-
-    def facts(self) -> dict[str, Any]:
-        """Who labelled the images."""
-        if self.labeller is None:
-            return {}
-        return {"labelled_by": self.labeller.facts | self.calibrated}
 
     @property
     def seconds_saved(self) -> float:  # type: ignore[override]

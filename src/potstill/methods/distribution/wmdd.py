@@ -26,12 +26,14 @@ from torch.nn.functional import cross_entropy
 
 from potstill.canvas import Canvas, CanvasSpec, Pixels
 from potstill.data import DSA, ImageSet
-from potstill.match.spectral import SegmentMean, segment_mean
+from potstill.match.batch_statistics import statistics, statistics_apart
+from potstill.match.spectral import segment_mean
 from potstill.match.transport import barycentre
 from potstill.methods.base import Matcher, MethodInfo, Objective
 from potstill.methods.distribution.class_matching import CANVASES
 from potstill.nets.taps import image_moments
 from potstill.networks import Networks, NetworkSpec, PoolNets
+from potstill.networks.class_moments import class_moments
 from potstill.networks.extractor import FeatureExtractor
 from potstill.networks.feature_networks import member_of
 from potstill.networks.parts import OwnNets
@@ -39,7 +41,6 @@ from potstill.networks.view_draws import SiameseViews
 from potstill.run import InputError, Run
 from potstill.run.descent import Descent
 from potstill.run.fields import NotNegative
-from potstill.run.machine import CPU_CHUNK
 from potstill.run.memory import bytes_per_image, cuts
 from potstill.run.objective import Term
 
@@ -118,17 +119,15 @@ class _Recovery(Objective):
     def _of_real(self, number: int) -> tuple[Tensor, list[Tensor]]:
         """Barycentre points and moments of every layer, of the member behind a number."""
         network, real = self.networks.trained_at(number), self.real
-        order, features = torch.argsort(real.labels, stable=True), []
-        labels = real.labels[order].to(self.run.device)
-        means: list[SegmentMean] = []
-        for part in cuts(len(order), 16 * CPU_CHUNK if self.run.on_gpu else CPU_CHUNK):
-            seen, moments = _seen(network, real.batch(order[part], self.run.device))
+        features: list[Tensor] = []
+
+        def look(images: Tensor) -> list[Tensor]:
+            seen, moments = _seen(network, images)
             features.append(seen)
-            means = means or [SegmentMean(real.num_classes) for _ in moments]
-            for mean, values in zip(means, moments, strict=True):
-                mean.add(values, labels[part])
+            return moments
+
+        kept = class_moments(look, real, self.run)
         share = self.how.shrinkage / (self.how.shrinkage + torch.tensor(real.counts) + 1e-12)
-        kept = [mean.mean() for mean in means]
         pooled = [m.lerp(m.mean(0, keepdim=True), share.to(m)[:, None]) for m in kept]
         classes = torch.cat(features).split(list(real.counts))
         self.plans = self.plans or [self._plan(c, own) for c, own in enumerate(classes)]
@@ -164,7 +163,9 @@ class _Recovery(Objective):
             norms = away.new_zeros(classes)
             for layer, (values, of_real) in enumerate(zip(moments, kept, strict=True)):
                 syn = segment_mean(values, own, classes)
-                norms = norms + (1 if layer else _FIRST) * _statistics_apart(syn, of_real[part])
+                norms = norms + (1 if layer else _FIRST) * statistics_apart(
+                    statistics(syn), statistics(of_real[part])
+                )
             facts = {"points": away, "cross_entropy": entropy, "statistics": norms}
             total = how.point_weight * away + how.ce_weight * entropy + how.norm_weight * norms
             yield Term("recovery", total / canvas.classes, part.start, facts)
@@ -190,10 +191,3 @@ def _seen(
     with image_moments(network.net) as moments:
         (features,) = network.maps((), images, dsa, augment)
     return features, list(moments.values())
-
-
-def _statistics_apart(a: Tensor, b: Tensor) -> Tensor:
-    """Distance of variances plus that of means (k,), of moments (k, 2c)."""
-    (mean_a, square_a), (mean_b, square_b) = a.chunk(2, dim=1), b.chunk(2, dim=1)
-    variances = (square_a - mean_a.square()) - (square_b - mean_b.square())
-    return variances.norm(dim=1) + (mean_a - mean_b).norm(dim=1)

@@ -1,0 +1,1 @@
+"""Decoupled methods: networks are trained first, images are recovered from them."""
