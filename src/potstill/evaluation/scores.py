@@ -10,7 +10,7 @@ in its name, its description and its hash.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from datetime import date
 from functools import partial
@@ -176,7 +176,7 @@ def some_networks(network: Any) -> list[str]:
     """
     if isinstance(network, Mapping):
         return [network_of(make, name=name) for name, make in network.items()]
-    several = isinstance(network, Sequence) and not isinstance(network, str | nn.Module)
+    several = isinstance(network, Iterable) and not isinstance(network, str | nn.Module)
     names = [named(one) for one in (network if several else [network])]
     if not names:
         raise InputError("network names none; give at least one, such as convnet-w128-in")
@@ -212,8 +212,9 @@ def _probed(
             "name": place.name if place.is_dir() else own,
             "same": backbone.key == part(bench.syn.provenance, "backbone").get("key"),
         },
-        inherited=heir
-        and heir.inherited(backbone, runs, random=wanted.baseline, whole=bool(wanted.full)),
+        inherited=None
+        if heir is None
+        else heir.inherited(backbone, runs, random=wanted.baseline, whole=bool(wanted.full)),
         kd=heir.kd(backbone, runs) if heir and heir.how.kd else None,
     )
 

@@ -181,9 +181,10 @@ def from_file(base: str, size: int | None) -> Backbone:
     label = f"timm:{architecture}@{file.name}"
     body = plain_timm(label, architecture)
     fill(body, read_tensors(file, label), label)
-    if size is not None and hasattr(body, "set_input_size"):  # positions are interpolated
+    resize: Any = getattr(body, "set_input_size", None)  # positions are interpolated
+    if size is not None and resize is not None:
         try:
-            body.set_input_size(img_size=(size, size))
+            resize(img_size=(size, size))
         except (AssertionError, RuntimeError, ValueError, TypeError) as error:
             raise InputError(f"backbone is {label!r}, which takes no @{size} ({error})") from error
     return sized(label, body, size, f"timm:{architecture.partition('.')[0]}")
