@@ -130,7 +130,8 @@ def test_the_python_side_takes_what_the_command_takes(source, run):
 
 def fold(mean: float, per_class: list[float | None], counts: list[int], images: int) -> dict:
     part = {
-        "accuracy": {"mean": mean}, "balanced": {"mean": mean + 1}, "per_class": {"mean": per_class}
+        "accuracy": {"mean": mean}, "balanced": {"mean": mean + 1},
+        "per_class": {"mean": per_class}, "calibration": {"mean": mean / 10},
     }  # fmt: skip
     return part | {
         "network": "mlp", "protocol": {"name": "quick", "hash": "x"}, "label_tier": "hard",
@@ -153,6 +154,7 @@ def test_means_and_spreads_are_over_folds():
     assert found["balanced"]["mean"] == 71.0
     assert found["per_class"]["mean"] == [80.0, None, 20.0]
     assert found["groups"]["tail"]["mean"] == 20.0 and found["train_counts"] == [40, 20, 4]
+    assert found["shots"]["few"]["mean"] == 20.0 and found["calibration"]["values"] == [8.0, 6.0]
     assert found["random"]["accuracy"]["mean"] == 70.0 and found["mosaic"] is None
     assert found["full"]["protocol"]["hash"] == "one for each fold"
     assert found["ceiling"]["protocol"]["name"] == "c" and found["of_ceiling"] == 100

@@ -139,8 +139,16 @@ def _pooled(parts: Sequence[dict[str, Any]], counts: Sequence[int]) -> dict[str,
 
     rows = [part["per_class"]["mean"] for part in parts]
     matrix = torch.tensor([[float("nan") if v is None else v for v in row] for row in rows])
-    by_class = summary(matrix.double(), [1] * len(counts), size_groups(counts))
-    return {
+    errors = [part["calibration"]["mean"] for part in parts if part.get("calibration")]
+    by_class = summary(
+        matrix.double(),
+        [1] * len(counts),
+        size_groups(counts),
+        counts,
+        errors if len(errors) == len(parts) else (),
+    )
+    more = {name: by_class[name] for name in ("shots", "calibration") if name in by_class}
+    return more | {
         "accuracy": mean_std([part["accuracy"]["mean"] for part in parts]),
         "balanced": mean_std([part["balanced"]["mean"] for part in parts]),
         "per_class": by_class["per_class"],
