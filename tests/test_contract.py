@@ -147,6 +147,7 @@ VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {
         {"start": "noise", "augment": "color_crop", "settled_inner": 0.9, "settled": 0.9},
     ),
     "kip-balanced": ("kip", {"outer_loss": "balanced_softmax", "learn_labels": True}),
+    "kip-conv": ("kip", {"kernel_network": "conv", "depth": 2}),
     "frepo-balanced": (
         "frepo",
         {"outer_loss": "balanced_softmax", "mirrored": False, "network": "convnet-d2-w8-bn"},

@@ -44,12 +44,12 @@ def in_float64(objective):
     return objective
 
 
-def assert_slopes_are_those_of_differences(objective):
+def assert_slopes_are_those_of_differences(objective, size=1e-6):
     leaves = objective.canvas.parameters() | objective.leaves()
     value_of(objective).backward()
     draw = torch.Generator().manual_seed(5)
     for name, leaf in leaves.items():
-        step = 1e-6 * torch.randn(leaf.shape, generator=draw, dtype=torch.float64)
+        step = size * torch.randn(leaf.shape, generator=draw, dtype=torch.float64)
         with torch.no_grad():
             leaf += step
             more = value_of(objective)
@@ -274,3 +274,39 @@ def test_equal_images_are_one_sentence_or_work(run):
         assert torch.isfinite(method(real, 2, run).images).all()
         with pytest.raises(InputError, match=r"^reg is 1e-18, .* singular .*; use a larger reg$"):
             method.with_(reg=1e-18)(real, 2, run)
+
+
+def conv(**fields):
+    return KIP.budget("quick", kernel_network="conv", batch_real=8, **fields)
+
+
+@pytest.mark.parametrize("outer_loss", LOSSES)
+def test_kips_gradients_are_those_of_finite_differences(outer_loss, make_blobs, run):
+    for kind in ("dense", "conv"):
+        method = conv(outer_loss=outer_loss, learn_labels=True, reg=1e-3)
+        objective, _ = method.with_(kernel_network=kind).begin(make_blobs((12, 6, 5)), 2, run)
+        canvas, labels, seen = objective.canvas, objective.labels, objective.real_images
+        canvas.images = canvas.images.detach().double().requires_grad_()
+        labels.values = labels.values.detach().double().requires_grad_()
+        if objective.platt is not None:
+            objective.platt = torch.tensor(0.4, dtype=torch.float64, requires_grad=True)
+        objective.real_images = lambda rows, seen=seen: seen(rows).double()
+        assert_slopes_are_those_of_differences(objective, 1e-5)
+
+
+def test_a_convolutional_kernel_is_computed_some_rows_at_a_time(make_blobs, run):
+    real = make_blobs((12, 6, 5))
+    objective, _ = conv().begin(real, 2, run)
+    whole = value_of(objective)
+    assert objective.rows(torch.zeros(6, 1, 8, 8)) > 8
+    poor, _ = conv().begin(real, 2, run.with_(memory_gb=0.01))
+    assert poor.rows(torch.zeros(6, 1, 8, 8)) == 2
+    torch.testing.assert_close(value_of(poor), whole)
+
+
+def test_a_convolutional_kernel_of_large_images_is_refused(make_blobs):
+    with pytest.raises(InputError, match=r"^kernel_network is 'conv' for images of 20x20 pixels"):
+        conv().check(make_blobs((2, 2), size=20))
+    with pytest.raises(InputError, match=r"^depth is 4 for images of 8x8 pixels"):
+        conv(depth=4).check(make_blobs((2, 2)))
+    conv(depth=3).check(make_blobs((2, 2)))
