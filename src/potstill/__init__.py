@@ -21,6 +21,7 @@ _HOMES = {
     "distill": "potstill.app.job",
     "cross_validate": "potstill.app.crossval",
     "evaluate": "potstill.evaluation",
+    "import_set": "potstill.synthetic.imported",
     "Protocol": "potstill.evaluation",
     "PROTOCOLS": "potstill.evaluation",
     "report": "potstill.reports",
@@ -53,6 +54,7 @@ if TYPE_CHECKING:
     from potstill.run import PotstillError as PotstillError
     from potstill.run import Run as Run
     from potstill.synthetic import SyntheticSet as SyntheticSet
+    from potstill.synthetic.imported import import_set as import_set
 
 
 def __getattr__(name: str) -> Any:

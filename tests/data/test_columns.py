@@ -196,7 +196,11 @@ def test_categories_of_pandas_are_text(made):
 def test_class_names_are_matched_over_train_and_test(tmp_path):
     write(tmp_path / "train.parquet", {"label": ["owl", "cow", "dog", "cow"]}, 4)
     write(tmp_path / "test.parquet", {"label": ["owl", "dog"]}, 2)
-    with pytest.raises(InputError, match=r"have other classes than .*\(cow\)"):
+    train, test, note = load_pair(tmp_path)
+    assert train.classes == test.classes == ("cow", "dog", "owl")
+    assert test.labels.tolist() == [2, 1] and "No test images of 1 of 3 classes (cow)" in note
+    write(tmp_path / "test.parquet", {"label": ["owl", "elk"]}, 2)
+    with pytest.raises(InputError, match=r"have other classes than .*\(elk\)"):
         load_pair(tmp_path)
 
 

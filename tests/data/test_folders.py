@@ -70,7 +70,10 @@ def test_splits(birds, tmp_path, name):
     assert load(root, split=name.lower()).checksum == test.checksum
     (root / name / "wren" / "0.png").unlink()
     (root / name / "wren").rmdir()
-    with pytest.raises(InputError, match=r"have other classes than .*\(wren\)"):
+    _, test, sentence = load_pair(root)
+    assert test.counts == (1, 1, 0) and "No test images of 1 of 3 classes (wren)" in sentence
+    paint(root / name / "emu" / "0.png")
+    with pytest.raises(InputError, match=r"have other classes than .*\(emu\)"):
         load_pair(root)
 
 
@@ -170,7 +173,7 @@ def test_bad_folders(birds, tmp_path):
         assert "\n" not in str(caught.value)
 
     (birds / "wren" / "IMG_1.HEIC").write_text("a wren")
-    refused("IMG_1.HEIC is no image of a kind that is read here; convert it to PNG or JPEG")
+    refused("IMG_1.HEIC is a HEIC picture, .* convert such pictures to JPEG, as with: magick")
     (birds / "wren" / "IMG_1.HEIC").rename(birds / "wren" / "notes.png")
     refused("notes.png cannot be read as an image")
     (birds / "wren" / "notes.png").unlink()
@@ -187,4 +190,6 @@ def test_bad_folders(birds, tmp_path):
     refused("has no class folders", birds / "kite")
     paint(tmp_path / "one" / "only" / "0.png")
     refused(r"holds 1 image\(s\) in 1 class", tmp_path / "one")
-    refused("unknown kind", birds / "README.txt")
+    refused("README.txt is no list of pictures", birds / "README.txt")
+    (birds / "README.txt").rename(birds / "README.md")
+    refused("unknown kind", birds / "README.md")

@@ -8,7 +8,8 @@ import torch
 
 from potstill.app.opening import Data, open_data
 from potstill.data import ImageSet, load_pair
-from potstill.data.images import few_note, parse_fold
+from potstill.data.images import parse_fold
+from potstill.data.testing import few_note
 from potstill.run import InputError
 
 
@@ -63,8 +64,11 @@ def test_folds_that_cannot_be_cut_are_one_sentence(fold, said):
 
 
 def test_a_single_image_cannot_be_tested_and_trained_on():
+    train, test, note = load_pair(arrays((9, 1)), fold="1/2")
+    assert train.counts[1] == 1 and test.counts[1] == 0 and sum(test.counts) in (4, 5)
+    assert "No test images of 1 of 2 classes (1): accuracies are over the 1 others." in note
     with pytest.raises(InputError, match=r"has 1 image.*; add images or leave it out"):
-        load_pair(arrays((9, 1)), fold="1/2")
+        load_pair(arrays((1, 1)), fold="1/2")
     assert parse_fold((2, 4)) == parse_fold("2/4") == (2, 4)
 
 

@@ -110,8 +110,12 @@ def test_hold_out_is_balanced_disjoint_and_repeatable():
 
 def test_hold_out_never_empties_a_class():
     toy = make([0, 0, 0, 1, 1, 2])
+    rest, held = toy.hold_out()
+    assert (rest.counts, held.counts, held.lacking) == ((2, 1, 1), (1, 1, 0), ("c",))
     with pytest.raises(InputError, match=r"class 'c' has 1 image.*name a test set"):
-        toy.hold_out()
+        toy.hold_out(1)
+    with pytest.raises(InputError, match=r"class 'a' has 1 image.*name a test set"):
+        make([0, 1, 2]).hold_out()
     two = make([0, 0, 0, 1, 1, 2, 2])
     assert two.hold_out()[0].counts == (2, 1, 1)
     with pytest.raises(InputError, match=r"per_class is 2 but class 'b'.*use 1 to 1"):

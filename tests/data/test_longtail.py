@@ -221,3 +221,15 @@ def test_a_history_that_says_nothing_is_no_cut(history):
 def test_digits_at_factor_50_have_64():
     train = load("digits").long_tailed(50)
     assert Imbalance.of(train.counts, train.history).short == "64 (asked for 50)"
+
+
+def test_the_draw_as_positions_of_labels():
+    from potstill.data import load, long_tail_indices
+
+    train = load("digits")
+    keep = long_tail_indices(train.labels.tolist(), 50)
+    assert train.indices[keep].tolist() == train.long_tailed(50).indices.tolist()
+    assert keep.tolist() == long_tail_indices(train.labels.numpy(), 50, draw="published").tolist()
+    for wrong in ([0.5, 1.0], [], [[0], [1]], [0, -1]):
+        with pytest.raises(InputError, match="give whole numbers from 0"):
+            long_tail_indices(wrong, 2)

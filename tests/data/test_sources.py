@@ -216,3 +216,60 @@ def test_cifar10_fingerprint(shared_data):
 def test_odd_places_are_refused_in_one_sentence(source, words):
     with pytest.raises(InputError, match=words):
         load(source)
+
+
+@pytest.mark.parametrize(
+    "names",
+    [("X_train", "y_train"), ("x", "y"), ("data", "labels"), ("arr_0", "arr_1"), ("images", "y")],
+)
+def test_npz_as_others_name_it(tmp_path, names):
+    np.savez(tmp_path / "a.npz", **dict(zip(names, colours(), strict=True)))
+    assert load(tmp_path / "a.npz").checksum == load(colours()).checksum
+
+
+@pytest.mark.parametrize("kind", [bool, np.int64, np.float32])
+def test_one_hot_labels(kind):
+    images, labels = colours()
+    assert load((images, np.eye(2, dtype=kind)[labels])).checksum == load((images, labels)).checksum
+    with pytest.raises(InputError, match="not one-hot"):
+        load((images, np.full((6, 2), 0.5)))
+    with pytest.raises(InputError, match="not one-hot"):
+        load((images, np.ones((6, 2), int)))
+
+
+def test_words_as_labels_and_bytes_as_names(tmp_path):
+    images, labels = colours()
+    words = ["owl", "cow"] * 3
+    for given in (words, np.array(words), np.array(words, "S")):
+        real = load((images, given))
+        assert real.classes == ("cow", "owl") and real.labels.tolist() == [1, 0] * 3
+    np.savez(tmp_path / "a.npz", images=images, labels=labels, classes=np.array([b"cow", b"owl"]))
+    assert load(tmp_path / "a.npz").classes == ("cow", "owl")
+    for wrong in (
+        np.array([b"caf\xe9", b"owl"]),
+        np.array(["x" * 201, "owl"]),
+        np.array(["", "y"]),
+    ):
+        np.savez(tmp_path / "a.npz", images=images, labels=labels, classes=wrong)
+        with pytest.raises(InputError, match=r"not UTF-8|201 characters|no text"):
+            load(tmp_path / "a.npz")
+
+
+def test_data_sets_of_torch_keep_class_names_and_take_labels_of_one(tmp_path):
+    class Medical(Dataset):
+        classes = ["benign", "malign"]
+
+        def __len__(self):
+            return 6
+
+        def __getitem__(self, row):
+            return colours()[0][row], np.array([row % 2], np.uint8)
+
+    data = Medical()
+    assert load(data).classes == ("benign", "malign")
+    first, _ = torch.utils.data.random_split(data, [4, 2], torch.Generator().manual_seed(1))
+    part = torch.utils.data.Subset(torch.utils.data.Subset(data, [0, 1, 2, 3]), [0, 3])
+    assert load(first).classes == load(part).classes == ("benign", "malign")
+    assert load(part).labels.tolist() == [0, 1]
+    pairs = TensorDataset(torch.from_numpy(colours()[0]), torch.from_numpy(colours()[1])[:, None])
+    assert load(pairs).labels.tolist() == [0, 1] * 3

@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 import os
+import pickle
 import random
 import shutil
 import zipfile
@@ -24,6 +25,7 @@ import pyarrow.parquet as pq
 from cases import Case, Fault, draw_for, trials
 from numpy.lib import format as npy
 from PIL import Image
+from scipy.io import savemat
 
 from potstill.data import load
 from potstill.run import InputError
@@ -32,6 +34,7 @@ FORMATS = {
     "png": {}, "jpeg": {}, "gif": {}, "bmp": {}, "tiff": {"compression": "tiff_lzw"}, "webp": {},
     "ppm": {}, "jp2": {},
 }  # fmt: skip
+LISTS = ("metadata", "jsonl", "cifar", "svhn")
 SECRET = 201  # value of the private picture's pixels, which no other has
 NAMES = ("cat", "dog", "elk")
 CELL = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -79,8 +82,31 @@ def sources(root: Path) -> dict[str, Path]:
     np.savez(root / "npz" / "set.npz", images=images, labels=np.array(labels))
     (root / "npz" / "set.npz").rename(root / "set.npz")
     shutil.rmtree(root / "npz")
-    found = {name: root / name for name in (*FORMATS, "parquet", "arrow", "saved")}
+    lists(root, labels)
+    found = {name: root / name for name in (*FORMATS, "parquet", "arrow", "saved", *LISTS)}
     return found | {"npz": root / "set.npz"}
+
+
+def lists(root: Path, labels: list[int]) -> None:
+    """Pictures that lists name, and the folders of torchvision."""
+    rows = [(f"pictures/{number}.png", NAMES[label]) for number, label in enumerate(labels)]
+    for kind in ("metadata", "jsonl"):
+        (root / kind / "pictures").mkdir(parents=True)
+        for number in range(len(rows)):
+            (root / kind / "pictures" / f"{number}.png").write_bytes(_encoded(number))
+    text = "".join(f"{name},{label}\n" for name, label in rows)
+    (root / "metadata" / "metadata.csv").write_text(f"file_name,label\n{text}")
+    lines = [json.dumps({"file_name": name, "label": label}) for name, label in rows]
+    (root / "jsonl" / "metadata.jsonl").write_text("\n".join(lines))
+    images = np.random.Generator(np.random.PCG64(1)).integers(0, 180, (10, 3072), dtype=np.uint8)
+    (root / "cifar").mkdir()
+    for name in [f"data_batch_{k}" for k in range(1, 6)] + ["test_batch"]:
+        content = {"data": images[:9], "labels": labels}
+        (root / "cifar" / name).write_bytes(pickle.dumps(content, 4))
+    (root / "cifar" / "batches.meta").write_bytes(pickle.dumps({"label_names": list(NAMES)}, 4))
+    (root / "svhn").mkdir()
+    held = {"X": images.reshape(10, 32, 32, 3).transpose(1, 2, 3, 0), "y": np.arange(1, 11)}
+    savemat(root / "svhn" / "train_32x32.mat", held, do_compression=True)
 
 
 def judge(source: Path, **options: Any) -> str:
@@ -150,6 +176,12 @@ def named(source: Path, draw: random.Random) -> str:
     name = draw.choice((*names, "link.png", "fifo.png", "a" * 5000, "\ud800", f"file://{private}"))
     (source / "link.png").symlink_to(private)
     os.mkfifo(source / "fifo.png")
+    for path in (*source.glob("*.csv"), *source.glob("*.jsonl")):
+        text = name.encode("utf-8", "replace").decode()
+        csv = path.suffix == ".csv"
+        row = f"{text},elk" if csv else json.dumps({"file_name": text, "label": "elk"})
+        path.write_text(f"{path.read_text().rstrip()}\n{row}\n")
+        return "row"
     what = draw.choice(("cell", "card", "state") if source.name == "saved" else ("cell", "card"))
     if what == "state":
         state = {"_data_files": [{"filename": name}]}
@@ -216,6 +248,8 @@ def room(kind: str, draw: random.Random) -> Callable[[Path, random.Random], str]
         return draw.choice((damage, damage, strange))
     if kind == "npz":
         return draw.choice((damage, declared))
+    if kind in LISTS:
+        return damage if kind in ("cifar", "svhn") else draw.choice((damage, named, named))
     return draw.choice((damage, damage, named, labelled) if kind == "parquet" else (damage, named))
 
 

@@ -273,3 +273,21 @@ def test_what_lies_within_the_noise_does_not_pull():
         half = 0.5 * torch.tensor([0.01, 0.0004])
         kept = (half if power == 2 else half.sqrt()) * share[0]
         assert torch.allclose(shrunk[0], kept.mean(), rtol=1e-4)
+
+
+def test_the_distance_of_two_feature_sets_in_one_call():
+    from potstill.match.kernels import kernel
+    from potstill.match.spectral import feature_distance
+
+    draw = torch.Generator().manual_seed(0)
+    a, b = (
+        torch.randn(n, 5, generator=draw, dtype=torch.float64) + s for n, s in ((80, 0), (60, 1))
+    )
+    gram = kernel("rbf", 2.0).gram
+    wanted = gram(a, a).mean() + gram(b, b).mean() - 2 * gram(a, b).mean()
+    found = 2 * feature_distance(a, b, length=2.0, count=20_000)
+    assert found == pytest.approx(float(wanted), rel=0.05)
+    assert feature_distance(a, a) == 0 < feature_distance(a, b)
+    for wrong in (a[:, :4], a[:0], a[0], a * float("nan")):
+        with pytest.raises(InputError, match=r"features (have shapes|hold NaN)"):
+            feature_distance(a, wrong)

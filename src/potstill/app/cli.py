@@ -26,6 +26,8 @@ import tyro
 from potstill.app import entry
 from potstill.app.flags import FLAT, Machine, Taught, parse, parse_method
 from potstill.app.suiting import default_student, suiting
+from potstill.data.longtail import Factor
+from potstill.data.reading import Side
 from potstill.losses import priors, told
 from potstill.run.errors import InputError, PotstillError, nearest, system_refusals
 from potstill.run.fields import Batch, OneOf, Runs, Seed
@@ -100,10 +102,15 @@ class Evaluate:
     kd: bool = False  # probe: score heads that learn from that classifier, too
     sender: str | None = None  # the backbone that distilled, if it has moved since
     data: str | None = None  # source to test on, if not the one in run.json
+    test: str | None = None  # source of the test split, if not the one in run.json
+    # of an artifact without run.json: how its --data are read
+    image_size: Side | None = None
+    imbalance_factor: Factor = 1.0  # n_max / n_min that its train split was cut to
     machine: Annotated[Machine, FLAT] = field(default_factory=Machine)
 
 
-_PASSED_ON = ("runs", "baseline", "quantized", "full", "sender", "data")
+_PASSED_ON = ("runs", "baseline", "quantized", "full", "sender", "data", "test", "image_size")
+_PASSED_ON += ("imbalance_factor",)
 
 
 def _evaluate(words: list[str]) -> None:
@@ -220,6 +227,7 @@ def _command_of(module: str) -> Callable[[list[str]], None]:
 COMMANDS = {
     "distill": _distill,
     "evaluate": _evaluate,
+    "import": _command_of("import_command"),
     "relabel": _command_of("relabel_command"),
     "report": _report,
     "compare": _compare,

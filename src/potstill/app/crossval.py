@@ -110,6 +110,7 @@ def pooled(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
     sizes = zip(*(record["train_counts"] for record in records), strict=True)
     counts = [round(statistics.mean(of)) for of in sizes]
     tested = [record["test"] for record in records]
+    lacks = [n for n in first["classes"] if all(n in test.get("lacks", ()) for test in tested)]
     found: dict[str, Any] = {key: first[key] for key in _SAME} | _pooled(records, counts)
     for name in _BESIDE:
         parts = [record[name] for record in records]
@@ -126,6 +127,7 @@ def pooled(records: Sequence[dict[str, Any]]) -> dict[str, Any]:
             "images": sum(test["images"] for test in tested),
             "smallest": sum(test["smallest"] for test in tested),
             "sentence": f"Every image is tested in one of {len(records)} folds.",
+            **({"lacks": lacks} if lacks else {}),
         },
     }
 

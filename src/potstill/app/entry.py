@@ -13,6 +13,7 @@ USAGE = """potstill {version}: distil a long-tailed image set into a small balan
 
   potstill distill METHOD --data SOURCE --ipc N --out DIR    make a synthetic set
   potstill evaluate DIR --network NAME [NAME ...]            train students on it and score them
+  potstill import FILE --data SOURCE --out DIR               somebody else's set, as if made here
   potstill relabel DIR --labels KIND --out DIR               the same images, labelled by a teacher
   potstill report DIR                                        write its HTML page
   potstill compare DIR DIR [DIR ...] --out PAGE.html         set runs side by side on one page

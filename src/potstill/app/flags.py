@@ -28,6 +28,7 @@ __all__ = [
     "method_flags",
     "parse",
     "parse_method",
+    "redeclared",
 ]
 
 Threads = Annotated[int, Range(0, 1024)]
@@ -203,11 +204,11 @@ def data_flags(taken: Container[str]) -> Any:
         help="label column, for tables with several",
     )
     fields = [("labels", Annotated[str | None, column], field(default=None))]
-    return _redeclared(Data, fields)
+    return redeclared(Data, fields)
 
 
-def _redeclared(kind: Any, own: list[Any]) -> Any:
-    """A dataclass with some of its fields declared anew."""
+def redeclared(kind: Any, own: list[Any]) -> Any:
+    """Return a dataclass with some of its fields declared anew."""
     made = make_dataclass(kind.__name__, own, bases=(kind,), frozen=True, kw_only=True)
     made.__module__ = kind.__module__  # where the comments stand that explain the other fields
     return made
@@ -270,7 +271,7 @@ def method_flags(kind: Any, budget: str, job: Any, about: str, words: list[str])
             fitting = kind.pairs.get(name, (part.kind,))
             told = tyro.conf.arg(help=f"{' or '.join(fitting)}; decides which flags")
             rooms.append((name, Annotated[str, told], field(default=part.kind)))
-    composed = _redeclared(kind, parts)
+    composed = redeclared(kind, parts)
     values = {f.name: getattr(method, f.name) for f in fields(method)}
     options = make_dataclass(
         "Options",

@@ -7,9 +7,9 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from potstill.data import ImageSet, load_pair
-from potstill.data.images import few_note
 from potstill.data.longtail import Factor, Profile, check_factor
 from potstill.data.reading import Reading
+from potstill.data.testing import few_note
 from potstill.run import InputError, Run, logger
 from potstill.run.fields import Seed
 from potstill.run.records import fits, type_fault
@@ -75,11 +75,12 @@ def fold_of(history: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 
 
 def open_data(
-    record: dict[str, Any], run: Run, data: str | None = None
+    record: dict[str, Any], run: Run, data: str | None = None, test: str | None = None
 ) -> tuple[ImageSet, ImageSet, str]:
     """Open the data of a finished run again, from its ``run.json``; refuse changed data.
 
-    ``data`` names another place for them; what was asked for besides (size, imbalance) still holds.
+    ``data`` names another place for them, ``test`` other test images; what was asked for besides
+    (size, imbalance) still holds.
     An :class:`ImageSet` is loaded again from its source where that gives the same images.
     """
     asked = dict(record["job"]["data"])
@@ -88,17 +89,18 @@ def open_data(
         raise InputError(
             f"run.json has data options of another kind ({fault}); distil again with --force"
         )
-    described = Data(**asked | ({"data": data} if data is not None else {}))
+    asked |= {} if data is None else {"data": data}
+    described = Data(**asked | ({} if test is None else {"test": test}))
     history = record["job"].get("history")  # of an ImageSet; arrays have none
     history = history if isinstance(history, list) else None
     try:
         if in_memory and history is None and data is None:
             raise InputError("arrays have no source")
-        train, test, note = described.open(run)
+        train, held, note = described.open(run)
         if in_memory and history:
             train = _replayed(train, history)
         if train.checksum == made_from:
-            return train, test, note
+            return train, held, note
         if data is not None:
             raise InputError(
                 f"data {data!r} are not what the run was made from (checksum {train.checksum}, "

@@ -30,6 +30,7 @@ from potstill.run.errors import system_refusals
 from potstill.run.fields import Runs, check_value
 from potstill.run.folder import read_record, refuse_unfinished
 from potstill.synthetic import SyntheticSet
+from potstill.synthetic.artifact_folder import TENSORS
 from potstill.synthetic.iterates import list_iterates
 
 __all__ = ["check_networks", "evaluate_run", "evaluated"]
@@ -57,6 +58,9 @@ def evaluate_run(
     network: Sequence[str],
     protocol: Any = "default",
     data: str | None = None,
+    test: str | None = None,
+    image_size: int | None = None,
+    imbalance_factor: float = 1.0,
     inherit: Any = None,
     **options: Any,
 ) -> list[Any]:
@@ -65,6 +69,8 @@ def evaluate_run(
     Each network's scores are written as soon as they are known. ``options`` go to
     :func:`potstill.evaluate`. ``inherit``: an :class:`potstill.evaluation.Inheritance`; the head
     that is shipped is written to ``head.safetensors``, and taken from there if there is one.
+    ``data`` and ``test`` name other places of real images; ``image_size`` and ``imbalance_factor``
+    say how those of an artifact without its run are read.
     """
     how = find_protocol(protocol)
     check_value("runs", options.get("runs", 1), Runs)
@@ -75,30 +81,39 @@ def evaluate_run(
             f"folder is {folder}, which does not exist; give the folder of a distillation run"
         )
     check_scores(folder)
-    syn, train, test, note, sender = _opened(folder, run, data)
+    asked = {"image_size": image_size, "imbalance_factor": imbalance_factor, "test": test}
+    syn, train, held, note, sender = _opened(folder, run, data, asked)
     options["sender"] = options.get("sender") or sender
     for name in () if isinstance(how, Probe) else network:  # before the first of them is trained
-        full_name(name, test)
+        full_name(name, held)
     records = []
     options.setdefault("iterates", list_iterates(folder))
     if inherit is not None and isinstance(how, Probe):
-        bench = LinearBench(syn, train, test, how, run, options["sender"])
+        bench = LinearBench(syn, train, held, how, run, options["sender"])
         own = (folder / "run.json").is_file()
         inherit = InheritedClassifier(bench, inherit).kept(folder / "head.safetensors", own)
     options |= {"protocol": protocol, "run": run, "test_note": note, "inherit": inherit}
     for name in network:
-        records += evaluate(syn, train, test, network=name, **options)
+        records += evaluate(syn, train, held, network=name, **options)
         write_scores(folder, records)
         write_card(folder)
     return records
 
 
 def _opened(
-    folder: Path, run: Run, data: str | None
+    folder: Path, run: Run, data: str | None, asked: dict[str, Any]
 ) -> tuple[SyntheticSet, ImageSet, ImageSet, str, str | None]:
     """The set in a folder, its real data, a sentence about the test, and the sender's backbone."""
     if data is not None and not (folder / "run.json").exists():  # an artifact without its run
-        return SyntheticSet.load(folder), *Data(data=data).open(run), None
+        syn = SyntheticSet.load(folder)
+        return syn, *Data(data=data, **asked).open(run), None
+    if not (folder / "run.json").exists() and (folder / TENSORS).is_file():
+        raise InputError(f"data is not given, and {folder} is an artifact without its run; name it")
+    for name, plain in (("image_size", None), ("imbalance_factor", 1.0)):
+        if asked[name] != plain:
+            raise InputError(
+                f"{name} is {asked[name]}, but run.json of {folder} says it; leave it out"
+            )
     record = read_record(folder)
     refuse_unfinished(record, folder)
     syn = SyntheticSet.load(folder)
@@ -107,7 +122,11 @@ def _opened(
     if syn.projection is not None:  # of a backbone that need not be the one that distilled
         known, key = record.get("relabelled"), "teacher"
     sender = known.get(key) if isinstance(known, dict) else None
-    return syn, *open_data(record, run, data), sender if isinstance(sender, str) else None
+    return (
+        syn,
+        *open_data(record, run, data, asked["test"]),
+        sender if isinstance(sender, str) else None,
+    )
 
 
 def evaluated(

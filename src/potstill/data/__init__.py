@@ -2,7 +2,7 @@
 
 from potstill.data.augment import DSA
 from potstill.data.images import ImageSet
-from potstill.data.longtail import draw_positions, profile_counts
+from potstill.data.longtail import draw_positions, long_tail_indices, profile_counts
 from potstill.data.reading import Reading
 from potstill.data.sources import load, load_pair
 from potstill.data.transform import ZCA, Normalize, transform_from
@@ -14,6 +14,7 @@ __all__ = [
     "load",
     "load_pair",
     "draw_positions",
+    "long_tail_indices",
     "profile_counts",
     "Normalize",
     "ZCA",

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from potstill.data.archives import Member, members
+from potstill.data.classes import written
 from potstill.data.decode import Rows
 from potstill.data.files import Place
 from potstill.data.pictures import as_numpy, channels_last
@@ -18,9 +19,17 @@ from potstill.run import InputError
 
 __all__ = ["array_rows", "dataset_rows", "digits_splits", "npz_splits"]
 
+_CLASSES = ("classes", "class_names", "label_names")
 _DIGITS_TEST = 50  # last images of each class in file order
-# "images", "train_images" (MedMNIST) and "x_train" (Keras); the labels beside them.
-_NPZ = (re.compile(r"(?:(\w+)_)?images"), re.compile(r"x_(\w+)"))
+# "images", "train_images" (MedMNIST), "x_train" (Keras), "X_train" (scikit-learn), "data" and what
+# np.savez calls arrays without a name; and what their labels may be called.
+_LABELS = {
+    "images": ("labels", "label", "targets", "y"),
+    "x": ("y", "labels"),
+    "data": ("labels", "label", "targets", "target", "y"),
+    "arr_0": ("arr_1",),
+}
+_NPZ = re.compile(r"(?:(\w+)_)?(images|x|data|arr_0)|(images|x|data)_(\w+)")
 
 
 def digits_splits() -> Mapping[str, Callable[[], Rows]]:
@@ -56,20 +65,39 @@ def array_rows(images: Any, labels: Any, name: str, classes: tuple[str, ...] | N
         )
     if pictures.ndim == 4:
         pictures = channels_last(pictures, channels_first=tensor, title=f"images of {name}")
-    numbers = labels.detach().cpu().numpy() if isinstance(labels, torch.Tensor) else labels
-    numbers = np.asarray(numbers)
-    if numbers.ndim == 2 and numbers.shape[1] == 1:
-        numbers = numbers[:, 0]
+    numbers, named = _numbered(as_numpy(labels), name)
+    if named and classes is None:
+        classes = named
     wide = numbers.dtype == np.uint64 and numbers.size and numbers.max() > np.iinfo(np.int64).max
     if wide or numbers.dtype.kind not in "iub" or numbers.shape != (len(pictures),):
         raise InputError(
             f"labels of {name} are {numbers.dtype} of shape {numbers.shape}; "
-            f"give {len(pictures)} whole numbers, one for each image"
+            f"give {len(pictures)} whole numbers or words, one for each image, or one-hot rows"
         )
     if numbers.size and numbers.dtype.kind == "i" and numbers.max() < 0:
         raise UnlabelledError(f"the labels of {name} are hidden (all below 0); use another split")
     read = stored.rows if stored else lambda rows: (pictures[row] for row in rows)
     return Rows.of(name, read, numbers, classes)
+
+
+def _numbered(labels: np.ndarray, name: str) -> tuple[np.ndarray, tuple[str, ...] | None]:
+    """Labels as numbers (n,): words by their sorted order, of one-hot rows the place of the 1."""
+    if labels.ndim == 2 and labels.shape[1] == 1:
+        labels = labels[:, 0]
+    if labels.dtype.kind in "US" and labels.ndim == 1:
+        words = written(labels.tolist(), name)
+        classes = tuple(sorted({*words} - {""}))
+        place = {word: label for label, word in enumerate(classes)}
+        return np.array([place.get(word, -1) for word in words], np.int64), classes
+    if labels.ndim == 2 and labels.dtype.kind in "iubf" and len(labels):
+        ones = labels.astype(bool)
+        if (ones.sum(1) == 1).all() and (labels == ones).all():
+            return labels.argmax(1), None
+        raise InputError(
+            f"labels of {name} have shape {labels.shape}, but rows that are not one-hot (one 1, "
+            "else 0); give each image one class"
+        )
+    return labels, None
 
 
 def npz_splits(place: Place) -> Mapping[str, Callable[[], Rows]]:
@@ -84,25 +112,37 @@ def npz_splits(place: Place) -> Mapping[str, Callable[[], Rows]]:
         def read() -> Rows:
             if labels not in content:
                 raise UnlabelledError(f"{images} of {path} has no {labels}; use another split")
-            names = content["classes"]().whole() if "classes" in content else None
-            classes = None if names is None else tuple(map(str, names.tolist()))
+            given = next((key for key in _CLASSES if key in content), None)
+            names = content[given]().whole() if given else None
+            classes = None if names is None else tuple(written(names.tolist(), str(path)))
             return array_rows(content[images](), content[labels]().whole(), str(path), classes)
 
         return read
 
     splits, labelled = {}, False
-    for key in content:
-        for pattern in _NPZ:
-            if match := pattern.fullmatch(key):
-                partner = key.replace("images", "labels") if "images" in key else f"y_{match[1]}"
-                splits[match[1] or "train"] = rows(key, partner)
-                labelled |= partner in content
+    known = {key.lower(): key for key in content}
+    for key in known:
+        if match := _NPZ.fullmatch(key):
+            word, split = match[2] or match[3], match[1] or match[4]
+            form = "{1}" if split is None else ("{0}_{1}" if match[1] else "{1}_{0}")
+            partners = [form.format(split, label) for label in _LABELS[word]]
+            partner = next((label for label in partners if label in known), partners[0])
+            splits.setdefault(split or "train", rows(known[key], known.get(partner, partner)))
+            labelled |= partner in known
     if not labelled:
         raise InputError(
             f"source {path} holds {', '.join(content) or 'nothing'}; "
-            "it needs 'images' and 'labels' (or train_images, train_labels, ...)"
+            "it needs 'images' and 'labels' (or train_images, x_train, ... with their labels)"
         )
     return splits
+
+
+def _number(label: Any) -> int:
+    """A whole number, or that in an array or tensor of one."""
+    if isinstance(label, np.ndarray | torch.Tensor) and label.ndim:
+        (label,) = label.tolist()  # MedMNIST's labels have shape (1,)
+    number: int = label.__index__()
+    return number
 
 
 def dataset_rows(data: Any, name: str) -> Rows:
@@ -115,7 +155,10 @@ def dataset_rows(data: Any, name: str) -> Rows:
         raise InputError(
             f"source is a {name}; give a path, a name, (images, labels) or a data set with a length"
         )
-    classes = getattr(data, "classes", None)
+    classes, inner = getattr(data, "classes", None), data
+    while classes is None and hasattr(inner, "indices") and hasattr(inner, "dataset"):
+        inner = inner.dataset  # of a Subset, as random_split gives
+        classes = getattr(inner, "classes", None)
     names: tuple[str, ...] | None = None
     if isinstance(classes, list | tuple) and all(isinstance(text, str) for text in classes):
         names = tuple(classes)
@@ -125,7 +168,7 @@ def dataset_rows(data: Any, name: str) -> Rows:
         item = data[row]
         try:
             picture, label = item
-            number = label.__index__()
+            number = _number(label)
         except (TypeError, ValueError, AttributeError):
             raise InputError(
                 f"item {row} of {name} is no (picture, whole number); "

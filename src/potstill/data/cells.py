@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 __all__ = ["split_rows"]
 
 
-def split_rows(table: Table, labels: str | None) -> Rows:
+def split_rows(table: Table, labels: str | None, image: str | None = None) -> Rows:
     """Rows of one split: finds the two columns and reads the labels; pictures come later.
 
     Raises:
@@ -41,7 +41,7 @@ def split_rows(table: Table, labels: str | None) -> Rows:
             raise InputError(
                 f"source {table.name!r} has {times} columns called {column!r}; rename all but one"
             )
-    image = image_column(table)
+    image = image_column(table, image)
     column = label_column(table, image, labels)
     for used in (image, column):
         refuse_other_shards(table, used)
@@ -63,6 +63,8 @@ def split_rows(table: Table, labels: str | None) -> Rows:
 
 def _encoded(table: Table, column: str, row: int, cell: Any) -> bytes | File:
     """Bytes of an image file, or where it lies, from a cell of an image column."""
+    if isinstance(cell, str):
+        cell = {"path": cell}
     fields = cell if isinstance(cell, dict) else {"bytes": cell}
     content, path = fields.get("bytes"), fields.get("path")
     if content is None and isinstance(path, str) and path:

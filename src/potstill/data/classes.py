@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from potstill.run import InputError
 
-__all__ = ["check_classes", "check_labels", "check_size", "plain_names"]
+__all__ = ["check_classes", "check_labels", "check_names", "check_size", "plain_names", "written"]
+
+_LONGEST = 200  # characters of a class name; what an artifact can hold
 
 
 def check_size(images: int, classes: int, source: str) -> None:
@@ -21,6 +24,36 @@ def check_size(images: int, classes: int, source: str) -> None:
             f"source {source!r} holds {images} image(s) in {classes} class(es); "
             "at least 2 classes are needed"
         )
+
+
+def written(names: Sequence[Any], source: str) -> list[str]:
+    """Return names of classes as text; bytes are UTF-8, or are refused."""
+    found = []
+    for name in names:
+        try:
+            found.append(name.decode() if isinstance(name, bytes) else str(name))
+        except UnicodeDecodeError:
+            raise InputError(
+                f"source {source!r} has the class name {ascii(name)[1:]}, which is not UTF-8; "
+                "write it as text"
+            ) from None
+    return found
+
+
+def check_names(classes: Sequence[str], source: str) -> None:
+    """Raise InputError unless every name can be written to an artifact."""
+    for label, name in enumerate(classes):
+        if not 0 < len(name) <= _LONGEST or not name.strip():
+            what = f"{len(name)} characters ({name[:40]!a}...)" if name.strip() else "no text"
+            raise InputError(
+                f"class {label} of source {source!r} has a name of {what}; give it one of 1 to "
+                f"{_LONGEST} characters"
+            )
+        if any("\ud800" <= letter <= "\udfff" for letter in name):
+            raise InputError(
+                f"class {label} of source {source!r} is called {name!a}, which is not UTF-8; "
+                "rename it"
+            )
 
 
 def check_classes(labels: Tensor, classes: Sequence[str], source: str) -> None:

@@ -85,9 +85,17 @@ def _kind_of(held: pa.DataType) -> str:
     return next((kind for kind, tests in kinds.items() if any(test(held) for test in tests)), "?")
 
 
-def image_column(table: Table) -> str:
-    """The column that holds pictures: by name where there are several; or raise InputError."""
+def image_column(table: Table, wanted: str | None = None) -> str:
+    """The column of the pictures: ``wanted``, else by name where there are several.
+
+    Raises:
+        InputError: there is none, or several could be meant.
+    """
     names = table.schema.names
+    if wanted is not None:
+        if wanted not in names:
+            raise InputError(f"image_column is {wanted!r}{nearest(wanted, names)}")
+        return wanted
     kinds = {column: kind_of(table.schema, column) for column in names}
     found = [column for column in names if kinds[column] == "image"]
     found = found or [column for column in names if kinds[column] == "bytes"]
@@ -99,7 +107,7 @@ def image_column(table: Table) -> str:
     if found:
         raise InputError(
             f"source {table.name!r} has several image columns ({_listed(found)}); "
-            "call the one to read 'image'"
+            f"choose one with image_column={found[0]!r}"
         )
     texts = [column for column in names if column.lower() in _IMAGES and kinds[column] == "text"]
     why = f" ({texts[0]!r} holds text: a path is no picture)" if texts else ""

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from potstill.data.classes import check_labels, check_size
+from potstill.data.classes import check_labels, check_names, check_size
 from potstill.data.pictures import brief, channels_last, flatten, is_file, open_picture
 from potstill.data.reading import Reading
 from potstill.data.values import OtherRange, Values
@@ -54,6 +54,7 @@ class Rows:
     def __post_init__(self) -> None:
         # Before hours of decoding rather than after.
         check_size(self.count, 2 if self.classes is None else len(self.classes), self.name)
+        check_names(self.classes or (), self.name)
 
     @staticmethod
     def of(

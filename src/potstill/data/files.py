@@ -141,15 +141,20 @@ class Place:
         Only of files below ``folders``, if given. Of a link the target counts, so that another
         target is another identity.
         """
-        found: list[tuple[str | int, ...]] = []
         skipped: dict[Path, str] = {}
-        for folder in (self.root,) if folders is None else folders:
-            for path in self._walk(folder, skipped):
-                facts = facts_of(path)
-                times = facts.st_mtime_ns, facts.st_ctime_ns
-                name = str(path).removeprefix(ended(str(self.root)))
-                found.append((name, facts.st_size, *times, facts.st_ino))
+        places = (self.root,) if folders is None else folders
+        found = self.stamp_of(path for place in places for path in self._walk(place, skipped))
         self._tell(skipped)
+        return found
+
+    def stamp_of(self, paths: Iterable[Path]) -> list[tuple[str | int, ...]]:
+        """As :meth:`stamp`, of these files."""
+        found: list[tuple[str | int, ...]] = []
+        for path in paths:
+            facts = facts_of(path)
+            times = facts.st_mtime_ns, facts.st_ctime_ns
+            name = str(path).removeprefix(ended(str(self.root)))
+            found.append((name, facts.st_size, *times, facts.st_ino))
         return found
 
     @cached_property

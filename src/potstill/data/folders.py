@@ -9,6 +9,8 @@ import numpy as np
 
 from potstill.data.decode import Rows
 from potstill.data.files import File, Place
+from potstill.data.lists import Lists
+from potstill.data.reading import Reading
 from potstill.data.splits import UnlabelledError
 from potstill.data.tree import PICTURES, Split, unnumbered
 from potstill.run import InputError, logger
@@ -21,6 +23,8 @@ _TEXTS = (
     *(".md5", ".sha1", ".sha256", ".log", ".ini", ".lst"),
 )
 _SIDE = frozenset(_TEXTS)
+_HEIC = (".heic", ".heif", ".hif")
+_TINY = ("image", "label", "x0", "y0", "x1", "y1")  # columns of Tiny ImageNet's val_annotations.txt
 
 
 def folder_rows(place: Place, split: Split) -> Rows:
@@ -34,6 +38,9 @@ def folder_rows(place: Place, split: Split) -> Rows:
         raise UnlabelledError(
             f"{split.unlabelled}, so its images have no labels; use another split"
         )
+    if split.listed:
+        lists = Lists(str(split.folder), place, {split.role: split.listed}, Reading(), _TINY)
+        return lists.splits()[split.role]()
     folders = place.folders(split.folder)
     if not folders:
         raise InputError(
@@ -70,6 +77,7 @@ def folder_stamp(place: Place, splits: Mapping[str, Split]) -> list[object]:
     every: list[Path] = []
     for name, split in splits.items():
         folders = [] if split.unlabelled else place.folders(split.folder)
+        facts += place.stamp_of([split.listed]) if split.listed else []
         below = split.folder.relative_to(place.root).as_posix()
         facts.append([name, below, [folder.name for folder in folders]])
         every += folders
@@ -83,6 +91,11 @@ def _suffix(path: Path) -> str:
 def _check(folder: Path, files: list[Path], pictures: list[Path], split: Split) -> None:
     """Refuse a class without images, and files that may be images but are not read."""
     for path in files:
+        if _suffix(path) in _HEIC:
+            raise InputError(
+                f"{path} is a HEIC picture, which nothing here decodes; convert such pictures to "
+                "JPEG, as with: magick mogrify -format jpg *.heic"
+            )
         if _suffix(path) not in PICTURES and _suffix(path) not in _SIDE:
             raise InputError(
                 f"{path} is no image of a kind that is read here; convert it to PNG or JPEG, or "
@@ -94,7 +107,3 @@ def _check(folder: Path, files: list[Path], pictures: list[Path], split: Split) 
         raise InputError(
             f"class folder {folder} holds no images; add images, or remove it from every split"
         )
-    raise InputError(
-        f"class folder {folder} holds no images, so that class cannot be tested; add images, or "
-        "give only the train split as the source, and test images are held out of it"
-    )

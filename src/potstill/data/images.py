@@ -17,9 +17,7 @@ from potstill.data.classes import check_classes, check_labels, check_size
 from potstill.data.shown import html_of, sizes
 from potstill.run import InputError, Run
 
-__all__ = ["FEW", "ImageSet", "few_note", "few_words", "parse_fold"]
-
-FEW = 10  # test images of a class below which its accuracy moves by more than ten points an image
+__all__ = ["ImageSet", "parse_fold"]
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,6 +40,7 @@ class ImageSet:
     fingerprint: str  # 16 hexadecimal digits of the decoded rows, before any selection
     history: tuple[dict[str, Any], ...] = ()  # one JSON-like record per selection, or of a scale
     mapped: store.Mapped | None = None  # the checked file behind `images`; None: memory
+    partial: bool = False  # a test set, which may lack classes: it is scored over those it has
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "classes", tuple(self.classes))
@@ -64,7 +63,8 @@ class ImageSet:
                 )
         check_size(n, len(self.classes), self.source)
         check_labels(self.labels, len(self.classes), self.source)
-        check_classes(self.labels, self.classes, self.source)
+        if not self.partial:
+            check_classes(self.labels, self.classes, self.source)
 
     def __len__(self) -> int:
         return len(self.labels)
@@ -99,7 +99,12 @@ class ImageSet:
     @property
     def imbalance_factor(self) -> float:
         """Size of the largest class over that of the smallest."""
-        return max(self.counts) / min(self.counts)
+        return max(self.counts) / min(count for count in self.counts if count)
+
+    @property
+    def lacking(self) -> tuple[str, ...]:
+        """Names of the classes without images; only a test set has any."""
+        return tuple(n for n, count in zip(self.classes, self.counts, strict=True) if not count)
 
     @cached_property
     def groups(self) -> dict[str, tuple[int, ...]]:
@@ -116,6 +121,19 @@ class ImageSet:
         content.update(self.indices.numpy().tobytes())
         content.update(self.labels.numpy().tobytes())
         return content.hexdigest()[:16]
+
+    def facts(self) -> dict[str, Any]:
+        """What a result says about the real images that it was made from, JSON-like."""
+        return {
+            "source": self.source,
+            "fingerprint": self.fingerprint,
+            "checksum": self.checksum,
+            "images": len(self),
+            "counts": list(self.counts),
+            "classes": list(self.classes),
+            "imbalance_factor": self.imbalance_factor,
+            "history": list(self.history),
+        }
 
     def of_class(self, label: int) -> Tensor:
         """Positions in this set of the images of one class, int64 (n_c,), in order."""
@@ -210,12 +228,14 @@ class ImageSet:
     def hold_out(self, per_class: int | None = None, seed: int = 0) -> tuple[ImageSet, ImageSet]:
         """Split into (rest, balanced random hold-out of ``per_class`` images of every class).
 
-        ``per_class`` defaults to a tenth of the smallest class, at least 1.
+        ``per_class`` defaults to a tenth of the smallest class, at least 1. Then a class of a
+        single image keeps it, and the hold-out lacks that class.
 
         Raises:
             InputError: a class would be left without images.
         """
-        smallest = min(self.counts)
+        several = [count for count in self.counts if count > 1]
+        smallest = min(several if several and per_class is None else self.counts)
         size = max(1, smallest // 10) if per_class is None else per_class
         if not 1 <= size < smallest:
             name = self.classes[self.counts.index(smallest)]
@@ -225,20 +245,24 @@ class ImageSet:
                 f"one; {fix}"
             )
         fact = {"op": "hold_out", "per_class": size, "seed": seed}
-        return self._apart("hold-out", lambda label, order: order[:size], fact)
+
+        def first(label: int, order: Tensor) -> Tensor:
+            return order[: size if len(order) > 1 else 0]
+
+        return self._apart("hold-out", first, fact)
 
     def fold(self, number: int, folds: int, seed: int = 0) -> tuple[ImageSet, ImageSet]:
         """Split into (rest, fold ``number`` of ``folds``), counted from 1, for cross-validation.
 
         Each image is in exactly one fold. Classes are dealt out one after the other in random
         order, so a fold has as many images of a class as any other, or one more, and folds differ
-        in size by one image at most.
+        in size by one image at most. A class of a single image keeps it and is in no fold.
 
         Raises:
             InputError: no such fold, or a class has fewer images than there are folds.
         """
         parse_fold((number, folds))
-        smallest = min(self.counts)
+        smallest = min([count for count in self.counts if count > 1] or self.counts)
         if smallest < folds:
             name = self.classes[self.counts.index(smallest)]
             fix = f"use at most {smallest} folds" if smallest > 1 else "add images or leave it out"
@@ -249,7 +273,7 @@ class ImageSet:
 
         def dealt(label: int, order: Tensor) -> Tensor:
             turns = sum(self.counts[:label]) + torch.arange(len(order))
-            return order[turns % folds == number - 1]
+            return order[(turns % folds == number - 1) & (len(order) > 1)]
 
         fact = {"op": "fold", "fold": number, "folds": folds, "seed": seed}
         return self._apart("fold", dealt, fact)
@@ -263,25 +287,8 @@ class ImageSet:
             rows = self.of_class(label)
             order = torch.randperm(len(rows), generator=run.generator(purpose, label))
             held[rows[chosen(label, order)]] = True
-        return self.select(~held, **fact, part="rest"), self.select(held, **fact, part="held")
-
-
-def few_note(test: ImageSet) -> str:
-    """Return a sentence where a class has few test images, "" where none has."""
-    fewest = min(count for count in test.counts if count)
-    if fewest >= FEW:
-        return ""
-    fold = any(fact.get("op") == "fold" for fact in test.history)
-    fix = "look at all folds." if fold else "potstill crossval tests every image."
-    return f"{few_words(fewest)}; {fix}"
-
-
-def few_words(fewest: int) -> str:
-    """Return what it means that a class has so few test images, without a full stop."""
-    return (
-        f"Few test images: {fewest} of the smallest class, so one image is {100 / fewest:.0f} "
-        "points of its accuracy"
-    )
+        test = replace(self, partial=True)
+        return self.select(~held, **fact, part="rest"), test.select(held, **fact, part="held")
 
 
 def parse_fold(fold: str | tuple[int, int]) -> tuple[int, int]:

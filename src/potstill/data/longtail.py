@@ -45,6 +45,7 @@ __all__ = [
     "Imbalance",
     "Profile",
     "draw_positions",
+    "long_tail_indices",
     "profile_counts",
     "size_groups",
 ]
@@ -124,6 +125,36 @@ def draw_positions(
             order = torch.randperm(len(rows), generator=run.generator("long-tail", label))
         chosen.append(rows[order[:count]])
     return torch.cat(chosen)
+
+
+def long_tail_indices(
+    labels: Any,
+    imbalance_factor: float,
+    *,
+    profile: Profile = "exponential",
+    draw: Draw = "published",
+    seed: int = 0,
+) -> Tensor:
+    """Return the positions, int64 (m,), that a long tail keeps of ``labels`` (n,), class by class.
+
+    With the defaults those of CIFAR-10-LT and CIFAR-100-LT, for labels in the order of the files:
+
+    >>> keep = long_tail_indices(cifar.targets, 100)
+    >>> tailed = torch.utils.data.Subset(cifar, keep.tolist())
+
+    Raises:
+        InputError: as :func:`profile_counts` and :func:`draw_positions`; labels that are no whole
+            numbers from 0.
+    """
+    numbers = torch.as_tensor(labels)
+    if numbers.ndim != 1 or numbers.is_floating_point() or not len(numbers) or numbers.min() < 0:
+        raise InputError(
+            f"labels are {numbers.dtype} of shape {tuple(numbers.shape)}; give whole numbers from 0"
+        )
+    sizes = torch.bincount(numbers.long()).tolist()
+    wanted = profile_counts(max(sizes), len(sizes), imbalance_factor, profile)
+    counts = [min(pair) for pair in zip(wanted, sizes, strict=True)]
+    return draw_positions(numbers, counts, draw, seed)
 
 
 def size_groups(counts: Sequence[int]) -> dict[str, tuple[int, ...]]:

@@ -30,6 +30,9 @@ class Reading:
     resize: Resize = "crop"  # "crop" (short side, centre), "stretch" or "pad" (with black)
     channels: Channels | None = None  # force 1 (grey) or 3 (RGB)
     labels: str | None = None  # label column, for tables with several
+    image_column: str | None = None  # column of the pictures, for tables with several
+    # folder of the pictures that a list (CSV, JSON lines, text) names; default: that of the list
+    image_root: str | None = None
     subset: str | None = None  # classes: imagenet-nette, or positions or names joined by commas
     follow_links: bool = False  # read what links inside a source folder lead to outside of it
     # which values are black and white; without it 8 bits are 0-255, and deeper values are read by

@@ -10,14 +10,18 @@ A source is one of
   ``save_to_disk``;
 * a hub name, ``owner/name`` or ``owner/name:configuration``, or a short name in
   :data:`potstill.data.tables.HUB`;
-* a ``.npz`` file with ``images`` and ``labels`` (optionally ``classes``), or one pair per split
-  with the split's name in front, as in ``train_images`` or ``x_train`` and ``y_train``;
+* a list of pictures, CSV, JSON lines or text, see :mod:`potstill.data.lists`, or a folder with
+  Hugging Face's ``metadata.csv`` or ``metadata.jsonl``;
+* Tiny ImageNet as it comes, and torchvision's folders of CIFAR, SVHN, STL-10 and MNIST;
+* a ``.npz`` file with ``images`` and ``labels`` (also ``x`` and ``y``, ``data``; optionally
+  ``classes``), or one pair per split, as in ``train_images`` or ``x_train`` and ``y_train``;
 * a pair ``(images, labels)`` of arrays or tensors;
 * a torch ``Dataset`` of (picture, label), or an open ``datasets`` data set.
 
 Arrays are shaped (n, h, w), (n, h, w, c) or (n, c, h, w): the axis of length 1 or 3 is the channel;
 where both ends could be, NumPy arrays are read as channels-last and torch tensors as
-channels-first. What numbers other than uint8 mean says :mod:`potstill.data.values`.
+channels-first. Labels are whole numbers, words or one-hot rows. What numbers other than uint8 mean
+says :mod:`potstill.data.values`.
 """
 
 from __future__ import annotations
@@ -31,11 +35,12 @@ import torch
 from potstill.data import store
 from potstill.data.classes import check_classes, plain_names
 from potstill.data.decode import MixedModes, OtherRange, blocks
-from potstill.data.images import ImageSet, few_note, parse_fold
+from potstill.data.images import ImageSet, parse_fold
 from potstill.data.reading import Reading
 from potstill.data.recognise import Source, recognise
 from potstill.data.splits import NoSplitError, UnlabelledError, find_split, splits_to_test
 from potstill.data.subsets import keep_classes
+from potstill.data.testing import aligned, few_note, lacking_words, tell_shared
 from potstill.data.values import Values, tell_range
 from potstill.data.variety import check_variety
 from potstill.run import InputError, cache_folder, logger
@@ -70,12 +75,16 @@ class _Reader:
             entry = Cached(root, "decoded", facts, f"the {split} split of {source.title}")
             bank = store.read_entry(entry, self.memory_gb)
         bank = bank or self._decode(source, split, root / "decoded", entry)
-        names = bank.facts.classes or plain_names(bank.labels, source.title)
+        labels, names = bank.labels, bank.facts.classes
+        if self.train is not None:
+            labels, names = aligned(self.train, labels, names, source.title)
+        names = names or plain_names(labels, source.title)
         rows, found = bank.facts.rows, bank.facts.found
         images = ImageSet(
             images=bank.images,
-            labels=bank.labels,
+            labels=labels,
             classes=names,
+            partial=self.train is not None,
             source=source.title,
             indices=torch.arange(len(bank.labels)) if rows is None else torch.tensor(rows),
             fingerprint=bank.fingerprint,
@@ -98,8 +107,10 @@ class _Reader:
         rows = splits[find_split(split, splits, source.name)]()
         numbers = None
         if self.how.subset is not None:
-            rows, numbers = keep_classes(rows, self.how.subset)
-        if rows.labels is not None:  # before hours of decoding rather than after
+            rows, numbers = keep_classes(rows, self.how.subset, partial=self.train is not None)
+        if (
+            rows.labels is not None and self.train is None
+        ):  # before hours of decoding rather than after
             labels = torch.from_numpy(rows.labels)
             names = rows.classes or plain_names(labels, rows.name)
             check_classes(labels, names, rows.name)
@@ -178,7 +189,10 @@ def load_pair(
     Test images are those of ``test`` (a second source), else the source's own test or validation
     split, else a balanced hold-out that is cut from train before anything else happens: a tenth of
     the smallest class, from every class. Splits whose labels are hidden or missing are passed over
-    with a warning. ``options`` are the fields of :class:`potstill.data.Reading`, for train and test
+    with a warning. Test images may lack classes that train has, and scores are over the others; a
+    class of a single image is not held out. Test images that are in train, too, pixel for pixel,
+    are counted in a warning. ``options`` are the fields of :class:`potstill.data.Reading`, for
+    train and test
     alike.
 
     ``fold="K/N"`` is for cross-validation: test images are the K-th of N parts of the training
@@ -192,8 +206,9 @@ def load_pair(
     """
     reader = _Reader(Reading(**options), memory_gb, cache, quiet)
     train, held, sentence = _pair(source, test, seed, fold, reader)
-    few = few_note(held)
-    return train, held, f"{sentence} {few}" if few else sentence
+    tell_shared(train, held)
+    notes = sentence, lacking_words(held.lacking, held.num_classes), few_note(held)
+    return train, held, " ".join(filter(None, notes))
 
 
 def _pair(
@@ -233,26 +248,19 @@ def _pair(
         return train, held, sentence
     train, held = train.hold_out(seed=seed)
     sentence = (
-        f"Test images: {held.counts[0]} of each class, held out of {opened.title} before anything "
-        f"else (seed {seed}), because it has no test split with labels."
+        f"Test images: {max(held.counts)} of each class, held out of {opened.title} before "
+        f"anything else (seed {seed}), because it has no test split with labels."
     )
     return train, held, sentence
 
 
 def _read_like(train: ImageSet, reader: _Reader, source: Source, split: str) -> ImageSet:
-    """Test images with the channels of ``train``; classes and image shape have to agree."""
+    """Test images with the channels of ``train``; image shapes have to agree."""
     reader = replace(reader, train=train)
     test, _ = reader.read(source, split)
     if test.shape[0] != train.shape[0]:
         how = replace(reader.how, channels=train.shape[0])
         test, _ = replace(reader, how=how).read(source, split)
-    if train.classes != test.classes:
-        differ = sorted(set(train.classes) ^ set(test.classes)) or ["their order"]
-        raise InputError(
-            f"the test images of {test.source!r} have other classes than the training images of "
-            f"{train.source!r} ({', '.join(differ[:5])}); give both the same classes, or only the "
-            "train split as the source, and test images are held out of it"
-        )
     if train.shape != test.shape:
         raise InputError(
             f"the test images of {test.source!r} have shape {test.shape}, but the training images "

@@ -123,20 +123,23 @@ def _hint(wrong: str, classes: Sequence[str], single: bool) -> str:
     return hint
 
 
-def keep_classes(rows: Rows, subset: str) -> tuple[Rows, tuple[int, ...]]:
+def keep_classes(rows: Rows, subset: str, *, partial: bool = False) -> tuple[Rows, tuple[int, ...]]:
     """Return the rows of a subset's classes, labelled by it, and their numbers in ``rows``.
 
     Other pictures are not read. Only a torch data set, which tells a label with its picture, is
     gone through once for the labels; nothing of that is kept.
 
     Raises:
-        InputError: as :func:`class_positions`, or a class without images.
+        InputError: as :func:`class_positions`, or a class without images, unless ``partial``.
     """
     labels, pictures = rows.labels, rows.pictures
     if labels is None:
         labels = np.fromiter((label for _, label in rows.pairs()), np.int64, rows.count)
     numbered = torch.from_numpy(labels)
     classes = rows.classes or plain_names(numbered, rows.name, gaps=True)
+    asked = [int(word) + 1 for word in re.findall(r"\d{1,6}", subset)]
+    if partial and rows.classes is None and asked:  # it may lack the last classes
+        classes = tuple(map(str, range(max(len(classes), *asked))))
     check_labels(numbered, len(classes), rows.name)
     chosen = class_positions(subset, classes, rows.name)
     place = np.full(len(classes), -1)
@@ -144,7 +147,7 @@ def keep_classes(rows: Rows, subset: str) -> tuple[Rows, tuple[int, ...]]:
     own = place[labels]
     numbers = np.flatnonzero(own >= 0)
     empty = set(range(len(chosen))) - set(own.tolist())
-    if empty:
+    if empty and not partial:
         name = classes[chosen[min(empty)]]
         raise InputError(
             f"subset is {subset!r}, but class {name!r} of source {rows.name!r} has no images; "

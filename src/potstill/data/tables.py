@@ -21,6 +21,7 @@ from potstill.data.columns import Table
 from potstill.data.decode import Rows, brief
 from potstill.data.files import File, Place
 from potstill.data.layout import class_names, front_matter, split_files
+from potstill.data.reading import Reading
 from potstill.data.tablefiles import BATCH, SUFFIXES, read_column, read_schema, taken
 from potstill.run import InputError, nearest
 from potstill.run.records import fits, parse_json
@@ -52,7 +53,7 @@ def is_table(root: Path) -> bool:
     return any(not f"/{path.relative_to(root).as_posix()}".count("/.") for path in found)
 
 
-def table_splits(place: Place, labels: str | None) -> Mapping[str, Callable[[], Rows]]:
+def table_splits(place: Place, how: Reading) -> Mapping[str, Callable[[], Rows]]:
     """Splits of a Parquet file, a folder of Parquet or Arrow files, or what ``datasets`` saved.
 
     Raises:
@@ -61,7 +62,7 @@ def table_splits(place: Place, labels: str | None) -> Mapping[str, Callable[[], 
     """
     root = place.root
     if root.is_file():
-        return {"train": partial(_files_rows, place, [root], {}, labels)}
+        return {"train": partial(_files_rows, place, [root], {}, how)}
     named: Mapping[str, tuple[str, ...]] = {}
     splits: Mapping[str, Callable[[], list[str]]]
     known = {path.relative_to(root).as_posix(): path for path in place.files()}
@@ -80,12 +81,12 @@ def table_splits(place: Place, labels: str | None) -> Mapping[str, Callable[[], 
         named = class_names(card, str(root))
 
     def rows(names: Callable[[], list[str]]) -> Rows:
-        return _files_rows(place, [known[name] for name in names()], named, labels)
+        return _files_rows(place, [known[name] for name in names()], named, how)
 
     return {split: partial(rows, names) for split, names in splits.items()}
 
 
-def object_rows(data: Any, name: str, labels: str | None, *, hub: bool = False) -> Rows:
+def object_rows(data: Any, name: str, how: Reading, *, hub: bool = False) -> Rows:
     """Rows of an open split of the ``datasets`` library (Dataset or IterableDataset).
 
     Pictures that its cells name by path are read where they lie: whoever opened it chose them. Of a
@@ -106,7 +107,8 @@ def object_rows(data: Any, name: str, labels: str | None, *, hub: bool = False) 
         yield from taken((batch.combine_chunks() for batch in batches), wanted)
 
     locate = _downloaded if hub else _anywhere
-    return split_rows(Table(name, {name: data.features.arrow_schema}, cells, locate, {}), labels)
+    table = Table(name, {name: data.features.arrow_schema}, cells, locate, {})
+    return split_rows(table, how.labels, how.image_column)
 
 
 def from_hub(name: str) -> Mapping[str, Any]:
@@ -208,7 +210,7 @@ def _saved(place: Place, folder: str, known: Mapping[str, Path]) -> list[str]:
 
 
 def _files_rows(
-    place: Place, files: list[Path], named: Mapping[str, tuple[str, ...]], labels: str | None
+    place: Place, files: list[Path], named: Mapping[str, tuple[str, ...]], how: Reading
 ) -> Rows:
     """Rows of one split on disk: its files one after another."""
     schemas = {os.path.relpath(path, place.root): read_schema(place, path) for path in files}
@@ -217,4 +219,4 @@ def _files_rows(
         return taken((cell for path in files for cell in read_column(place, path, column)), rows)
 
     table = Table(str(place.root), schemas, cells, partial(_inside, place), named)
-    return split_rows(table, labels)
+    return split_rows(table, how.labels, how.image_column)

@@ -35,6 +35,7 @@ class Split:
     folder: Path
     role: str  # "train", "test" or "validation"
     unlabelled: str = ""
+    listed: Path | None = None  # the file that tells the classes of its pictures (Tiny ImageNet)
 
 
 def find_splits(place: Place) -> dict[str, Split]:
@@ -161,6 +162,9 @@ def _checked_test(place: Place, split: Split, train: Path) -> Split:
     """``split``, with a word if its folders are not the classes of ``train``."""
     found = _full(place, split.folder)
     known = {folder.name for folder in place.folders(_unwrapped(place, train))}
+    listed = split.folder / f"{split.folder.name}_annotations.txt"
+    if len(found) < 2 and listed.is_file():
+        return Split(split.folder, split.role, listed=listed)
     if len(found) < 2 and not {folder.name for folder in found} & known:
         return Split(split.folder, split.role, f"{split.folder} has no class folders")
     return split

@@ -53,7 +53,7 @@ class Variety:
             if self._plain[label] or (self._same[label] and label in self._several)
         ]
         equal = all(self._same.values()) and len(set(self._first.values())) == 1
-        return {"alike": alike, "equal": equal}
+        return {"alike": alike, "equal": equal and len(self._first) + len(self._several) > 1}
 
 
 def check_variety(found: Mapping[str, Any], title: str) -> None:

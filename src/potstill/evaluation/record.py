@@ -7,7 +7,7 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Annotated, Any, Required, TypedDict
 
-from potstill.data.images import FEW
+from potstill.data.testing import FEW
 from potstill.evaluation.score_text import html_table, two_lines
 from potstill.evaluation.shapes import misfit
 from potstill.run import ArtifactError
@@ -79,6 +79,7 @@ class Tested(TypedDict, total=False):
     images: int
     smallest: int  # test images of the class that has fewest
     sentence: str
+    lacks: list[str]  # classes without test images, which no accuracy is about
     fold: str  # "K/N"
 
 

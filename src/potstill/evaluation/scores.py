@@ -37,6 +37,7 @@ from potstill.run.fields import Runs, Students, check_value
 from potstill.run.folder import read_record, refuse_unfinished
 from potstill.run.machine import describe
 from potstill.synthetic import SyntheticSet
+from potstill.synthetic.imported import import_set
 from potstill.synthetic.iterates import list_iterates
 
 __all__ = ["Score", "evaluate", "full_name", "read_scores", "some_networks", "write_scores"]
@@ -44,7 +45,7 @@ __all__ = ["Score", "evaluate", "full_name", "read_scores", "some_networks", "wr
 
 @system_refusals()
 def evaluate(
-    syn: SyntheticSet | str | Path,
+    syn: SyntheticSet | str | Path | tuple[Any, Any],
     train: ImageSet,
     test: ImageSet,
     *,
@@ -63,7 +64,8 @@ def evaluate(
     """Train students on a synthetic set, test them, and score a random real subset beside them.
 
     Args:
-        syn: the artifact or its folder (or that of its run).
+        syn: the artifact or its folder (or that of its run), or images (RGB 0-1) and labels as
+            :func:`potstill.import_set` takes them.
         train: the real set it was distilled from: groups and references come from it.
         test: what students are tested on; same classes, same shape.
         network: one or several student networks, by their names or a mapping of names to
@@ -95,6 +97,8 @@ def evaluate(
         >>> (score,) = potstill.evaluate("runs/demo", train, test, protocol="quick", test_note=note)
     """
     run = run or Run()
+    if isinstance(syn, tuple):
+        syn = import_set(*syn, real=train)
     if not isinstance(syn, SyntheticSet):
         folder, syn = Path(syn), SyntheticSet.load(syn)
         iterates = list_iterates(folder) if iterates is None else iterates
@@ -224,6 +228,7 @@ def _tested(test: ImageSet, note: str) -> dict[str, Any]:
     smallest = min(count for count in test.counts if count)
     facts = {"source": test.source, "images": len(test), "smallest": smallest, "sentence": note}
     fold = next((f for f in reversed(test.history) if f.get("op") == "fold"), None)
+    facts |= {"lacks": list(test.lacking)} if test.lacking else {}
     return facts | ({"fold": f"{fold['fold']}/{fold['folds']}"} if fold else {})
 
 

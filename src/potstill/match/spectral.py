@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from potstill.match.kernels import kernel as kernel_of
 from potstill.run import InputError
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "SpectralMean",
     "above_noise",
     "characteristic",
+    "feature_distance",
     "sampling_noise",
     "segment_mean",
     "spectral_distance",
@@ -201,6 +203,45 @@ def spectral_distance(
     if power == 1:
         integrand = (integrand + 1e-12).sqrt()
     return (integrand if share is None else integrand * share).mean(dim=-1)
+
+
+def feature_distance(
+    first: Tensor,
+    second: Tensor,
+    amplitude_weight: float = 0.5,
+    *,
+    kernel: str = "rbf",
+    length: float | None = None,
+    count: int = 2048,
+    power: int = 2,
+    seed: int = 0,
+) -> float:
+    """Return the spectral distance of two sets of features (n, d) and (m, d) as one number.
+
+    Frequencies are drawn from the spectral law of ``kernel`` (:mod:`potstill.match.kernels`), whose
+    ``length`` is by default the median distance of the features of both. At ``power`` 2 twice the
+    number for an ``amplitude_weight`` of 0.5 estimates the squared maximum mean discrepancy.
+
+    >>> feature_distance(torch.randn(100, 8), torch.randn(100, 8) + 1) > 0.1
+    True
+
+    Raises:
+        InputError: features that are no (n, d) of one d, or not finite.
+    """
+    a, b = (features.detach().float() for features in (first, second))
+    if a.ndim != 2 or b.ndim != 2 or a.shape[1] != b.shape[1] or not len(a) or not len(b):
+        raise InputError(
+            f"features have shapes {tuple(a.shape)} and {tuple(b.shape)}; give (n, d) and (m, d)"
+        )
+    if not (a.isfinite().all() and b.isfinite().all()):
+        raise InputError("features hold NaN or infinity; look at the network that made them")
+    if length is None:
+        both = torch.cat([a[:1000], b[:1000]])
+        length = float(torch.pdist(both).median()) or 1.0
+    generator = torch.Generator(a.device).manual_seed(seed)
+    frequencies = kernel_of(kernel, length).frequencies(count, a.shape[1], generator)
+    means = [characteristic(features, frequencies).mean(0, keepdim=True) for features in (a, b)]
+    return float(spectral_distance(means[0], means[1], amplitude_weight, power=power))
 
 
 def sampling_noise(a: Tensor, counts: Tensor) -> Tensor:

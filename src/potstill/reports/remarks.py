@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from potstill.data.images import few_words
+from potstill.data.testing import few_words, lacking_words
 from potstill.evaluation.record import below, error_of_difference, few_test_images, gain, part
 from potstill.reports.table_text import plain, protocol_label, score_table
 
@@ -18,12 +18,14 @@ _NAMED = 10  # classes that a remark names
 def remarks(record: Any) -> list[str]:
     """Return what a reader of a score has to know besides the numbers, in sentences.
 
-    That a class has few test images, and which classes came out worse than random real images: as
-    many of them, or as many as the storage of a tiled set holds.
+    That classes have no test images, or few, and which classes came out worse than random real
+    images: as many of them, or as many as the storage of a tiled set holds.
     """
     record = record if isinstance(record, Mapping) else record.to_json()
     names, said = record.get("classes") or [], []
     few = few_test_images(record)
+    if lacks := part(record, "test").get("lacks"):
+        said.append(lacking_words(lacks, len(names)))
     if few:
         said.append(f"{few_words(few)}.")
     if (better := gain(record)) is not None:

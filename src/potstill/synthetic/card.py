@@ -7,8 +7,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from potstill.data.images import FEW
 from potstill.data.longtail import Imbalance, size_groups
+from potstill.data.testing import FEW
 
 if TYPE_CHECKING:
     from potstill.synthetic.artifact import SyntheticSet
