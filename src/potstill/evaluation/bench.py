@@ -176,7 +176,6 @@ class Bench(Beside):
             outcome.chosen, self.test.counts, self.train.groups, self.train.counts,
             outcome.calibration,
         )  # fmt: skip
-        result: Result = summary(outcome.chosen, self.test.counts, self.train.groups)
         result["classifier_norms"] = [round(v, 5) for v in outcome.norms.mean(0).tolist()]
         result["updates"] = updates_of(examples, protocol.training.under(protocol.prior))
         if protocol.looks_between:

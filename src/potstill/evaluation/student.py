@@ -60,7 +60,7 @@ class Outcome:
     chosen: Tensor  # (R, C), at the epoch that the protocol's selection chooses
     last: Tensor  # (R, C), after the last epoch; the same tensor under selection "last"
     epochs: tuple[int, ...]  # the chosen epoch of each student, counted from 1
-    calibration: tuple[float, ...] = ()  # error of each student at that epoch, percent
+    calibration: tuple[float, ...]  # error of each student at that epoch, percent
     norms: Tensor  # (R, C), length of each class's row in their classifiers, at the end
 
 
@@ -232,24 +232,17 @@ def train_students(
         **machine_options(run),
     )
     if looks is not None and watched is test:
-        return Outcome(looks.rows("best"), looks.rows("last"), looks.epochs, looks.calibration)
-        return Outcome(looks.rows("best"), looks.rows("last"), looks.epochs, _norms(students))
+        rows = looks.rows("best"), looks.rows("last")
+        return Outcome(*rows, looks.epochs, looks.calibration, _norms(students))
     for student in students:
         correct_(student, row.post_hoc, examples)
     last, errors = _tests(students, test, examples.transform, run, fits)
     if looks is None:
-        return Outcome(last, last, (training.epochs,) * runs, errors)
+        return Outcome(last, last, (training.epochs,) * runs, errors, _norms(students))
     for student, best in zip(students, looks.states, strict=True):
         student.load_state_dict(best)
     chosen, errors = _tests(students, test, examples.transform, run, fits)
-    return Outcome(chosen, last, looks.epochs, errors)
-        return Outcome(last, last, (training.epochs,) * runs, _norms(students))
-    for student, best in zip(students, looks.states, strict=True):
-        student.load_state_dict(best)
-    chosen = torch.stack(
-        [_test(student, test, examples.transform, run, fits) for student in students]
-    )
-    return Outcome(chosen, last, looks.epochs, _norms(students))
+    return Outcome(chosen, last, looks.epochs, errors, _norms(students))
 
 
 def _norms(students: Sequence[Network]) -> Tensor:

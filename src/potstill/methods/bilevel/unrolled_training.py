@@ -84,7 +84,7 @@ class UnrollsTraining:
     """What the methods of this family have in common; to be mixed into a :class:`Matcher`."""
 
     pairs: ClassVar[Mapping[str, tuple[str, ...]]] = {
-        "canvas": ("pixels", "tiled", "multi-formation", "frequency"),
+        "canvas": ("pixels", "tiled", "multi-formation", "subsampled", "frequency"),
         "labels": ("hard", "soft"),
         "networks": ("random",),
     }
