@@ -111,10 +111,12 @@ def test_networks_without_batch_norm_or_of_other_classes_are_one_sentence(make_b
     real = make_blobs(COUNTS)
     wrong = build("sre2l", observers="convnet-d2-w8-bn+convnet-d2-w8-in")
     for refused in (lambda: wrong.check(real), lambda: wrong(real, 1, run)):
-        with pytest.raises(InputError, match="observers has 'convnet-d2-w8-in', which has no bat"):
+        with pytest.raises(InputError, match="in', of which 'convnet-d2-w8-in' has no batch norm"):
             refused()
     assert not list(run.cache.glob("pools/*"))  # nothing was trained
-    with pytest.raises(InputError, match="observers has 'resnet19', which is not known"):
+    with pytest.raises(
+        InputError, match="observers is 'resnet19', of which 'resnet19' is not known"
+    ):
         build("sre2l", observers="resnet19").check()
     net = create_for(make_blobs((3, 3)), "convnet-d2-w8-bn", torch.Generator())
     with pytest.raises(InputError, match="network is of 2 classes and the real set of 3; give"):
@@ -354,7 +356,9 @@ def test_edc_asks_for_flatness_from_the_second_step(make_blobs, run):
 
 def test_networks_without_convolutions_are_one_sentence(make_blobs):
     for name in ("gvbsm", "edc", "rldd"):
-        with pytest.raises(InputError, match="observers has 'mlp-w8', which has no convolution w"):
+        with pytest.raises(
+            InputError, match="observers is 'mlp-w8', of which 'mlp-w8' has no convo"
+        ):
             build(name, observers="mlp-w8").check(make_blobs(COUNTS))
 
 

@@ -97,6 +97,10 @@ class SqueezedNets(NetworkSpec, kind="squeezed"):
         return self.observers.split("+")
 
     @property
+    def _told(self) -> str:
+        return f"observers is {self.observers!r}"
+
+    @property
     def prior(self) -> str:
         """What was done about uneven classes in their training."""
         return self.squeeze_prior
@@ -109,7 +113,8 @@ class SqueezedNets(NetworkSpec, kind="squeezed"):
                 if real is not None:
                     create_for(real, name, torch.Generator().manual_seed(0))
             except InputError as error:
-                told = str(error).replace("network is", "observers has", 1)
+                own = f"network is {name!r}, which", f"{self._told}, of which {name!r}"
+                told = str(error).replace(*own).replace("network is", "observers is", 1)
                 raise InputError(told) from None
 
     def need(self, layer: type[nn.Module], what: str, real: ImageSet) -> None:
@@ -118,7 +123,7 @@ class SqueezedNets(NetworkSpec, kind="squeezed"):
             net = create_for(real, name, torch.Generator().manual_seed(0))
             if not any(isinstance(module, layer) for module in net.modules()):
                 raise InputError(
-                    f"observers has {name!r}, which has no {what} whose statistics could be "
+                    f"{self._told}, of which {name!r} has no {what} whose statistics could be "
                     "matched; use resnet18-bn or convnet-w128-bn"
                 )
 
