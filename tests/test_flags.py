@@ -39,6 +39,7 @@ TRAJECTORY = (
     "--network convnet-d2-w8-in --experts 1 --expert-epochs 2 --expert-batch 512 --span 1"
     " --student-steps 2 --start-max 1 --start-now 0 --start-grow 0 --steps 2"
 )
+UNROLLED = "--network convnet-d2-w8-in --student-steps 3 --window 2 --batch-real 4 --steps 2"
 BACKBONE = "--backbone self:convnet-d2-w8-bn --backbone-epochs 1"
 
 
@@ -48,6 +49,8 @@ def fewest(name: str) -> list[str]:
     if "entries" in table:
         words = POOL + (" --members 1 --pool-epochs 1" if "members" in table else "")
         words += " --frequencies 16" if "frequencies" in table else ""
+    elif "window" in table:
+        words = UNROLLED + (" --radius 1" if "radius" in table else "")
     elif "student_steps" in table:
         words = TRAJECTORY
         words += " --classifier-epochs 1 --classifier-steps 2" if name == "lad" else ""
