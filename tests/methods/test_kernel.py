@@ -10,6 +10,7 @@ from potstill.methods import CATALOGUE, KIP, RFAD, FRePo
 from potstill.methods.kernel.ridge_regression import Outer
 from potstill.run import InputError
 from potstill.run.machine import CPU_CHUNK
+from potstill.run.memory import saved_bytes
 
 SMALL = {"network": "convnet-d2-w4-bn", "members": 2, "batch_real": 8, "preprocess": "normalize"}
 RANDOM = {"network": "convnet-d2-w4-none", "nets_per_step": 3, "batch_real": 8}
@@ -310,3 +311,65 @@ def test_a_convolutional_kernel_of_large_images_is_refused(make_blobs):
     with pytest.raises(InputError, match=r"^depth is 4 for images of 8x8 pixels"):
         conv(depth=4).check(make_blobs((2, 2)))
     conv(depth=3).check(make_blobs((2, 2)))
+
+
+@pytest.mark.parametrize("name", ["kip", "frepo", "rfad"])
+def test_kernel_regression_from_the_set_is_that_of_a_step(name, make_blobs, run):
+    """The mean over the kernels of steps after the last, of any images."""
+    known = SMALL | RANDOM | {"network": "convnet-d2-w4-in"}
+    fields = CATALOGUE[name].budget("quick").fields()
+    method = CATALOGUE[name].budget("quick", **{k: v for k, v in known.items() if k in fields})
+    real = make_blobs((12, 6, 5))
+    objective, _ = method.with_(steps=7).begin(real, 2, run)
+    rows = torch.arange(23)
+    found = objective.predicted(real.batch(rows), looks=2)
+    s, targets = (value.detach() for value in objective.support(objective.canvas))
+    expected = []
+    for step in (7, 8):
+        k, k_ts = objective.kernels(step, objective.real_images(rows), s, 100)
+        k = k + method.reg * k.diagonal().mean() * torch.eye(len(k))
+        expected.append(k_ts @ torch.linalg.solve(k, targets.double()))
+    assert found.shape == (23, 3) and not found.requires_grad
+    error = (found - torch.stack(expected).mean(0).detach()).norm() / found.norm()
+    assert error < 1e-4
+    assert (found.argmax(1) == real.labels).double().mean() > 0.5
+
+
+@pytest.mark.parametrize("name", ["kip", "kip-conv", "frepo", "rfad"])
+def test_memory_does_not_grow_with_the_real_set(name, make_blobs, run):
+    """Bytes that graphs of a step hold: the same for a set of 90 images and one of 900."""
+    known = SMALL | RANDOM | {"network": "convnet-d2-w4-in", "start": "noise"}
+    known |= {"kernel_network": "conv"} if name == "kip-conv" else {}
+    kind = CATALOGUE[name.partition("-")[0]]
+    fields = kind.budget("quick").fields()
+    method = kind.budget("quick", **{k: v for k, v in known.items() if k in fields})
+    held = []
+    for size in (30, 300):
+        objective, _ = method.begin(make_blobs((size,) * 3), 2, run)
+        held.append(saved_bytes(lambda one=objective: value_of(one))[1])
+    assert held[0] == held[1] > 0
+    more, _ = method.with_(batch_real=64).begin(make_blobs((30,) * 3), 2, run)
+    assert saved_bytes(lambda: value_of(more))[1] > held[0]  # only the batch counts
+
+
+@pytest.mark.parametrize("name", ["kip", "frepo", "rfad", "dd", "rat-bptt", "at-bptt"])
+def test_a_class_without_images_is_one_sentence(name, run):
+    images = torch.randint(0, 255, (10, 1, 8, 8), generator=torch.Generator().manual_seed(0))
+    labels = torch.tensor([0] * 6 + [2] * 4)
+    with pytest.raises(InputError) as caught:
+        real = ImageSet(
+            images.to(torch.uint8), labels, ("a", "b", "c"), "gap", torch.arange(10), "gap"
+        )
+        CATALOGUE[name].budget("quick", steps=1, network="convnet-d2-w4-in")(real, 1, run)
+    assert "b" in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_equal_images_are_one_sentence_under_either_kernel_of_kip(run):
+    images = torch.full((10, 1, 8, 8), 90, dtype=torch.uint8)
+    labels = torch.tensor([0] * 6 + [1] * 4)
+    real = ImageSet(images, labels, ("a", "b"), "grey", torch.arange(10), "grey")
+    for network in ("dense", "conv"):
+        method = KIP.budget("quick", steps=2, batch_real=8, kernel_network=network)
+        with pytest.raises(InputError, match=r"^reg is 1e-18, .* singular .*; use a larger reg$"):
+            method.with_(reg=1e-18)(real, 2, run)
+        assert torch.isfinite(method.with_(reg=1e-3)(real, 2, run).images).all()

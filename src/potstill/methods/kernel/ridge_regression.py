@@ -143,6 +143,22 @@ class RidgeRegression(Objective):
         prediction = kernel_regression(k_ss, k_ts, targets, self.how.reg)
         yield Term("regression", self.error(prediction, rows))
 
+    @torch.no_grad()
+    def predicted(self, images: Tensor, looks: int = 1) -> Tensor:
+        """Return what kernel regression from the set, as it is, says of RGB images (n, K), float64.
+
+        The score that these methods were published with beside that of a network. ``looks``: under
+        the kernels of so many steps after the last, whose predictions are averaged: new networks
+        (RFAD), some of the pool (FRePo), always the same (KIP).
+        """
+        t = self.transform.forward(images.to(self.run.device))
+        (s, targets), last = self.support(self.canvas), self.how.descent.steps
+        found = []
+        for step in range(last, last + looks):
+            k_ss, k_ts = self.kernels(step, t, s, self.at_a_time())
+            found.append(kernel_regression(k_ss, k_ts, targets, self.how.reg))
+        return torch.stack(found).mean(0)
+
     def image_bytes(self) -> int:
         """Measured with one image."""
         return self.networks.at(0).image_bytes(self.canvas.pictures()[:1])
