@@ -89,19 +89,12 @@ def emptied(root: Path) -> Path:
     return root
 
 
-def lonely(root: Path) -> Path:
-    (birds(root) / "kite").mkdir()
-    (root / "kite" / "0.png").write_bytes(png(9))
-    return root
-
-
 PIXELS = np.zeros((6, 8, 8), np.uint8)
 SOURCES: dict[str, tuple[Callable[[Path], Path], str]] = {
     "missing folder": (lambda root: root, "there is nothing of that name"),
     "empty folder": (lambda root: root.mkdir() or root, "has no class folders"),
     "empty class": (emptied, "kite holds no images; add images"),
     "one image": (one_image, "1 image(s) in 1 class(es); at least 2 classes are needed"),
-    "class of one image": (lonely, "class 'kite' has 1 image(s)"),
     "film among images": (spoiled("crow/a.mp4", b"hello"), "crow/a.mp4 is no image of a kind"),
     "text called png": (spoiled("crow/99.png", b"hello"), "99.png cannot be read as an image"),
     "truncated image": (spoiled("wren/99.png", png(3, 64)[:60]), "99.png cannot be read as an"),

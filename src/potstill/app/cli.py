@@ -109,8 +109,10 @@ class Evaluate:
     machine: Annotated[Machine, FLAT] = field(default_factory=Machine)
 
 
-_PASSED_ON = ("runs", "baseline", "quantized", "full", "sender", "data", "test", "image_size")
-_PASSED_ON += ("imbalance_factor",)
+_PASSED_ON = (
+    *("runs", "baseline", "quantized", "full", "sender"),
+    *("data", "test", "image_size", "imbalance_factor"),
+)
 
 
 def _evaluate(words: list[str]) -> None:

@@ -65,7 +65,7 @@ def command(words: list[str]) -> str:
     ]
     plain = [
         name
-        for name in ("evaluate", "relabel", "report", "compare", "recipe", "push")
+        for name in ("evaluate", "import", "relabel", "report", "compare", "recipe", "push")
         if name in cli.COMMANDS
     ]
     cases += [f'      "{one} "*) words="{" ".join(_flags([one]))}" ;;' for one in plain]

@@ -36,7 +36,7 @@ class Import:
     normalisation: str = "none"
     lr: Positive | None = None  # step size for students, where no lr_best.pt tells it
     factor: Factor = 1  # tiles per side of a stored image (IDC, DREAM, NCFM: 2)
-    formation: Formation = "single"  # or multi: tiles and the whole image
+    formation: Formation = "single"  # tiles, or multi: the whole image, too
     experiment: Count = 1  # which one of a file of DC, DSA or DM
     force: bool = False  # replace a finished or foreign run in --out
     data: Annotated[_NO_DATA, FLAT] = field(default_factory=_NO_DATA)

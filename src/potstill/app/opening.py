@@ -9,7 +9,7 @@ from typing import Any
 from potstill.data import ImageSet, load_pair
 from potstill.data.longtail import Factor, Profile, check_factor
 from potstill.data.reading import Reading
-from potstill.data.testing import few_note
+from potstill.data.testing import few_note, lacking_note
 from potstill.run import InputError, Run, logger
 from potstill.run.fields import Seed
 from potstill.run.records import fits, type_fault
@@ -49,9 +49,9 @@ class Data(Reading):
             quiet=run.quiet,
             **self.reading_facts(),
         )
-        few = few_note(test)
-        if few and self.fold is None:  # all folds together test every image
-            logger.warning("%s", few)
+        if self.fold is None:  # all folds together test every image
+            for said in filter(None, (lacking_note(test), few_note(test))):
+                logger.warning("%s", said)
         if self.imbalance_factor != 1:
             train = train.long_tailed(self.imbalance_factor, profile=self.profile)
         return train, test, note

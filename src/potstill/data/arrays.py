@@ -119,7 +119,8 @@ def npz_splits(place: Place) -> Mapping[str, Callable[[], Rows]]:
 
         return read
 
-    splits, labelled = {}, False
+    splits: dict[str, Callable[[], Rows]] = {}
+    labelled = False
     known = {key.lower(): key for key in content}
     for key in known:
         if match := _NPZ.fullmatch(key):

@@ -108,7 +108,7 @@ class Lists:
             content = read_list(self.place, path, self.columns)
             image = naming_column(content, path, self.how.image_column)
             parts = _by_split(content, image, path) if len(self.files) == 1 else {}
-            for own, rows in (parts or {split: range(len(content[image]))}).items():
+            for own, rows in (parts or {split: list(range(len(content[image])))}).items():
                 part = {name: [cells[row] for row in rows] for name, cells in content.items()}
                 found[own] = path, part, image
         return found
@@ -146,7 +146,7 @@ class _Pictures:
 
     place: Place
     root: Path
-    list: str  # for messages
+    title: str  # of the list, for messages
 
     def file(self, name: str) -> File:
         """The picture of a name; raises InputError if there is none, or it may be several."""
@@ -162,7 +162,7 @@ class _Pictures:
         if missing:
             count = f"{len(missing)} pictures, the first is" if len(missing) > 1 else "a picture,"
             raise InputError(
-                f"{self.list} names {count} {missing[0][:200]!r}, not found below {self.root}; "
+                f"{self.title} names {count} {missing[0][:200]!r}, not found below {self.root}; "
                 "fetch them, or say with image_root=FOLDER where they are"
             )
         return [path for path in found if path]
@@ -172,14 +172,14 @@ class _Pictures:
         text = name if "/" in name else name.replace("\\", "/")
         parts = PurePosixPath(text).parts
         if not text or "\0" in text or len(text) > 4096:
-            raise InputError(f"{self.list} has a row without the name of a picture; correct it")
+            raise InputError(f"{self.title} has a row without the name of a picture; correct it")
         if text.startswith(("/", "~")) or ".." in parts or "://" in text:
             raise InputError(
-                f"{self.list} names {text[:200]!r}, which may lie outside of {self.root}; write "
+                f"{self.title} names {text[:200]!r}, which may lie outside of {self.root}; write "
                 "paths below it, or say with image_root=FOLDER where the pictures are"
             )
         if any(part.startswith(".") for part in parts):
-            raise InputError(f"{self.list} names {text[:200]!r}, a hidden file; rename it")
+            raise InputError(f"{self.title} names {text[:200]!r}, a hidden file; rename it")
         try:
             path = self.root.joinpath(*parts)
             return path if path.is_file() else None
@@ -191,7 +191,7 @@ class _Pictures:
         paths = self._known.get(name.replace("\\", "/"), [])
         if len(paths) > 1:
             raise InputError(
-                f"{self.list} names {name[:200]!r}, which may be {paths[0]} or {paths[1]}; say "
+                f"{self.title} names {name[:200]!r}, which may be {paths[0]} or {paths[1]}; say "
                 "with image_root=FOLDER which folder is meant, or write paths"
             )
         return paths[0] if paths else None

@@ -24,6 +24,7 @@ _VALUES = {
     *("BININT2", "BINBYTES", "SHORT_BINBYTES", "LONG1", "INT", "LONG", "STRING", "UNICODE"),
     *("BINUNICODE8", "BINBYTES8"),
 }
+_MARK: Any = object()
 _FIXED: dict[str, Callable[[], Any]] = {
     "NONE": lambda: None,
     "NEWTRUE": lambda: True,
@@ -33,7 +34,6 @@ _FIXED: dict[str, Callable[[], Any]] = {
     "EMPTY_TUPLE": tuple,
     "MARK": lambda: _MARK,
 }
-_MARK = object()
 
 
 @dataclass

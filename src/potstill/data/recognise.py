@@ -174,8 +174,7 @@ def _lists(name: str, place: Place, how: Reading) -> Lists | None:
 def _folder(name: str, place: Place, identity: list[Any]) -> Source:
     """One of torchvision's sets, or class folders."""
     if known := torchvision_set(place):
-        splits, stamp = known
-        return Source(name, lambda: splits, [*identity, stamp])
+        return Source(name, lambda: known[0], [*identity, known[1]])
     try:
         found = find_splits(place)
         stamp = folder_stamp(place, found)

@@ -40,7 +40,7 @@ from potstill.data.reading import Reading
 from potstill.data.recognise import Source, recognise
 from potstill.data.splits import NoSplitError, UnlabelledError, find_split, splits_to_test
 from potstill.data.subsets import keep_classes
-from potstill.data.testing import aligned, few_note, lacking_words, tell_shared
+from potstill.data.testing import aligned, few_note, lacking_note, tell_shared
 from potstill.data.values import Values, tell_range
 from potstill.data.variety import check_variety
 from potstill.run import InputError, cache_folder, logger
@@ -207,7 +207,7 @@ def load_pair(
     reader = _Reader(Reading(**options), memory_gb, cache, quiet)
     train, held, sentence = _pair(source, test, seed, fold, reader)
     tell_shared(train, held)
-    notes = sentence, lacking_words(held.lacking, held.num_classes), few_note(held)
+    notes = sentence, lacking_note(held), few_note(held)
     return train, held, " ".join(filter(None, notes))
 
 

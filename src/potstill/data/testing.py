@@ -18,6 +18,7 @@ __all__ = [
     "aligned",
     "few_note",
     "few_words",
+    "lacking_note",
     "lacking_words",
     "shared_images",
     "tell_shared",
@@ -35,6 +36,11 @@ def lacking_words(names: Sequence[str], classes: int) -> str:
         f"No test images of {len(names)} of {classes} classes ({shown}): accuracies are over the "
         f"{classes - len(names)} others."
     )
+
+
+def lacking_note(test: ImageSet) -> str:
+    """As :func:`lacking_words`, of a test set."""
+    return lacking_words(test.lacking, test.num_classes)
 
 
 def aligned(
