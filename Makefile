@@ -4,8 +4,9 @@ BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.installed
 DEVICE ?= cpu
 WORKERS ?= 2
+DOCS    := 'mkdocs-material>=9.6' 'mkdocstrings[python]>=0.29' # the extra "docs", without the package
 
-.PHONY: demo test torture check lint types types-oldest bench clean
+.PHONY: demo test torture check lint types types-oldest docs bench clean
 
 demo: $(STAMP)  ## distil long-tailed digits, score them, write the page (32 s on two idle cores, once installed)
 	$(BIN)/potstill recipe recipes/csdm/digits-lt50-ipc10.toml --out runs/demo --force
@@ -34,6 +35,10 @@ types-oldest:  ## mypy beside the oldest torch that pyproject.toml allows, in an
 	test -x .venv-oldest/bin/python || $(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/python -m pip install --quiet -e '.[dev]' 'torch==2.9.*' 'torchvision==0.24.*'
 	.venv-oldest/bin/mypy
+
+docs:  ## the documentation site in build/site, strictly, in an environment of its own without torch
+	test -x .venv-docs/bin/mkdocs || ($(PYTHON) -m venv .venv-docs && .venv-docs/bin/pip install --quiet $(DOCS))
+	NO_MKDOCS_2_WARNING=1 .venv-docs/bin/mkdocs build --strict --quiet
 
 bench: $(STAMP)  ## speed ratios, one line of JSON each; DEVICE=cuda on a GPU
 	cd benchmarks && for name in machine data memory; do ../$(BIN)/python $$name.py || exit 1; done

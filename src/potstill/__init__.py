@@ -28,6 +28,7 @@ _HOMES = {
     "SyntheticSet": "potstill.synthetic",
     "backbone_of": "potstill.nets.own",
     "network_of": "potstill.nets.own",
+    "load_distilled": "potstill.synthetic",
     "Run": "potstill.run",
     "PotstillError": "potstill.run",
     "InputError": "potstill.run",
@@ -55,6 +56,7 @@ if TYPE_CHECKING:
     from potstill.run import Run as Run
     from potstill.synthetic import SyntheticSet as SyntheticSet
     from potstill.synthetic.imported import import_set as import_set
+    from potstill.synthetic import load_distilled as load_distilled
 
 
 def __getattr__(name: str) -> Any:

@@ -176,7 +176,7 @@ def _methods(words: list[str]) -> None:
         return
     if words and words != ["--wide"]:
         raise InputError(f"potstill methods is followed by {words[0]!r}; it takes --wide alone")
-    shown = ("name", "title", "year", "long_tail")
+    shown: tuple[str, ...] = ("name", "title", "year", "long_tail")
     if words:
         shown = ("name", "title", "paper", "year", "family", "labels", "long_tail", "cost")
     rows = [
@@ -239,6 +239,7 @@ COMMANDS = {
     "completion": _command_of("completion_command"),
     "crossval": _command_of("crossval"),
     "recipe": _recipe,
+    "push": _command_of("push_command"),
 }
 
 

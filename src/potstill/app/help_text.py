@@ -66,7 +66,7 @@ def _groups(kind: Any, title: str) -> dict[str, str]:
     """Return the heading of each flag: the name of the nested dataclass that it stands in."""
     found: dict[str, str] = {}
     hints = fields_of(kind)
-    own = get_args(hints.get("method")) or (None,)  # of a method: flags of its parts beside them
+    own: Any = get_args(hints.get("method")) or (None,)  # of a method: flags of its parts beside them
     rooms = fields_of(own[0]) if is_dataclass(own[0]) else {}
     for name, hint in hints.items():
         inner, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
