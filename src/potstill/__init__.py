@@ -55,8 +55,8 @@ if TYPE_CHECKING:
     from potstill.run import PotstillError as PotstillError
     from potstill.run import Run as Run
     from potstill.synthetic import SyntheticSet as SyntheticSet
-    from potstill.synthetic.imported import import_set as import_set
     from potstill.synthetic import load_distilled as load_distilled
+    from potstill.synthetic.imported import import_set as import_set
 
 
 def __getattr__(name: str) -> Any:

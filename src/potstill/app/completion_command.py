@@ -63,12 +63,7 @@ def command(words: list[str]) -> str:
         for command in ("distill", "crossval")
         for name in CATALOGUE
     ]
-    plain = [
-        name
-        for name in ("evaluate", "import", "relabel", "report", "compare", "recipe", "push")
-        if name in cli.COMMANDS
-    ]
-    plain = ("evaluate", "relabel", "report", "compare", "recipe", "push")
+    plain = ("evaluate", "import", "relabel", "report", "compare", "recipe", "push")
     cases += [f'      "{one} "*) words="{" ".join(_flags([one]))}" ;;' for one in plain]
     table = {"commands": " ".join(cli.COMMANDS), "methods": " ".join(CATALOGUE)}
     return _SCRIPT.format(version=__version__, cases="\n".join(cases), **table).rstrip()

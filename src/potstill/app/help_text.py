@@ -66,8 +66,8 @@ def _groups(kind: Any, title: str) -> dict[str, str]:
     """Return the heading of each flag: the name of the nested dataclass that it stands in."""
     found: dict[str, str] = {}
     hints = fields_of(kind)
-    own: Any = get_args(hints.get("method")) or (None,)  # of a method: flags of its parts beside them
-    rooms = fields_of(own[0]) if is_dataclass(own[0]) else {}
+    own: Any = (*get_args(hints.get("method")), None)[0]  # of a method: beside it, its parts
+    rooms: dict[str, Any] = fields_of(own) if is_dataclass(own) else {}
     for name, hint in hints.items():
         inner, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         if is_dataclass(inner):
