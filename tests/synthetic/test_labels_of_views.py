@@ -6,6 +6,7 @@ import json
 import re
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -109,6 +110,42 @@ def test_the_cards_lines_train_a_network(viewed, teacher, tmp_path):
     exec(code, known)
     moved = [not torch.equal(a, b) for a, b in zip(before, teacher.parameters(), strict=True)]
     assert any(moved)
+
+
+def test_a_loader_without_potstill_sees_what_the_teacher_saw(syn, teacher, run, tmp_path):
+    """examples/stored_labels.py, to the bit."""
+    whole = replace(syn, decode={"kind": "pixels"})
+    viewed = with_view_labels(whole, [teacher], run, epochs=3, cutmix=0.9)
+    code = Path(__file__).parents[2] / "examples" / "stored_labels.py"
+    known: dict[str, Any] = {"__name__": "example"}
+    exec(compile(code.read_text(), code, "exec"), known)
+    lines = code.read_text().partition("def stored")[2].partition("def main")[0]
+    assert "potstill" not in lines
+    place, own = viewed.save(tmp_path / "a"), viewed.view_labels
+    for epoch in range(own.epochs):
+        batches = list(known["stored"](str(place), epoch, 3))
+        x, told = (torch.cat(parts) for parts in zip(*batches, strict=True))
+        rows = torch.arange(4)
+        images, labels = own.view(viewed.images, rows, epoch), own.targets(rows, epoch, 2)
+        left = list(range(4))
+        for one, label in zip(x, told, strict=True):
+            (i, *_) = [i for i in left if torch.equal(images[i], one)]
+            assert torch.equal(labels[i], label)
+            left.remove(i)
+        assert not left and len({len(seen) for seen, _ in batches}) == 2
+
+
+@pytest.mark.parametrize("share", [0.2, 0.5, 0.8, 0.99])
+def test_a_damaged_store_of_labels_is_one_sentence(viewed, tmp_path, share):
+    path = viewed.save(tmp_path / "a") / "synthetic.safetensors"
+    whole = path.read_bytes()
+    start = whole.index(viewed.view_labels.values.contiguous().view(torch.uint8).numpy().tobytes())
+    at = start + int(share * viewed.view_labels.values.nbytes)
+    for broken in (whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :], whole[:at]):
+        path.write_bytes(broken)
+        with pytest.raises(ArtifactError) as caught:
+            SyntheticSet.load(tmp_path / "a")
+        assert "\n" not in str(caught.value) and "synthetic.safetensors" in str(caught.value)
 
 
 def test_tiers_and_bytes(syn, viewed, projected):

@@ -67,7 +67,8 @@ def _groups(kind: Any, title: str) -> dict[str, str]:
     found: dict[str, str] = {}
     hints = fields_of(kind)
     own: Any = (*get_args(hints.get("method")), None)[0]  # of a method: beside it, its parts
-    rooms: dict[str, Any] = fields_of(own) if is_dataclass(own) else {}
+    parted: Any = own if is_dataclass(own) else None
+    rooms: dict[str, Any] = fields_of(parted) if parted else {}
     for name, hint in hints.items():
         inner, *marks = get_args(hint) if get_origin(hint) is Annotated else (hint,)
         if is_dataclass(inner):

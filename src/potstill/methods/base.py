@@ -20,6 +20,7 @@ from torch import Tensor
 from potstill.canvas import Canvas, CanvasSpec, Pixels
 from potstill.data import ImageSet, Normalize
 from potstill.labels import Hard, LabelSpec
+from potstill.methods.stages import Stages, in_stages
 from potstill.networks import Networks, NetworkSpec, NoNets
 from potstill.run import InputError, Run, nearest
 from potstill.run.checkpoint import digest
@@ -41,6 +42,8 @@ _LATER = {  # fields that came later: at these values, jobs keep the keys that t
     "real_prior": "plain", "outer_loss": "squared_error", "lr_platt": 0.01, "colours": "full",
     "drop_share": 0.0, "area_every": 0, "area_gain": 1.0, "area_above": 0.0,
     "kernel_network": "dense",
+    "real_prior": "plain", "outer_loss": "squared_error", "lr_platt": 0.01,
+    "stages": 1, "stage_epochs": 20,
 }  # fmt: skip
 BUDGETS = ("quick", "overnight", "standard", "paper")
 
@@ -267,6 +270,7 @@ class Matcher(Method):
     labels: LabelSpec = Hard()  # what a receiver learns from
     networks: NetworkSpec = NoNets()  # through what both sides are seen
     descent: Descent = Descent()  # how the canvas moves
+    staging: Stages = Stages()  # whether it is made in stages
 
     def open(self, real: ImageSet, run: Run) -> Networks:
         """Make the networks or read them from the cache."""
@@ -297,19 +301,27 @@ class Matcher(Method):
         check_value("ipc", ipc, Batch)
         began = time.monotonic()
         self.check(real)
+        self.staging.fits(ipc)
         objective, networks = self.begin(real, ipc, run)
-        canvas, prepared = objective.canvas, time.monotonic() - began
-        first = kept(objective.outcome(canvas))  # copies: the canvas moves
-        outcome = descend(
-            objective,
-            canvas,
-            run,
-            self.descent,
-            classes=real.classes,
-            chunk=objective.pieces(run),
-            key=self.key(real, ipc, run),
-            label=self.info.name,
-        )
+        prepared = time.monotonic() - began
+        first = kept(objective.outcome(objective.canvas))  # copies: the canvas moves
+
+        def moved(objective: Objective, run: Run, key: str) -> dict[str, Any]:
+            return descend(
+                objective,
+                objective.canvas,
+                run,
+                self.descent,
+                classes=real.classes,
+                chunk=objective.pieces(run),
+                key=key,
+                label=self.info.name,
+            )
+
+        if self.staging.stages > 1:
+            objective, spent = in_stages(self, real, ipc, networks, run, moved)
+            prepared += spent
+        canvas, outcome = objective.canvas, moved(objective, run, self.key(real, ipc, run))
         saved = networks.seconds_saved + objective.seconds_saved
         seconds = prepared + outcome["seconds"] + saved - networks.seconds_apart
         provenance = self.provenance(real, ipc, run, seconds)
