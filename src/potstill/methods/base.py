@@ -41,9 +41,7 @@ _LATER = {  # fields that came later: at these values, jobs keep the keys that t
     "floor": "none", "layers": "all", "batch_syn": 0, "recluster": 0, "real_cutmix": 0.0,
     "real_prior": "plain", "outer_loss": "squared_error", "lr_platt": 0.01, "colours": "full",
     "drop_share": 0.0, "area_every": 0, "area_gain": 1.0, "area_above": 0.0,
-    "kernel_network": "dense",
-    "real_prior": "plain", "outer_loss": "squared_error", "lr_platt": 0.01,
-    "stages": 1, "stage_epochs": 20,
+    "kernel_network": "dense", "stages": 1, "stage_epochs": 20,
 }  # fmt: skip
 BUDGETS = ("quick", "overnight", "standard", "paper")
 

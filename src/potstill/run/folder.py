@@ -20,11 +20,9 @@ __all__ = ["claimed", "read_record", "refuse_unfinished"]
 # failure in between loses neither.
 _DESCENT = (
     "|".join(map(re.escape, CHECKPOINTS)) + r"|metrics\.jsonl|iterates/(step-\d+\.safetensors)?"
+    r"|shards/(shard-\d+\.safetensors)?"
 )
 _CLEARED = re.compile(
-    "|".join(map(re.escape, CHECKPOINTS)) + r"|metrics\.jsonl|scores\.json|head\.safetensors"
-    r"|report\.html|pictures/((real|step-\d+)\.png)?|iterates/(step-\d+\.safetensors)?"
-    r"|shards/(shard-\d+\.safetensors)?"
     rf"{_DESCENT}|stages/(\d+/({_DESCENT})?)?|scores\.json|head\.safetensors|report\.html"
     r"|pictures/((real|step-\d+)\.png)?"
 )
@@ -143,9 +141,8 @@ def _finished(folder: Path, key: str, force: bool) -> bool:
 
 def _remove_parts(folder: Path) -> None:
     """Delete unfinished files of ours that a killed process could not take away."""
-    for place in (folder, folder / "pictures", folder / "iterates", folder / "shards"):
     stages = sorted((folder / "stages").glob("[0-9]*"))
-    for place in (folder, folder / "pictures", folder / "iterates", *stages):
+    for place in (folder, *(folder / name for name in ("pictures", "iterates", "shards")), *stages):
         for path in place.glob(".*.part"):
             part = _PART.fullmatch(path.name)
             name = (path.parent / part[1]).relative_to(folder).as_posix() if part else ""
