@@ -37,7 +37,13 @@ from potstill.run.parts import Part
 
 __all__ = ["Primed", "Stages", "in_stages"]
 
-_CANVASES = ("pixels", "tiled", "multi-formation", "frequency")  # of which an image is a row
+_CANVASES = (
+    "pixels",
+    "tiled",
+    "multi-formation",
+    "subsampled",
+    "frequency",
+)  # of which an image is a row
 _PRIMED = ("random", "gaussian", "pool", "snapshots")  # networks that a number stands for
 _ROWS = ("logits", "targets")  # leaves beside the canvas with a row for each image
 
@@ -46,9 +52,8 @@ _ROWS = ("logits", "targets")  # leaves beside the canvas with a row for each im
 class Stages(Part):
     """In how many stages a canvas is made."""
 
-    stages: Annotated[int, Range(1, 1000)] = (
-        1  # in which images are made, earlier ones frozen (PDD)
-    )
+    # in which images are made, those of earlier ones frozen (PDD)
+    stages: Annotated[int, Range(1, 1000)] = 1
     stage_epochs: Epoch = 20  # on earlier stages, of the networks of a later one (SGD, 0.01)
 
     def check(self, method: Any, real: Any = None) -> None:
