@@ -37,6 +37,8 @@ def test_help_stands_in_groups_with_defaults(capsys, monkeypatch):
     assert "--imbalance-factor FLOAT" in groups["data"] and "--threads" in groups["machine"]
     assert "--factor INT" in groups["canvas"] and "--alpha-head" in groups["method"]
     assert max(map(len, text.splitlines())) <= 100
+    random = helped("distill random", capsys, monkeypatch).split("\n\n")
+    assert "--labels STR, --label-column STR" in next(p for p in random if p.startswith("data:"))
 
 
 @pytest.mark.parametrize("words", ["distill lgm", "evaluate", "relabel", "recipe", "compare"])

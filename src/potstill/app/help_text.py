@@ -75,9 +75,9 @@ def _groups(kind: Any, title: str) -> dict[str, str]:
             found |= _groups(inner, _TITLES.get(name, name))
             continue
         named = next((mark.name for mark in marks if getattr(mark, "name", None)), name)
-        flag = "--" + named.replace("_", "-")
-        inside = name if name in rooms else title
-        found[flag] = _TITLES.get(name, inside)
+        others = [one for mark in marks for one in getattr(mark, "aliases", None) or ()]
+        inside = _TITLES.get(name, name if name in rooms else title)
+        found |= dict.fromkeys(["--" + named.replace("_", "-"), *others], inside)
     return found
 
 
