@@ -121,6 +121,7 @@ def test_one_stage_is_no_stage_and_what_cannot_be_is_refused(make_blobs, run):
         ("dm", {"stages": 0}, "stages is 0"),
         ("dm", {"stages": 2, "ipc_profile": "long_tailed"}, "stages is 2 with canvas 'pixels' and"),
         ("lgm", {"stages": 2}, "stages is 2 with canvas 'pyramid'"),
+        ("sre2l", {"stages": 2}, "stages is 2 with a canvas that is worked through in shards"),
         ("rfad", {"stages": 2}, "stages is 2 with learn_mixing"),
     ):
         with pytest.raises(InputError, match=sentence):

@@ -66,6 +66,10 @@ class Stages(Part):
                 f"{'' if method.canvas.even else ' and uneven classes'}, of which no images can be "
                 "frozen; use stages=1, or a balanced canvas of pixels or tiles"
             )
+        if hasattr(method.descent, "shard_order"):
+            raise InputError(
+                f"stages is {self.stages} with a canvas that is worked through in shards; use 1"
+            )
         if getattr(method, "learn_mixing", False):
             raise InputError(
                 f"stages is {self.stages} with learn_mixing, which moves all images at once; use "
