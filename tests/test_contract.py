@@ -97,6 +97,7 @@ STEADY: dict[str, Any] = {  # the same question at every step, so that the loss 
     "nets_per_step": 16,
     "window": 8,
     "radius": 0,
+    "per_class": 0,
 }
 _LESSONS = {"student_steps": 8, "syn_lr": 0.05, "lr_images": 0.05}
 VARIANTS: dict[str, tuple[str, dict[str, Any]]] = {

@@ -139,8 +139,10 @@ def long_tail_indices(
 
     With the defaults those of CIFAR-10-LT and CIFAR-100-LT, for labels in the order of the files:
 
-    >>> keep = long_tail_indices(cifar.targets, 100)
-    >>> tailed = torch.utils.data.Subset(cifar, keep.tolist())
+    >>> targets = torch.arange(10).repeat_interleave(500)  # such as those of a torchvision set
+    >>> keep = long_tail_indices(targets, 100)
+    >>> torch.bincount(targets[keep]).tolist()
+    [500, 299, 179, 107, 64, 38, 23, 13, 8, 5]
 
     Raises:
         InputError: as :func:`profile_counts` and :func:`draw_positions`; labels that are no whole

@@ -273,7 +273,8 @@ class Protocol:
         right for digits and letters) or ``"none"``. A changed copy gets an asterisk after its name.
 
         Example:
-            >>> PROTOCOLS["default"].with_(augment="color_crop_scale_rotate", epochs=300).name
+            >>> default = potstill.PROTOCOLS["default"]
+            >>> default.with_(augment="color_crop_scale_rotate", epochs=300).name
             'default*'
         """
         if isinstance(changes.get("augment"), str):

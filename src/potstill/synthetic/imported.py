@@ -58,8 +58,10 @@ def import_set(
         InputError: shapes, values or names do not fit; the sentence says which.
 
     Example:
-        >>> syn = potstill.import_set(images, labels, normalisation="zca", real=train, lr=0.02)
-        >>> potstill.evaluate(syn, train, test, protocol="mtt")
+        >>> images, labels = torch.rand(10, 1, 8, 8), torch.arange(10)  # somebody's, RGB 0-1
+        >>> syn = potstill.import_set(images, labels, normalisation="data", real=train)
+        >>> syn.counts
+        (1, 1, 1, 1, 1, 1, 1, 1, 1, 1)
     """
     pixels = _pixels(images)
     transform = _transform(normalisation, real, pixels)
