@@ -191,3 +191,30 @@ def test_files_that_hold_more_than_tensors_are_refused(tmp_path, capsys):
         with pytest.raises(InputError, match=r"does not exist|unknown kind"):
             (tmp_path / "c.zip").write_bytes(b"")
             read_foreign(tmp_path / name)
+
+
+def test_odd_contents_are_refused_in_a_sentence(tmp_path):
+    x, y = torch.rand(4, 1, 8, 8), torch.arange(4) % 2
+    pair = {"images": x, "labels": y}
+    for content, match in (
+        ({"data": [x, y]}, "holds no pair of images and labels as experiment 1"),
+        ({"data": [[x, y, 1, 2, 3, 4]]}, "holds no pair"),
+        ({"data": [3]}, "holds no pair"),
+        (pair | {"lr": torch.rand(4)}, "the step size in the file is no number"),
+        (pair | {"lr": "fast"}, "the step size in the file is no number"),
+        (pair | {"labels": ["a", "b", "a", "b"]}, "labels are <U1; give whole numbers"),
+        (pair | {"images": x.to_sparse()}, r"images are a tensor of layout torch.sparse_coo"),
+        (pair | {"labels": torch.tensor([0, 1, 10**12, 1])}, "labels hold 1000000000000 for 4"),
+    ):
+        torch.save(content, tmp_path / "a.pt")
+        with pytest.raises(InputError, match=match):
+            found = read_foreign(tmp_path / "a.pt")
+            potstill.import_set(found.images, found.labels, lr=found.lr)
+    for classes in (0, 10**12):
+        with pytest.raises(InputError, match=f"classes is {classes}; give 1 to 100000, or names"):
+            potstill.import_set(x, y, classes=classes)
+    assert potstill.import_set(x, y > 0).labels.tolist() == y.tolist()
+    torch.save(x, tmp_path / "images_best.pt")
+    (tmp_path / "labels_best.pt").write_bytes(b"x")
+    with pytest.raises(InputError, match=r"labels_best.pt (cannot be read|holds more)"):
+        read_foreign(tmp_path / "images_best.pt")

@@ -117,6 +117,12 @@ def _beside(path: Path, images: Tensor) -> Foreign:
 
 def _number(value: Any) -> float | None:
     return None if value is None else float(value)
+    try:
+        return None if value is None else float(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise InputError(
+            "the step size in the file is no number; write one there, or none"
+        ) from error
 
 
 def _pt(path: Path) -> Any:

@@ -174,6 +174,11 @@ def _labels(labels: Any, images: int, classes: int | None) -> tuple[Tensor, Tens
             raise InputError("labels are no whole numbers from 0; give one class for each image")
         if classes is not None and int(values.max()) >= classes:
             raise InputError(f"labels hold {int(values.max())}, but there are {classes} classes")
+        if classes is None and int(values.max()) >= max(images, _CLASSES):
+            raise InputError(
+                f"labels hold {int(values.max())} for {images} images; say which classes "
+                "there are with classes=NAMES"
+            )
         return values.long(), None
     rows = values.float()
     if classes is not None and rows.shape[1] != classes:
