@@ -76,7 +76,11 @@ def test_the_gradient_is_that_of_finite_differences():
 
 
 @pytest.mark.parametrize(
-    ("channels", "size", "words"), [(1, 16, "1 channel"), (3, 18, "4 .twice the factor. divides")]
+    ("channels", "size", "words"),
+    [
+        (1, 16, "subsampled', which halves colours, and images have 1 channel"),
+        (3, 18, "subsampled', which needs sides that 4 .twice the factor. divides"),
+    ],
 )
 def test_images_that_cannot_are_refused_in_a_sentence(channels, size, words, make_blobs, run):
     real = make_blobs((6, 4), size=size, channels=channels)

@@ -15,7 +15,7 @@ lists, dictionaries and numbers and calls nothing; what it refuses is refused he
 from __future__ import annotations
 
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,15 +77,10 @@ def _opened(path: Path, experiment: int) -> Foreign:
     readers = {".npz": _npz, ".safetensors": _safetensors, ".pt": _pt, ".pth": _pt}
     if path.suffix.lower() not in readers:
         raise InputError(f"file is {path}, of unknown kind; give {_KINDS}")
-    try:
-        require_regular(path)
-        if path.stat().st_size > _MOST:
-            raise ValueError(f"{path.stat().st_size} bytes, more than {_MOST}")
-        content = readers[path.suffix.lower()](path)
-    except InputError:
-        raise
-    except Exception as error:  # what torch, zipfile and safetensors raise on damaged files
-        raise InputError(f"{path} cannot be read ({brief(error)}); fetch it again") from error
+    require_regular(path)
+    if (size := path.stat().st_size) > _MOST:
+        raise InputError(f"{path} has {size} bytes, more than {_MOST}; fetch it again")
+    content = _read(path, readers[path.suffix.lower()])
     if isinstance(content, Tensor):
         return _beside(path, content)
     if isinstance(content, list | tuple) and len(content) == 2:
@@ -97,7 +92,13 @@ def _opened(path: Path, experiment: int) -> Foreign:
             raise InputError(f"experiment is {experiment}; {path.name} has 1 to {count}")
         if count > 1:
             logger.warning("%s holds %d experiments; number %d is read", path, count, experiment)
-        return Foreign("DC", *runs[experiment - 1])
+        pair = runs[experiment - 1]
+        if not isinstance(pair, list | tuple) or len(pair) != 2:
+            raise InputError(
+                f"{path} holds no pair of images and labels as experiment {experiment}; write them "
+                "as a dictionary with images and labels"
+            )
+        return Foreign("DC", *pair)
     images = next((known[name] for name in ("images", "x", "data") if name in known), None)
     if images is None:
         told = ", ".join(map(str, known)) or type(content).__name__
@@ -106,17 +107,25 @@ def _opened(path: Path, experiment: int) -> Foreign:
     return Foreign("tensors", images, labels, _number(known.get("lr", known.get("syn_lr"))))
 
 
+def _read(path: Path, reader: Callable[[Path], Any]) -> Any:
+    try:
+        return reader(path)
+    except InputError:
+        raise
+    except Exception as error:  # what torch, zipfile and safetensors raise on damaged files
+        raise InputError(f"{path} cannot be read ({brief(error)}); fetch it again") from error
+
+
 def _beside(path: Path, images: Tensor) -> Foreign:
     """Images alone, with the files of labels and step size that trajectory methods write."""
     found: dict[str, Any] = {}
     for part in ("labels", "lr"):
         other = path.with_name(path.name.replace("images", part, 1))
-        found[part] = _pt(other) if other != path and other.is_file() else None
+        found[part] = _read(other, _pt) if other != path and other.is_file() else None
     return Foreign("MTT", images, found["labels"], _number(found["lr"]))
 
 
 def _number(value: Any) -> float | None:
-    return None if value is None else float(value)
     try:
         return None if value is None else float(value)
     except (TypeError, ValueError, RuntimeError) as error:

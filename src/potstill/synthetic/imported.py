@@ -19,6 +19,7 @@ from potstill.synthetic.artifact import SyntheticSet
 
 __all__ = ["import_set"]
 
+_CLASSES = 100_000  # that a number alone may stand for
 _OUTSIDE = 0.5  # how far values that are said to be RGB may leave 0 to 1
 
 
@@ -104,7 +105,7 @@ def import_set(
 
 def _pixels(images: Any) -> Tensor:
     """Images (n, c, h, w) as float32; bytes become shares."""
-    values = as_numpy(images)
+    values = _dense(images, "images")
     if values.ndim == 3:
         values = values[:, None]
     if values.ndim != 4 or not len(values) or values.dtype.kind not in "uif":
@@ -117,6 +118,12 @@ def _pixels(images: Any) -> Tensor:
         raise InputError("images hold NaN or infinity; take those out")
     pixels = torch.from_numpy(np.array(np.moveaxis(last, -1, 1)))
     return pixels.float() / 255 if pixels.dtype == torch.uint8 else pixels.float()
+
+
+def _dense(values: Any, title: str) -> np.ndarray:
+    if isinstance(values, Tensor) and values.layout != torch.strided:
+        raise InputError(f"{title} are a tensor of layout {values.layout}; call to_dense() on it")
+    return as_numpy(values)
 
 
 def _transform(kind: str | Transform, real: ImageSet | None, pixels: Tensor) -> Transform:
@@ -149,6 +156,8 @@ def _transform(kind: str | Transform, real: ImageSet | None, pixels: Tensor) -> 
 
 def _names(classes: Sequence[str] | int | None, real: ImageSet | None) -> tuple[str, ...] | None:
     if isinstance(classes, int):
+        if not 1 <= classes <= _CLASSES:
+            raise InputError(f"classes is {classes}; give 1 to {_CLASSES}, or names")
         return tuple(map(str, range(classes)))
     if classes is None:
         return real.classes if real is not None else None
@@ -164,7 +173,11 @@ def _labels(labels: Any, images: int, classes: int | None) -> tuple[Tensor, Tens
                 "not as many of each; give labels, or classes"
             )
         return torch.arange(classes).repeat_interleave(images // classes), None
-    values = torch.from_numpy(np.array(as_numpy(labels)))
+    given = _dense(labels, "labels")
+    if given.dtype.kind not in "biuf":
+        raise InputError(f"labels are {given.dtype}; give whole numbers from 0, one for each image")
+    values = torch.from_numpy(np.array(given))
+    values = values.long() if values.dtype == torch.bool else values
     if values.ndim == 2 and values.shape[1] == 1:
         values = values[:, 0]
     if values.shape[:1] != (images,) or values.ndim > 2:
