@@ -8,7 +8,7 @@ DOCS    := 'mkdocs-material>=9.6' 'mkdocstrings[python]>=0.29' # the extra "docs
 
 .PHONY: demo test torture check lint types types-oldest docs bench clean
 
-demo: $(STAMP)  ## distil long-tailed digits, score them, write the page (32 s on two idle cores, once installed)
+demo: $(STAMP)  ## distil long-tailed digits, score them, write the page (78 s on two idle cores, once installed)
 	$(BIN)/potstill recipe recipes/csdm/digits-lt50-ipc10.toml --out runs/demo --force
 
 test: $(STAMP)  ## all tests, on WORKERS processes of one thread each

@@ -33,8 +33,8 @@ from potstill.canvas import decode_images
 from potstill.data import ImageSet, load
 from potstill.evaluation import PROTOCOLS, Protocol, train_students
 from potstill.evaluation.bench import tiles_per_side
+from potstill.evaluation.examples import synthetic_examples
 from potstill.evaluation.metrics import overall
-from potstill.evaluation.student import synthetic_examples
 from potstill.experts.looks import shrunk
 from potstill.experts.taught_labels import Taught
 from potstill.methods import find

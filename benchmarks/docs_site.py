@@ -33,7 +33,7 @@ API = {
     "Sets": ["synthetic.artifact.SyntheticSet", "synthetic.ready_made.load_distilled"],
     "Evaluate": ["evaluation.evaluate", "evaluation.protocol.Protocol", "evaluation.record.Score"],
     "Report": ["reports.report", "reports.compare"],
-    "Methods": ["methods.base.Method", "methods.base.Matcher", "methods.base.Selector"],
+    "Methods": ["methods.base.Method", "methods.base.Matcher", "methods.selector.Selector"],
     "Errors": ["run.errors"],
 }
 

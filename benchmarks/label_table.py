@@ -44,9 +44,9 @@ from potstill.evaluation import (
     with_soft_labels,
     with_view_labels,
 )
+from potstill.evaluation.examples import synthetic_examples
 from potstill.evaluation.labels import tier_of
 from potstill.evaluation.metrics import overall
-from potstill.evaluation.student import synthetic_examples
 from potstill.experts.looks import blurring
 from potstill.methods import find
 from potstill.nets import Network, predict

@@ -36,8 +36,8 @@ import torch
 
 from potstill.data import ImageSet, load
 from potstill.evaluation import PROTOCOLS, train_students
+from potstill.evaluation.examples import random_examples, synthetic_examples
 from potstill.evaluation.metrics import overall
-from potstill.evaluation.student import random_examples, synthetic_examples
 from potstill.match import classifier_distance, trajectory_distance
 from potstill.methods import DATM, LAD, MTT, Matcher
 from potstill.methods.trajectory.expert_networks import ExpertNetworks

@@ -301,7 +301,7 @@ def test_images_move_and_the_loss_falls(variant, make_blobs, run, tmp_path):
     if variant == "lad-sequential":
         pytest.skip("its first and last steps have different losses")
     if variant == "at-bptt-some":
-        pytest.skip("students of so short a training differ more than images move; at-bptt stands")
+        pytest.skip("its students differ more than images move; see test_bilevel, new students")
     method = build(variant, steps=30, **STEADY)
     records: list[dict[str, Any]] = []
     syn = method(real, 2, run.with_(watch=lambda step, record, canvas: records.append(record)))

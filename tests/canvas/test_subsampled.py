@@ -78,8 +78,8 @@ def test_the_gradient_is_that_of_finite_differences():
 @pytest.mark.parametrize(
     ("channels", "size", "words"),
     [
-        (1, 16, "subsampled', which halves colours, and images have 1 channel"),
-        (3, 18, "subsampled', which needs sides that 4 .twice the factor. divides"),
+        (1, 16, "', but images have 1 channel.s., and only RGB has colours to halve"),
+        (3, 18, "', but images are 18 x 18, which 4 .twice the factor. does not divide"),
     ],
 )
 def test_images_that_cannot_are_refused_in_a_sentence(channels, size, words, make_blobs, run):

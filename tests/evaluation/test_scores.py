@@ -6,10 +6,10 @@ import torch
 
 from potstill.data import ZCA, ImageSet, Normalize
 from potstill.evaluation import bench, references
+from potstill.evaluation.examples import mosaic_views
 from potstill.evaluation.protocol import PROTOCOLS, Protocol
 from potstill.evaluation.record import below, few_test_images, of_ceiling
 from potstill.evaluation.scores import Score, evaluate, read_scores, write_scores
-from potstill.evaluation.student import mosaic_views
 from potstill.methods import Mosaic
 from potstill.nets import Training
 from potstill.run import ArtifactError, InputError, StorageError

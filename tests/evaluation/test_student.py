@@ -5,14 +5,10 @@ import torch
 
 from potstill.data import ImageSet, Normalize
 from potstill.evaluation import student
+from potstill.evaluation.examples import random_examples, real_examples, synthetic_examples
 from potstill.evaluation.metrics import overall
 from potstill.evaluation.protocol import Protocol
-from potstill.evaluation.student import (
-    random_examples,
-    real_examples,
-    synthetic_examples,
-    train_students,
-)
+from potstill.evaluation.student import train_students
 from potstill.nets import Examples, Training
 from potstill.run import InputError, Run
 from potstill.synthetic import SyntheticSet

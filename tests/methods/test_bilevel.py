@@ -99,6 +99,27 @@ def test_rat_is_adam_from_a_constant_place_on(first, make_blobs, run, monkeypatc
     assert (found - slope).norm() < 0.02 * slope.norm()
 
 
+@pytest.mark.parametrize("make", [dd, rat, at])
+def test_new_students_learn_more_from_images_that_moved(make, make_blobs, run):
+    """The same students on the same real images, before and after; none of them was seen."""
+    method = make(
+        steps=25, lr_images=0.1, start="noise", batch_real=42, outer_loss="balanced_softmax",
+        student_steps=8, window=6, syn_lr=0.05,
+    )  # fmt: skip
+    real = make_blobs((24, 12, 6))
+    objective, _ = method.begin(real, 2, run)
+    canvas = objective.canvas
+
+    def loss():
+        values = [value_of(objective, step).detach() for step in range(100, 108)]
+        return float(torch.stack(values).mean())
+
+    before, moved = loss(), method(real, 2, run).images
+    with torch.no_grad():
+        canvas.images.copy_(moved if canvas.behind is None else canvas.behind.forward(moved))
+    assert loss() < before - 0.1
+
+
 def test_windows_lie_anywhere_in_a_training(make_blobs, run):
     objective, _ = rat().begin(make_blobs((6, 5, 4)), 1, run)
     seen = {objective.stretch(step, None) for step in range(200)}

@@ -7,7 +7,7 @@ import torch
 from tests.test_contract import build
 
 from potstill.evaluation import receiver_bytes
-from potstill.evaluation.student import synthetic_examples
+from potstill.evaluation.examples import synthetic_examples
 from potstill.methods import CATALOGUE
 from potstill.run import ArtifactError, InputError
 from potstill.synthetic import SyntheticSet

@@ -13,7 +13,7 @@ import torch
 import potstill
 from potstill.canvas import canvas_spec
 from potstill.evaluation import PROTOCOLS, evaluate
-from potstill.evaluation.student import synthetic_examples
+from potstill.evaluation.examples import synthetic_examples
 from potstill.reports.class_lines import label_confidence
 from potstill.run import ArtifactError, InputError
 from potstill.synthetic import SyntheticSet

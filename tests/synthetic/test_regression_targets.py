@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from potstill.evaluation import Protocol, find_protocol
+from potstill.evaluation.examples import synthetic_examples
 from potstill.evaluation.labels import receiver_bytes, tier_of
-from potstill.evaluation.student import synthetic_examples, train_students
+from potstill.evaluation.student import train_students
 from potstill.losses import squared_error
 from potstill.methods import KIP
 from potstill.nets import Training, create, train_many

@@ -95,10 +95,7 @@ class Started(CanvasSpec):
             )
         if self.judged and not method.networks.judges:
             raise InputError("start is 'correct', which needs experts to judge; use start=real")
-        if (
-            self.judged
-            and tiles_per_image(canvas_spec(self.factor_for((16, 16)), self.formation)) > 1
-        ):
+        if self.judged and self.tiles_for((16, 16)) > 1:
             raise InputError(
                 f"start is 'correct' with canvas {self.kind!r}, whose tiles no expert has judged; "
                 "use start=tiled"
@@ -107,6 +104,10 @@ class Started(CanvasSpec):
     def factor_for(self, size: tuple[int, int]) -> int:
         """Return the tiles per side of a stored image of ``size`` (h, w)."""
         return 1
+
+    def tiles_for(self, size: tuple[int, int]) -> int:
+        """Return how many images a mosaic of ``size`` (h, w) holds."""
+        return tiles_per_image(canvas_spec(self.factor_for(size), self.formation))
 
     @property
     def begins(self) -> str:
@@ -136,8 +137,8 @@ class Started(CanvasSpec):
         """Return how many real images each class begins with; none where it is not free to say."""
         if self.begins not in ("real", "tiled"):
             return []
-        spec = canvas_spec(self.factor_for((real.shape[1], real.shape[2])), self.formation)
-        per_image = tiles_per_image(spec) if self.begins == "tiled" else 1
+        size = (real.shape[1], real.shape[2])
+        per_image = self.tiles_for(size) if self.begins == "tiled" else 1
         return [per_image * count for count in self.counts(real, ipc)]
 
     def make(
@@ -153,8 +154,7 @@ class Started(CanvasSpec):
         factor, counts = self.factor_for((real.shape[1], real.shape[2])), self.counts(real, ipc)
         crops = None
         if self.start == "crops" and judge is not None:
-            per_image = tiles_per_image(canvas_spec(factor, self.formation))
-            needed = [per_image * count for count in counts]
+            needed = [self.tiles_for((real.shape[1], real.shape[2])) * count for count in counts]
             crops = confident_crops(real, needed, judge, run.generator, run.device)
         started = start_canvas(
             real,
@@ -221,7 +221,7 @@ class Subsampled(Tiled, kind="subsampled"):
         if real is not None:
             factor = self.factor_for((real.shape[1], real.shape[2]))
             if fault := subsampled_fault(real.shape, factor):
-                raise InputError(f"canvas is {fault}; use canvas=tiled")
+                raise InputError(f"canvas is 'subsampled', but {fault}; use canvas=tiled")
 
     @property
     def begins(self) -> str:

@@ -26,12 +26,9 @@ def subsampled_fault(shape: tuple[int, int, int], factor: int) -> str | None:
     """Say why stored images of ``shape`` (c, h, w) cannot hold such tiles, or return None."""
     channels, high, wide = shape
     if channels != 3:
-        return f"'subsampled', which halves colours, and images have {channels} channel(s)"
+        return f"images have {channels} channel(s), and only RGB has colours to halve"
     if high % (2 * factor) or wide % (2 * factor):
-        return (
-            f"'subsampled', which needs sides that {2 * factor} (twice the factor) divides, "
-            f"and images are {high} x {wide}"
-        )
+        return f"images are {high} x {wide}, which {2 * factor} (twice the factor) does not divide"
     return None
 
 

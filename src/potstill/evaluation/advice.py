@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from potstill.data import ImageSet
+from potstill.evaluation.examples import synthetic_examples
 from potstill.evaluation.protocol import Protocol, find_protocol
 from potstill.evaluation.scores import full_name
-from potstill.evaluation.student import synthetic_examples, train_students
+from potstill.evaluation.student import train_students
 from potstill.run import InputError, Run
 from potstill.run.checkpoint import write_json
 from potstill.run.fields import Positive, Runs, check_value

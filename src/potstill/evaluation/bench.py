@@ -15,21 +15,19 @@ from potstill.canvas import tiles_per_image
 from potstill.data import ImageSet, Normalize
 from potstill.data.transform import Transform
 from potstill.evaluation.cached import remembered
+from potstill.evaluation.examples import (
+    distinct_images,
+    mosaic_views,
+    random_examples,
+    real_examples,
+    synthetic_examples,
+)
 from potstill.evaluation.labels import tier_of
 from potstill.evaluation.metrics import mean_std, overall, summary
 from potstill.evaluation.protocol import Protocol
 from potstill.evaluation.record import Result
 from potstill.evaluation.references import is_even, reference
-from potstill.evaluation.student import (
-    distinct_images,
-    machine_options,
-    mosaic_views,
-    random_examples,
-    real_examples,
-    synthetic_examples,
-    train_students,
-    updates_of,
-)
+from potstill.evaluation.student import machine_options, train_students, updates_of
 from potstill.evaluation.teaching import Teaching
 from potstill.nets import Examples
 from potstill.run import InputError, Run

@@ -18,10 +18,10 @@ from typing import Annotated, Any
 import torch
 from torch import Tensor
 
+from potstill.evaluation.examples import random_rows
 from potstill.evaluation.labels import receiver_bytes
 from potstill.evaluation.linear_bench import LinearBench
 from potstill.evaluation.record import Result, part
-from potstill.evaluation.student import random_rows
 from potstill.experts.features import collect_features
 from potstill.experts.heads import Head, HeadPrior, train_head
 from potstill.nets.backbone import Backbone

@@ -8,20 +8,17 @@ from potstill.losses.classification import (
     balanced_softmax,
     class_balanced,
     cross_entropy,
-    divergence,
     effective_weights,
     focal,
     label_aware,
     ldam,
     logit_adjusted,
-    logit_error,
     loss_at,
-    scaled_error,
-    squared_error,
     weighted,
 )
 from potstill.losses.dam import WEIGHT_SCALES, dam
 from potstill.losses.table import LOSSES, REMEDIES, priors, told
+from potstill.losses.targets import divergence, logit_error, scaled_error, squared_error
 
 __all__ = [
     "LOSSES",

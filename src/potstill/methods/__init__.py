@@ -3,7 +3,7 @@
 A new method is one import and one entry here (see CONTRIBUTING.md).
 """
 
-from potstill.methods.base import BUDGETS, Matcher, Method, MethodInfo, Selector
+from potstill.methods.base import BUDGETS, Matcher, Method, MethodInfo
 from potstill.methods.bilevel.at_bptt import ATBPTT
 from potstill.methods.bilevel.dd import DD
 from potstill.methods.bilevel.rat_bptt import RaTBPTT
@@ -42,6 +42,7 @@ from potstill.methods.selection.mosaic import Mosaic
 from potstill.methods.selection.neighbours import Neighbours
 from potstill.methods.selection.random import Random
 from potstill.methods.selection.rded import RDED
+from potstill.methods.selector import Selector
 from potstill.methods.trajectory.datm import DATM
 from potstill.methods.trajectory.edf import EDF
 from potstill.methods.trajectory.ftd import FTD

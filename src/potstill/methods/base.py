@@ -13,12 +13,12 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Annotated, Any, ClassVar, NamedTuple, Self
+from typing import Annotated, Any, ClassVar, Self
 
 from torch import Tensor
 
 from potstill.canvas import Canvas, CanvasSpec, Pixels
-from potstill.data import ImageSet, Normalize
+from potstill.data import ImageSet
 from potstill.labels import Hard, LabelSpec
 from potstill.methods.stages import Stages, in_stages
 from potstill.networks import Networks, NetworkSpec, NoNets
@@ -33,7 +33,7 @@ from potstill.run.parts import Part, changed, check_parts, flat
 from potstill.synthetic import SyntheticSet
 from potstill.synthetic.started import kept, started
 
-__all__ = ["BUDGETS", "Chosen", "Matcher", "Method", "MethodInfo", "Objective", "Selector"]
+__all__ = ["BUDGETS", "Matcher", "Method", "MethodInfo", "Objective"]
 
 Bits = Annotated[int, OneOf(8, 32)]
 _LATER = {  # fields that came later: at these values, jobs keep the keys that they had before
@@ -173,47 +173,6 @@ class Method:
     def __call__(self, real: ImageSet, ipc: int, run: Run) -> SyntheticSet:
         """Distil ``real`` into ``ipc`` stored images per class."""
         raise NotImplementedError
-
-
-class Chosen(NamedTuple):
-    """What a selector chose."""
-
-    positions: Tensor  # (n,) in the real set, class-sorted
-    networks: Networks | None = None  # by which they were chosen
-    weights: Tensor | None = None  # float32 (n,), of each image
-
-
-@dataclass(frozen=True, kw_only=True)
-class Selector(Method):
-    """Methods that choose real images."""
-
-    def select(self, real: ImageSet, ipc: int, run: Run) -> Chosen:
-        """Return positions in ``real``, and the networks and weights if there are any."""
-        raise NotImplementedError
-
-    def __call__(self, real: ImageSet, ipc: int, run: Run) -> SyntheticSet:
-        """Return the chosen images; their positions in the source stand in the provenance."""
-        check_value("ipc", ipc, Batch)
-        self.check(real)
-        began = time.monotonic()
-        positions, networks, weights = self.select(real, ipc, run)
-        seconds = time.monotonic() - began
-        if networks is not None:
-            seconds += networks.seconds_saved - networks.seconds_apart
-        provenance = self.provenance(real, ipc, run, seconds)
-        provenance["indices"] = real.indices[positions].tolist()
-        provenance |= {} if networks is None else networks.facts()
-        found = SyntheticSet(
-            images=real.batch(positions),
-            labels=real.labels[positions].clone(),
-            classes=real.classes,
-            transform=Normalize.fit(real),
-            decode={"kind": "pixels"},
-            weights=weights,
-            source_indices=real.indices if real.history else None,
-            provenance=provenance,
-        )
-        return self.stored(found)
 
 
 class Objective(Steps):

@@ -13,6 +13,8 @@ __all__ = ["REFERENCES", "printed", "remarks"]
 
 REFERENCES = {"random": "random real images", "mosaic": "random real mosaics of equal storage"}
 _NAMED = 10  # classes that a remark names
+# columns for which a terminal is too narrow
+_ON_THE_PAGE = ("many_shot", "medium_shot", "few_shot", "calibration_error", "updates", "seconds")
 
 
 def remarks(record: Any) -> list[str]:
@@ -66,4 +68,7 @@ def printed(records: Iterable[Any]) -> str:
         where = f"{about.get('network')}: " if len(records) > 1 else ""
         where = f"{protocol}, {where}" if len({*protocols}) > 1 else where
         lines += [where + remark for remark in remarks(about)]
-    return plain(score_table(records)) + "".join(f"\n{line}" for line in dict.fromkeys(lines))
+    rows = [
+        {key: row[key] for key in row if key not in _ON_THE_PAGE} for row in score_table(records)
+    ]
+    return plain(rows) + "".join(f"\n{line}" for line in dict.fromkeys(lines))

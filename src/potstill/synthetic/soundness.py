@@ -140,7 +140,7 @@ def _decode_fault(s: SyntheticSet) -> str | None:
     if factor > min(s.images.shape[2:]):
         return f"decode factor is {factor} for images of {tuple(s.images.shape[2:])} pixels"
     if s.decode.get("formation") == "subsampled" and (wrong := subsampled_fault(s.shape, factor)):
-        return f"decode formation is {wrong}"
+        return f"decode formation is 'subsampled', but {wrong}"
     return None
 
 

@@ -12,14 +12,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from potstill.canvas import Canvas, CanvasSpec, Pixels
-from potstill.data import ImageSet
-from potstill.labels import Hard, LabelSpec
-from potstill.methods.base import Matcher, MethodInfo, Objective
-from potstill.methods.decoupled.recovery import Recovers, Recovery, RecoveryDescent, RecoveryViews
+from potstill.methods.base import MethodInfo
+from potstill.methods.decoupled.recovery import RecoveryDescent, RecoveryViews
 from potstill.methods.decoupled.sre2l import SRe2L
-from potstill.networks import NetworkSpec, SqueezedNets, SqueezedNetworks
-from potstill.run import Run
 from potstill.run.descent import cosine
 from potstill.run.fields import NotNegative, OneOf, PositiveShare
 
@@ -43,7 +38,7 @@ class CurriculumViews(RecoveryViews):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CDA(Recovers, Matcher):
+class CDA(SRe2L):
     """SRe2L with crops from whole images to small ones."""
 
     info = MethodInfo(
@@ -57,17 +52,7 @@ class CDA(Recovers, Matcher):
         long_tail=SRe2L.info.long_tail,
         cost=SRe2L.info.cost,
     )
-    sizes = SRe2L.sizes
 
-    canvas: CanvasSpec = Pixels(start="noise", bounded=True)
-    labels: LabelSpec = Hard()
-    networks: NetworkSpec = SqueezedNets()
     views: RecoveryViews = CurriculumViews()
     descent: RecoveryDescent = RecoveryDescent(lr_images=0.4, schedule="cosine")
     norm_weight: NotNegative = 0.05  # of the batch-norm statistics; 0 = off
-
-    def prepare(
-        self, real: ImageSet, canvas: Canvas, networks: SqueezedNetworks, run: Run
-    ) -> Objective:
-        """Return the loss of a shard."""
-        return Recovery(self, real, canvas, networks, run)

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import cross_entropy
 
-from potstill.canvas import CanvasSpec
+from potstill.canvas import Canvas, CanvasSpec
 from potstill.canvas.shards import Order, ShardedCanvas
 from potstill.data import ImageSet
 from potstill.data.views import Draw, Views, part_of
@@ -31,6 +31,7 @@ from potstill.match.batch_statistics import statistics, statistics_apart
 from potstill.match.rollout import known
 from potstill.match.spectral import segment_mean
 from potstill.match.two_pass import feature_gradients
+from potstill.methods.base import Objective
 from potstill.methods.labelled import LabelledObjective
 from potstill.nets import Network
 from potstill.nets.taps import image_moments
@@ -132,6 +133,12 @@ class Recovers:
         """Return the canvas before step 0, in shards."""
         whole, how = super().start(real, ipc, networks, run), self.descent  # type: ignore[misc]
         return ShardedCanvas(whole, how.steps, how.shard_images, how.shard_order, run.folder)
+
+    def prepare(
+        self, real: ImageSet, canvas: Canvas, networks: SqueezedNetworks, run: Run
+    ) -> Objective:
+        """Return the loss of a shard."""
+        return Recovery(self, real, canvas, networks, run)
 
 
 class Recovery(LabelledObjective):

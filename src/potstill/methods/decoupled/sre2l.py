@@ -19,22 +19,14 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-from potstill.canvas import Canvas, CanvasSpec, Pixels
-from potstill.data import ImageSet
+from potstill.canvas import CanvasSpec, Pixels
 from potstill.labels import Hard, LabelSpec
-from potstill.methods.base import Matcher, MethodInfo, Objective
-from potstill.methods.decoupled.recovery import Recovers, Recovery, RecoveryDescent, RecoveryViews
-from potstill.networks import NetworkSpec, SqueezedNets, SqueezedNetworks
-from potstill.run import Run
+from potstill.methods.base import Matcher, MethodInfo
+from potstill.methods.decoupled.recovery import Recovers, RecoveryDescent, RecoveryViews
+from potstill.networks import NetworkSpec, SqueezedNets
 from potstill.run.fields import NotNegative
 
 __all__ = ["SRe2L"]
-
-_SQUEEZED = {"observers": "resnet10-w16-bn", "squeeze_epochs": 20}
-SIZES: dict[str, dict[str, Any]] = {
-    "quick": {"steps": 300, **_SQUEEZED},
-    "standard": {"steps": 1000, "observers": "resnet10-w32-bn"},
-}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,7 +44,10 @@ class SRe2L(Recovers, Matcher):
         long_tail="the network under any row of the long-tail table; its statistics are the set's",
         cost="one network with batch norm trained before the first step; no real image in a step",
     )
-    sizes: ClassVar[dict[str, dict[str, Any]]] = SIZES
+    sizes: ClassVar[dict[str, dict[str, Any]]] = {
+        "quick": {"steps": 300, "observers": "resnet10-w16-bn", "squeeze_epochs": 20},
+        "standard": {"steps": 1000, "observers": "resnet10-w32-bn"},
+    }
 
     canvas: CanvasSpec = Pixels(start="noise", bounded=True)
     labels: LabelSpec = Hard()
@@ -60,9 +55,3 @@ class SRe2L(Recovers, Matcher):
     views: RecoveryViews = RecoveryViews()
     descent: RecoveryDescent = RecoveryDescent(lr_images=0.25, schedule="cosine")
     norm_weight: NotNegative = 0.01  # of the batch-norm statistics; 0 = off
-
-    def prepare(
-        self, real: ImageSet, canvas: Canvas, networks: SqueezedNetworks, run: Run
-    ) -> Objective:
-        """Return the loss of a shard."""
-        return Recovery(self, real, canvas, networks, run)

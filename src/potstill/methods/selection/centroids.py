@@ -15,8 +15,9 @@ from torch import Tensor
 
 from potstill.data import ImageSet
 from potstill.experts.features import StoredFeatures, sub_centres
-from potstill.methods.base import MethodInfo, Selector
+from potstill.methods.base import MethodInfo
 from potstill.methods.selection.nearest import BackboneSelector, free_nearest
+from potstill.methods.selector import Selector
 from potstill.nets.backbone import Backbone
 from potstill.networks import FrozenBackbone
 from potstill.run import Run

@@ -18,7 +18,7 @@ from torch import Tensor
 from potstill.data import ImageSet
 from potstill.experts.features import StoredFeatures
 from potstill.experts.heads import Head
-from potstill.methods.base import Chosen
+from potstill.methods.selector import Chosen
 from potstill.networks import NetworkSpec, Scorer
 from potstill.networks.scorer import residuals, stored_features
 from potstill.run import InputError, Run, logger

@@ -27,9 +27,10 @@ from potstill.canvas.start import dealt
 from potstill.data import ImageSet
 from potstill.experts.features import StoredFeatures
 from potstill.experts.heads import Head
-from potstill.methods.base import Chosen, MethodInfo, Selector
+from potstill.methods.base import MethodInfo
 from potstill.methods.selection.class_by_class import ClassByClass, ClassFeatures, quotas
 from potstill.methods.selection.dq import binned, from_each
+from potstill.methods.selector import Chosen, Selector
 from potstill.nets.post_hoc import correct
 from potstill.networks.scorer import stored_features
 from potstill.run import Run

@@ -17,8 +17,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from potstill.methods.base import MethodInfo, Selector
+from potstill.methods.base import MethodInfo
 from potstill.methods.selection.class_by_class import ClassByClass, ClassFeatures
+from potstill.methods.selector import Selector
 from potstill.run import Run
 
 __all__ = ["Herding"]

@@ -18,8 +18,9 @@ from typing import Annotated
 import torch
 from torch import Tensor
 
-from potstill.methods.base import MethodInfo, Selector
+from potstill.methods.base import MethodInfo
 from potstill.methods.selection.class_by_class import ClassByClass, ClassFeatures
+from potstill.methods.selector import Selector
 from potstill.run import Run
 from potstill.run.fields import OneOf
 

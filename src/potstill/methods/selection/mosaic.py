@@ -15,8 +15,9 @@ from typing import Annotated
 
 from potstill.canvas import start_canvas, subsampled_fault
 from potstill.canvas.pixels import Factor
-from potstill.data import ImageSet, Normalize
+from potstill.data import ImageSet
 from potstill.methods.base import Method, MethodInfo
+from potstill.methods.selector import real_set
 from potstill.run import InputError, Run
 from potstill.run.fields import OneOf
 from potstill.synthetic import SyntheticSet
@@ -63,13 +64,6 @@ class Mosaic(Method):
             formation="subsampled" if halved else "single",
             shortage=self.shortage,
         )
-        found = SyntheticSet(
-            images=canvas.images.detach(),
-            labels=canvas.labels,
-            classes=real.classes,
-            transform=Normalize.fit(real),
-            decode=canvas.spec,
-            source_indices=real.indices if real.history else None,
-            provenance=self.provenance(real, ipc, run, time.monotonic() - began),
-        )
-        return self.stored(found)
+        told = self.provenance(real, ipc, run, time.monotonic() - began)
+        images = canvas.images.detach()
+        return self.stored(real_set(real, images, canvas.labels, told, decode=canvas.spec))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from potstill.data import ImageSet
 from potstill.experts.features import StoredFeatures
-from potstill.methods.base import Chosen
+from potstill.methods.selector import Chosen
 from potstill.nets.backbone import Backbone
 from potstill.networks import FrozenBackbone
 from potstill.networks.scorer import stored_features

@@ -18,8 +18,9 @@ from torch.nn.functional import normalize
 
 from potstill.data import ImageSet
 from potstill.experts.features import StoredFeatures, image_features
-from potstill.methods.base import MethodInfo, Selector
+from potstill.methods.base import MethodInfo
 from potstill.methods.selection.nearest import BackboneSelector, free_nearest
+from potstill.methods.selector import Selector
 from potstill.nets.backbone import Backbone
 from potstill.networks import FrozenBackbone
 from potstill.run import InputError, Run

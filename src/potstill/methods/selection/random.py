@@ -11,7 +11,8 @@ from dataclasses import dataclass
 import torch
 
 from potstill.data import ImageSet
-from potstill.methods.base import Chosen, MethodInfo, Selector
+from potstill.methods.base import MethodInfo
+from potstill.methods.selector import Chosen, Selector
 from potstill.run import Run
 
 __all__ = ["Random"]

@@ -21,7 +21,7 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated
 
 import torch
 from torch import Tensor
@@ -30,10 +30,11 @@ from torch.nn.functional import interpolate, pad
 from potstill.canvas import start_canvas
 from potstill.canvas.crops import confident_crops
 from potstill.canvas.pixels import Factor
-from potstill.data import ImageSet, Normalize
+from potstill.data import ImageSet
 from potstill.data.views import clean_view
 from potstill.methods.base import Method, MethodInfo
 from potstill.methods.selection.class_by_class import ClassByClass
+from potstill.methods.selector import real_set
 from potstill.networks import NetworkSpec, Scorer
 from potstill.networks.scorer import ScoringNetworks
 from potstill.run import InputError, Run, logger
@@ -86,23 +87,23 @@ class RDED(Method):
                 f"networks is {self.networks.kind!r}, which says the same of all images; train it "
                 "longer, or use another network or backbone"
             )
-        how: dict[str, Any] = {"crops": self.crops, "crop_min": self.crop_min}
-        how["looked_at"] = self.looked_at
-        crops = confident_crops(real, needed, judge, run.generator, run.device, **how)
+        crops = confident_crops(
+            real,
+            needed,
+            judge,
+            run.generator,
+            run.device,
+            crops=self.crops,
+            crop_min=self.crop_min,
+            looked_at=self.looked_at,
+        )
         canvas = start_canvas(
             real, ipc, run.generator, start="crops", factor=self.factor, crops=crops
         )
         seconds = time.monotonic() - began + networks.seconds_saved - networks.seconds_apart
-        found = SyntheticSet(
-            images=canvas.images.detach(),
-            labels=canvas.labels,
-            classes=real.classes,
-            transform=Normalize.fit(real),
-            decode=canvas.spec,
-            source_indices=real.indices if real.history else None,
-            provenance=self.provenance(real, ipc, run, seconds) | networks.facts(),
-        )
-        return self.stored(found)
+        told = self.provenance(real, ipc, run, seconds) | networks.facts()
+        images = canvas.images.detach()
+        return self.stored(real_set(real, images, canvas.labels, told, decode=canvas.spec))
 
 
 @torch.no_grad()
