@@ -12,9 +12,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Annotated
 
-from potstill.methods.base import MethodInfo
-from potstill.methods.decoupled.recovery import RecoveryDescent, RecoveryViews
+from potstill.canvas import CanvasSpec, Pixels
+from potstill.methods.base import Matcher, MethodInfo
+from potstill.methods.decoupled.recovery import Recovers, RecoveryDescent, RecoveryViews
 from potstill.methods.decoupled.sre2l import SRe2L
+from potstill.networks import NetworkSpec, SqueezedNets
 from potstill.run.descent import cosine
 from potstill.run.fields import NotNegative, OneOf, PositiveShare
 
@@ -38,7 +40,7 @@ class CurriculumViews(RecoveryViews):
 
 
 @dataclass(frozen=True, kw_only=True)
-class CDA(SRe2L):
+class CDA(Recovers, Matcher):
     """SRe2L with crops from whole images to small ones."""
 
     info = MethodInfo(
@@ -52,7 +54,10 @@ class CDA(SRe2L):
         long_tail=SRe2L.info.long_tail,
         cost=SRe2L.info.cost,
     )
+    sizes = SRe2L.sizes
 
+    canvas: CanvasSpec = Pixels(start="noise", bounded=True)
+    networks: NetworkSpec = SqueezedNets()
     views: RecoveryViews = CurriculumViews()
     descent: RecoveryDescent = RecoveryDescent(lr_images=0.4, schedule="cosine")
     norm_weight: NotNegative = 0.05  # of the batch-norm statistics; 0 = off
