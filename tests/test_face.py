@@ -6,6 +6,7 @@ import io
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 import torch
@@ -122,6 +123,8 @@ def test_sets_are_printed_in_two_lines_and_shown_with_pictures():
     lines = repr(syn).splitlines()
     assert lines[0] == f"SyntheticSet {syn.checksum}: 10 images, 8x8 grey, labels hard"
     assert lines[1].startswith("  10 classes: 1 each; ") and len(lines) == 2
+    lacks = replace(train, partial=True).select(train.labels != 3)  # as a test set may
+    assert lacks._repr_html_().count("data:image/png;base64,") == 9
     for shown in (train, syn):
         page = shown._repr_html_()
         assert page.count("data:image/png;base64,") == 10 and "10 classes" in page

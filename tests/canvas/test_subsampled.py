@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import base64
+import io
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -14,6 +18,7 @@ from potstill.data import Normalize
 from potstill.methods import find
 from potstill.run import InputError
 from potstill.synthetic import SyntheticSet
+from potstill.synthetic.eight_bit import to_uint8
 
 
 def drawn(*shape: int, seed: int = 0) -> torch.Tensor:
@@ -112,3 +117,13 @@ def test_a_mosaic_of_half_colours_holds_twice_as_many_images(make_blobs, run):
     shrunk = interpolate(real.batch(order), size=(8, 8), mode="area")
     brightness = [brightness_and_colour(x)[:, 0] for x in (small[:16], shrunk)]
     assert float((brightness[0] - brightness[1]).abs().mean()) < 0.02  # but for clipped colours
+
+
+def test_a_notebook_is_shown_decoded_colours(make_blobs, run):
+    real = make_blobs((40, 20), size=16, channels=3)
+    found = find("mosaic")(colours="half")(real, 2, run)
+    shown = re.findall(r"base64,([^\"]+)", found._repr_html_())
+    pictures = for_people(found.images, found.labels, found.decode)[0]
+    for text, row in zip(shown, (0, 4), strict=True):  # two of each of a class's two images
+        seen = np.array(Image.open(io.BytesIO(base64.b64decode(text))))
+        assert np.array_equal(seen, to_uint8(pictures[row]).permute(1, 2, 0).numpy())

@@ -99,6 +99,8 @@ def test_mosaics_without_their_data(digits, tmp_path, capsys):
     out = tmp_path / "idc"
     words = ("import", tmp_path / "data_best.pt", "--factor", 2, "--classes", "10", "--out", out)
     assert run(capsys, *words)[0] == 0
+    code, said = run(capsys, *words)
+    assert code == 2 and "holds a set already" in said and run(capsys, *words, "--force")[0] == 0
     syn = potstill.SyntheticSet.load(out)
     assert syn.classes == NAMES and len(syn.decoded()[0]) == 80 and torch.equal(syn.images, x)
     assert torch.allclose(syn.transform(x).mean((0, 2, 3)), torch.zeros(1), atol=1e-5)
@@ -141,7 +143,7 @@ def test_arrays_and_pictures(digits, tmp_path):
         ({"labels": np.full(20, -1)}, "no whole numbers from 0"),
         ({"labels": np.full((20, 4), np.nan)}, "NaN or infinity"),
         ({"classes": 3}, "labels hold 9, but there are 3 classes"),
-        ({"classes": ["a"] * 9 + [""]}, "name of class 9"),
+        ({"classes": [*"abcdefghi", ""]}, "name of class 9"),
         ({"labels": np.ones((20, 3)), "classes": 10}, "3 columns for 10 classes"),
         ({"images": np.zeros((20, 2, 2, 2))}, "must be the channel"),
         ({"images": np.zeros((0, 1, 2, 2))}, "give numbers"),
@@ -150,6 +152,7 @@ def test_arrays_and_pictures(digits, tmp_path):
         ({"normalisation": "zca"}, "fitted on real images"),
         ({"normalisation": "cifar10"}, r"does not fit images of shape \(1, 8, 8\)"),
         ({"factor": 9}, "factor is 9"),
+        ({"classes": ["a", "a", *"bcdefghi"]}, "classes has 'a' twice"),
         ({"lr": -1.0}, "syn_lr is -1"),
     ],
 )

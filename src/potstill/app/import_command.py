@@ -15,6 +15,7 @@ from potstill.run.checkpoint import digest, write_json
 from potstill.run.fields import Count, Positive
 from potstill.run.folder import claimed
 from potstill.synthetic import SyntheticSet
+from potstill.synthetic.artifact_folder import TENSORS
 from potstill.synthetic.foreign import read_foreign
 from potstill.synthetic.imported import import_set
 
@@ -37,7 +38,7 @@ class Import:
     lr: Positive | None = None  # step size for students, where no lr_best.pt tells it
     factor: Factor = 1  # tiles per side of a stored image (IDC, DREAM, NCFM: 2)
     formation: Formation = "single"  # tiles, or multi: the whole image, too
-    experiment: Count = 1  # which one of a file of DC, DSA or DM
+    experiment: Count | None = None  # which one of a file of DC, DSA or DM; default: the first
     force: bool = False  # replace a finished or foreign run in --out
     data: Annotated[_NO_DATA, FLAT] = field(default_factory=_NO_DATA)
     machine: Annotated[Machine, FLAT] = field(default_factory=Machine)
@@ -67,6 +68,8 @@ def command(words: list[str]) -> str:
         syn.provenance["imported"]["layout"] = found.layout
         syn.provenance["imported"]["artifact"] = syn.checksum
         if train is None:
+            if (chosen.out / TENSORS).exists() and not chosen.force:
+                raise InputError(f"out is {chosen.out}, which holds a set already; add --force")
             syn.save(chosen.out)
             goes_on = f"potstill evaluate {chosen.out} --data SOURCE"
         else:

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from potstill.data import longtail, store
 from potstill.data.classes import check_classes, check_labels, check_size
-from potstill.data.shown import html_of, sizes
+from potstill.data.shown import MOST_SHOWN, html_of, sizes
 from potstill.run import InputError, Run
 
 __all__ = ["ImageSet", "parse_fold"]
@@ -77,8 +77,10 @@ class ImageSet:
         return f"{first}\n  {self.num_classes} classes: {sizes(self.counts)}"
 
     def _repr_html_(self) -> str:
-        firsts = torch.stack([self.of_class(k)[0] for k in range(self.num_classes)][:12])
-        return html_of(repr(self), list(self.rows(firsts)), self.classes)
+        shown = [label for label, count in enumerate(self.counts) if count]
+        firsts = torch.stack([self.of_class(label)[0] for label in shown[:MOST_SHOWN]])
+        names = [self.classes[label] for label in shown]
+        return html_of(repr(self), list(self.rows(firsts)), names)
 
     @cached_property
     def counts(self) -> tuple[int, ...]:

@@ -9,9 +9,9 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-__all__ = ["html_of", "sizes"]
+__all__ = ["MOST_SHOWN", "html_of", "sizes"]
 
-_MOST = 12  # classes shown
+MOST_SHOWN = 12  # classes shown
 _SIDE = 64  # pixels of a picture in a notebook
 
 
@@ -20,7 +20,7 @@ def sizes(counts: Sequence[int]) -> str:
     if len(set(counts)) == 1:
         return f"{counts[0]} each"
     listed = [str(count) for count in counts]
-    return ", ".join(listed if len(listed) <= _MOST else [*listed[:6], "...", *listed[-3:]])
+    return ", ".join(listed if len(listed) <= MOST_SHOWN else [*listed[:6], "...", *listed[-3:]])
 
 
 def html_of(text: str, pictures: Sequence[Tensor], names: Sequence[str]) -> str:
@@ -34,9 +34,9 @@ def html_of(text: str, pictures: Sequence[Tensor], names: Sequence[str]) -> str:
         f'style="image-rendering:pixelated" alt="{html.escape(name)}" '
         f'src="data:image/png;base64,{_png(picture)}"><figcaption>{html.escape(name)}</figcaption>'
         "</figure>"
-        for picture, name in zip(pictures[:_MOST], names, strict=False)
+        for picture, name in zip(pictures[:MOST_SHOWN], names, strict=False)
     ]
-    more = f"<p>and {len(names) - _MOST} more classes</p>" if len(names) > _MOST else ""
+    more = f"<p>and {len(names) - MOST_SHOWN} more classes</p>" if len(names) > MOST_SHOWN else ""
     return f"<pre>{html.escape(text)}</pre><div>{''.join(shown)}</div>{more}"
 
 

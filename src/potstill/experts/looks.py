@@ -2,7 +2,8 @@
 
 A tile holds a quarter of an image's pixels or less. A network that has only seen whole images gets
 about half of them right (docs/results.md), and its labels then harm; so a teacher learns from
-images that lost what tiles lose. Shrinking is by averaging, as that of a mosaic.
+images that lost what tiles lose. Shrinking is by averaging, as that of a mosaic; that subsampled
+tiles lost half of the resolution of their colours besides is not among it.
 """
 
 from __future__ import annotations

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from potstill.canvas import decode_images
-from potstill.data.shown import html_of, sizes
+from potstill.canvas import decode_images, for_people
+from potstill.data.shown import MOST_SHOWN, html_of, sizes
 from potstill.data.transform import Transform
 from potstill.labels import Projection, ViewLabels
 from potstill.run import ArtifactError, InputError
@@ -81,8 +81,10 @@ class SyntheticSet:
 
     def _repr_html_(self) -> str:
         there = [k for k, count in enumerate(self.counts) if count]
-        firsts = torch.stack([(self.labels == k).nonzero()[0, 0] for k in there[:12]])
-        pictures = to_uint8(self.images[firsts.to(self.images.device)])
+        firsts = torch.stack([(self.labels == k).nonzero()[0, 0] for k in there[:MOST_SHOWN]])
+        stored = self.images[firsts.to(self.images.device)]
+        pictures, rows = for_people(stored, torch.arange(len(stored)), self.decode)
+        pictures = to_uint8(pictures[torch.searchsorted(rows, torch.arange(len(stored)))])
         return html_of(repr(self), list(pictures), [self.classes[k] for k in there])
 
     @property

@@ -48,8 +48,10 @@ class Foreign:
     classes: tuple[str, ...] | None = None
 
 
-def read_foreign(path: Path, *, experiment: int = 1, image_size: int | None = None) -> Foreign:
-    """Read a set; ``experiment`` (from 1) chooses where a file of DC holds several.
+def read_foreign(
+    path: Path, *, experiment: int | None = None, image_size: int | None = None
+) -> Foreign:
+    """Read a set; ``experiment`` (from 1) chooses where a file of DC holds several, or the first.
 
     Raises:
         InputError: it is damaged, is no such set, or holds more than tensors.
@@ -73,7 +75,7 @@ def _pictures(path: Path, image_size: int | None) -> Foreign:
     return Foreign("images", real.rows(), real.labels, classes=real.classes)
 
 
-def _opened(path: Path, experiment: int) -> Foreign:
+def _opened(path: Path, experiment: int | None) -> Foreign:
     readers = {".npz": _npz, ".safetensors": _safetensors, ".pt": _pt, ".pth": _pt}
     if path.suffix.lower() not in readers:
         raise InputError(f"file is {path}, of unknown kind; give {_KINDS}")
@@ -88,10 +90,12 @@ def _opened(path: Path, experiment: int) -> Foreign:
     known = content if isinstance(content, Mapping) else {}
     if isinstance(runs := known.get("data"), list) and runs:
         count = len(runs)
+        if experiment is None:
+            experiment = 1
+            if count > 1:
+                logger.warning("%s holds %d experiments; the first is read", path, count)
         if not 1 <= experiment <= count:
             raise InputError(f"experiment is {experiment}; {path.name} has 1 to {count}")
-        if count > 1:
-            logger.warning("%s holds %d experiments; number %d is read", path, count, experiment)
         pair = runs[experiment - 1]
         if not isinstance(pair, list | tuple) or len(pair) != 2:
             raise InputError(

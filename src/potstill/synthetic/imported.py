@@ -161,6 +161,8 @@ def _names(classes: Sequence[str] | int | None, real: ImageSet | None) -> tuple[
         return tuple(map(str, range(classes)))
     if classes is None:
         return real.classes if real is not None else None
+    if twice := {name for name in classes if list(classes).count(name) > 1}:
+        raise InputError(f"classes has {min(twice)!r} twice; give each class a name of its own")
     return tuple(classes)
 
 

@@ -128,7 +128,7 @@ class _Automatic(UnrolledObjective):
     def after(self, step: int, canvas: Canvas) -> None:
         """Count the pass, and go on to the next stage where accuracy stands still."""
         super().after(step, canvas)
-        self.sum += self.right
+        self.sum += float(self.right)
         if (step + 1) % self.every:
             return
         mean, self.sum = self.sum / self.every, 0.0

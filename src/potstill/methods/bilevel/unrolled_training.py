@@ -172,14 +172,14 @@ class UnrolledObjective(Objective):
         if self.dsa is not None:
             size, own = self.real.shape[1:], self.run.generator("real/augment", step)
             drawn = self.dsa.draw(len(rows), (size[0], size[1]), own, False, self.run.device)
-        self.right = 0.0
+        self.right = torch.zeros((), device=self.run.device)  # share of the batch, for who asks
         for part in StudentStep(None, drawn).split(len(rows), self.at_a_time()):
             where = rows if part.rows is None else rows[part.rows]
             with torch.no_grad():
                 x = self.transform.forward(self.real.batch(where, self.run.device))
                 x = part.augmented(x, self.dsa)
             logits, labels = self.students.forward(theta, x), self.real.labels[where].to(x.device)
-            self.right += float((logits.argmax(1) == labels).sum()) / len(rows)
+            self.right += (logits.argmax(1) == labels).sum() / len(rows)
             yield self.loss(logits, labels).sum() / len(rows)
 
     def at_a_time(self) -> int:
