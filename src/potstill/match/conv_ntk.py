@@ -27,7 +27,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 from torch.utils.checkpoint import checkpoint
 
-from potstill.match.ntk import _TINY, _angle
+from potstill.match.ntk import behind_relu
 from potstill.run import InputError
 from potstill.run.fields import Checked, NotNegative, OneOf, Positive, Range
 
@@ -117,14 +117,6 @@ class ConvNetwork(Checked):
             )
         return self.weight_variance / 9 * k
 
-    def _relu(self, k: Tensor, v_x: Tensor, v_y: Tensor) -> tuple[Tensor, Tensor]:
-        """Covariance behind a ReLU, and that of its slopes."""
-        scale = (v_x.clamp_min(_TINY) * v_y.clamp_min(_TINY)).sqrt()
-        cosine = (k / scale).clamp(-1, 1)
-        angle, sine = _angle(cosine)
-        rest = math.pi - angle
-        return scale * (sine + rest * cosine) / (2 * math.pi), rest / (2 * math.pi)
-
     def _variances(self, x: Tensor) -> tuple[Tensor, ...]:
         """Variance of each pixel in front of each ReLU, (n, h, w) each."""
         k, found = torch.einsum("ncij,nckl->nijkl", x, x) / x.shape[1], []
@@ -132,7 +124,7 @@ class ConvNetwork(Checked):
             k = self._spread(k) + self.bias_variance
             v = torch.einsum("nijij->nij", k)
             found.append(v)
-            k = _pooled(self._relu(k, v[..., None, None], v[:, None, None])[0])
+            k = _pooled(behind_relu(k, v[..., None, None], v[:, None, None])[0])
         return tuple(found)
 
     def _rows(self, x: Tensor, *rest: Tensor) -> Tensor:
@@ -143,10 +135,10 @@ class ConvNetwork(Checked):
         for place, (v_x, v_y) in enumerate(zip(of_x, of_y, strict=True)):
             k = self._spread(k) + self.bias_variance
             tangent = k + self._spread(tangent) if place and self.kind == "ntk" else k
-            k, slope = self._relu(k, v_x[:, None, :, :, None, None], v_y[None, :, None, None])
+            k, left = behind_relu(k, v_x[:, None, :, :, None, None], v_y[None, :, None, None])
             k = _pooled(k)
             if self.kind == "ntk":
-                tangent = _pooled(tangent * slope)
+                tangent = _pooled(tangent * (left / (2 * math.pi)))
         pixels = k.shape[2] * k.shape[3]
         k = self.weight_variance * torch.einsum("nmijij->nm", k) / pixels + self.bias_variance
         if self.kind == "nngp":

@@ -26,7 +26,7 @@ from torch.utils.checkpoint import checkpoint
 from potstill.run import InputError
 from potstill.run.fields import Checked, NotNegative, OneOf, Positive, Range
 
-__all__ = ["WideNetwork", "kernel_regression"]
+__all__ = ["WideNetwork", "behind_relu", "kernel_regression"]
 
 _EQUAL = 1e-14  # a cosine as close to ±1 as this is ±1: the rest is rounding of dot products
 _TINY = 1e-30  # least variance of an output, for zero images without biases
@@ -100,15 +100,27 @@ class WideNetwork(Checked):
         of_x, of_y = (self._first(z.square().mean(1)) for z in (x, y))
         k = tangent = self._first(x @ y.T / x.shape[1])
         for _ in range(self.depth):
-            scale = (of_x.clamp_min(_TINY)[:, None] * of_y.clamp_min(_TINY)).sqrt()
-            cosine = (k / scale).clamp(-1, 1)
-            angle, sine = _angle(cosine)
-            rest = math.pi - angle
-            k = self._first(scale * (sine + rest * cosine) / (2 * math.pi))
+            behind, rest = behind_relu(k, of_x[:, None], of_y)
+            k = self._first(behind)
             if self.kind == "ntk":
                 tangent = k + self.weight_variance * rest / (2 * math.pi) * tangent
             of_x, of_y = self._first(of_x / 2), self._first(of_y / 2)
         return tangent if self.kind == "ntk" else k
+
+
+def behind_relu(k: Tensor, of_x: Tensor, of_y: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the covariance behind a ReLU of numbers with covariance ``k``, and π - θ.
+
+    θ is their angle, and (π - θ) / 2π the covariance of the ReLU's slopes.
+
+    Args:
+        of_x, of_y: variances of the numbers, of shapes that go with that of ``k``.
+    """
+    scale = (of_x.clamp_min(_TINY) * of_y.clamp_min(_TINY)).sqrt()
+    cosine = (k / scale).clamp(-1, 1)
+    angle, sine = _angle(cosine)
+    rest = math.pi - angle
+    return scale * (sine + rest * cosine) / (2 * math.pi), rest
 
 
 def _angle(cosine: Tensor) -> tuple[Tensor, Tensor]:
