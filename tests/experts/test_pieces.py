@@ -11,6 +11,7 @@ from tests.networks.test_real_statistics import side
 from potstill.data import Normalize
 from potstill.data.views import Views
 from potstill.evaluation import student as students
+from potstill.evaluation.examples import real_examples
 from potstill.evaluation.protocol import PROTOCOLS
 from potstill.experts.features import collect_features, image_features
 from potstill.experts.teachers import right_candidates, teacher_logits
@@ -150,7 +151,7 @@ def test_students(real, run, little, caplog, selection):
     every = 0 if selection == "last" else 1
     protocol = replace(PROTOCOLS["quick"], selection=selection, test_every=every)
     training = Training(epochs=3, batch=8, lr=0.05)
-    examples = students.real_examples(real, Normalize.fit(real))
+    examples = real_examples(real, Normalize.fit(real))
 
     def train():
         return students.train_students(

@@ -146,6 +146,8 @@ def test_the_printed_table_names_classes_below_random():
     )
     assert "9 (-1.0) and 2 more." in printed([many])
     assert printed([record()]) == tables.plain(tables.score_table([record()]))
+    more = record(updates=400, calibration={"mean": 5.0, "std": 1.0})
+    assert "updates" in tables.score_table([more])[0] and "updates" not in printed([more])
 
 
 def test_any_rows_can_be_printed():

@@ -14,7 +14,7 @@ __all__ = ["REFERENCES", "printed", "remarks"]
 REFERENCES = {"random": "random real images", "mosaic": "random real mosaics of equal storage"}
 _NAMED = 10  # classes that a remark names
 # columns for which a terminal is too narrow
-_ON_THE_PAGE = ("many_shot", "medium_shot", "few_shot", "calibration_error", "updates", "seconds")
+_ON_THE_PAGE = ("many_shot", "medium_shot", "few_shot", "calibration_error", "updates")
 
 
 def remarks(record: Any) -> list[str]:
