@@ -14,7 +14,7 @@ from scipy.stats import spearmanr
 
 import potstill
 from potstill.evaluation import train_students
-from potstill.evaluation.student import random_examples, real_examples, synthetic_examples
+from potstill.evaluation.examples import random_examples, real_examples, synthetic_examples
 from potstill.reports.table_text import markdown
 
 
